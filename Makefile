@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+#
+# make demo       everything set up, then the main job on a real lab
+# make test       everything set up, then all tests (CI)
+# make test-all   every case, without limit
+# make check      lint, types and the tests that need no lab
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: setup demo test test-all check bench lab-up lab-down deb clean
+
+setup:
+	@./tools/setup
+
+demo: setup
+	@$(PYTHON) -m lab.demo $(if $(KEEP),--keep)
+
+check: setup
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+	@.venv/bin/codespell
+	@$(PYTEST) -q
+
+test: check
+	@$(PYTEST) -m "lab and not extensive"
+
+test-all: check
+	@$(PYTEST) -m "lab"
+
+bench: setup
+	@$(PYTHON) -m bench
+
+lab-up: setup
+	@.venv/bin/cxm-lab up --keep
+
+lab-down: setup
+	@.venv/bin/cxm-lab down
+
+deb: setup
+	@./packaging/build
+
+clean:
+	@rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
