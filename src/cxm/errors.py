@@ -2,9 +2,9 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the errors an operator can meet, sorted by what the operator does next.
 
-Library code raises these; only the boundaries (``one/action.py``, ``node/helper.py`` and the ``main``
-of a command) catch, print and exit. A message is one sentence that names the object, the host and
-the cause; the hint says what to do next.
+Library code raises these; only the boundaries (``one/action.py``, ``node/helper.py`` and the
+``main`` of a command) catch, print and exit. A message is one sentence that names the object, the
+host and the cause; the hint says what to do next.
 """
 
 from typing import ClassVar

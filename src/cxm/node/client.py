@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how a verb of a node's root helper is called: by one ssh, or by sudo on the node itself.
+
+The verbs and their arguments are the contract in docs/design/0002; this module knows none of them.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Protocol
+
+from cxm import API_VERSION, __version__, run, wire
+from cxm.errors import CommandError, CxmError, UnreachableError
+from cxm.names import CloudId
+
+_log = logging.getLogger(__name__)
+
+HELPER: Final = "/usr/lib/cxm/cxm-helper"
+# The helper's exit code when its reply tells of a failure.
+FAILURE_CODE: Final = 10
+_OK: Final = (0, FAILURE_CODE)
+_SSH_FAILED: Final = 255
+_NOT_FOUND: Final = 127
+# zstd's fastest level outruns a 1 Gbit/s network by a factor of three (docs/design/0003).
+_PACK: Final = ("zstd", "-q", "-1", "-c")
+_UNPACK: Final = ("zstd", "-q", "-d", "-c")
+
+
+class Node(Protocol):
+    """A node as the drivers see it."""
+
+    @property
+    def name(self) -> str:
+        """How messages name the node."""
+
+    def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
+        """Run a verb and return its result; raises the failure that the node reports."""
+
+    def upload(
+        self, verb: str, args: dict[str, Any], items: Iterable[wire.Item], *, pack: bool
+    ) -> dict[str, Any]:
+        """Run a verb that takes data; ``pack`` compresses it on its way."""
+
+    def download(
+        self,
+        verb: str,
+        args: dict[str, Any],
+        take: Callable[[Iterator[wire.Item]], None],
+        *,
+        pack: bool,
+    ) -> dict[str, Any]:
+        """Run a verb that gives data, hand the data to ``take``, and return the verb's result."""
+
+
+class RemoteNode:
+    """A node reached by ssh, or the machine itself when ``host`` is None."""
+
+    def __init__(self, runner: run.Runner, host: str | None, cloud: CloudId) -> None:
+        self._runner = runner
+        self._host = host
+        self._cloud = cloud
+
+    @property
+    def name(self) -> str:
+        return "this node" if self._host is None else self._host
+
+    def _argv(self, verb: str) -> list[str]:
+        local = ["sudo", "-n", HELPER, verb]
+        return local if self._host is None else run.ssh(self._host, local)
+
+    def _request(self, args: dict[str, Any], *, pack: bool) -> bytes:
+        return wire.encode_json(
+            {
+                "api": API_VERSION,
+                "version": __version__,
+                "cloud": self._cloud,
+                "pack": pack,
+                "args": args,
+            }
+        )
+
+    def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
+        try:
+            result = self._runner.run(
+                self._argv(verb), stdin=self._request(args, pack=False), timeout_s=timeout_s, ok=_OK
+            )
+        except CommandError as error:
+            raise self._explain(verb, error) from error
+        return self._open(wire.parse_reply(result.stdout.encode()))
+
+    def upload(
+        self, verb: str, args: dict[str, Any], items: Iterable[wire.Item], *, pack: bool
+    ) -> dict[str, Any]:
+        def chunks() -> Iterator[bytes]:
+            yield self._request(args, pack=pack)
+            if not pack:
+                yield from wire.encode(items)
+                return
+            with self._runner.produce(_PACK, chunks=wire.encode(items)) as packed:
+                yield from packed
+
+        try:
+            result = self._runner.feed(self._argv(verb), chunks(), ok=_OK)
+        except CommandError as error:
+            raise self._explain(verb, error) from error
+        return self._open(wire.parse_reply(result.stdout.encode()))
+
+    def download(
+        self,
+        verb: str,
+        args: dict[str, Any],
+        take: Callable[[Iterator[wire.Item]], None],
+        *,
+        pack: bool,
+    ) -> dict[str, Any]:
+        request = self._request(args, pack=pack)
+        try:
+            with self._runner.produce(self._argv(verb), chunks=[request], ok=_OK) as output:
+                if not pack:
+                    return self._take(output, take)
+                with self._runner.produce(_UNPACK, chunks=output) as unpacked:
+                    return self._take(unpacked, take)
+        except CommandError as error:
+            raise self._explain(verb, error) from error
+
+    def _take(
+        self, chunks: Iterator[bytes], take: Callable[[Iterator[wire.Item]], None]
+    ) -> dict[str, Any]:
+        decoder = wire.Decoder(wire.reader(chunks), expect_reply=True)
+        items = iter(decoder)
+        take(items)
+        for _rest in items:
+            pass
+        return self._open(wire.open_reply(decoder.reply or {}))
+
+    def _open(self, opened: tuple[dict[str, Any], list[str]]) -> dict[str, Any]:
+        result, log = opened
+        for line in log:
+            _log.info("%s: %s", self.name, line)
+        return result
+
+    def _explain(self, verb: str, error: CommandError) -> CxmError:
+        """What a failed ssh, sudo or missing helper means for the operator."""
+        said = run.tail(error.stderr)
+        if error.argv[:1] not in (("ssh",), ("sudo",)):
+            return error
+        if error.exit_code == _SSH_FAILED and self._host is not None:
+            return UnreachableError(
+                f"{self.name} cannot be reached by ssh, or the connection broke during {verb}: "
+                f"{said or 'no reason given'}",
+                hint=f"as oneadmin on this machine, 'ssh {self._host} true' must work",
+            )
+        if "sudo:" in error.stderr or error.exit_code == _NOT_FOUND or "not found" in said:
+            return CommandError(
+                f"{self.name} does not run cxm's helper ({verb}): {said}",
+                hint="install the package cxm-node there and run 'cxm-setup node'",
+                argv=error.argv,
+                exit_code=error.exit_code,
+                stderr=error.stderr,
+            )
+        return CommandError(
+            f"{self.name}: {verb} failed: {error.message}",
+            argv=error.argv,
+            exit_code=error.exit_code,
+            stderr=error.stderr,
+        )

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the boundary with oned: from a stub's path, arguments and input to output and exit code.
+
+The stub calls :func:`main`; this module finds the action's module in an explicit table, imports
+only that one, and is the only place on OpenNebula's side that catches errors.
+"""
+
+import base64
+import binascii
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TextIO
+
+from cxm import config, log, run
+from cxm.errors import CxmError, UsageError
+from cxm.node.client import Node, RemoteNode
+from cxm.one import version as one_version
+from cxm.one.version import OneVersion
+
+_log = logging.getLogger(__name__)
+
+# Action -> module below cxm.one.<kind>. Stubs and this table are compared by a test.
+ACTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "tm": {
+        "clone": "clone",
+        "ln": "clone",
+        "mkimage": "blank",
+        "mkswap": "blank",
+        "context": "context",
+        "delete": "delete",
+        "mv": "mv",
+        "mvds": "mvds",
+        "monitor": "monitor",
+    }
+    | dict.fromkeys(
+        (
+            "cpds",
+            "failmigrate",
+            "postbackup",
+            "postbackup_live",
+            "postmigrate",
+            "prebackup",
+            "prebackup_live",
+            "premigrate",
+            "resize",
+            "restore",
+            "snap_create",
+            "snap_create_live",
+            "snap_delete",
+            "snap_revert",
+        ),
+        "unsupported",
+    ),
+    "vmm": {
+        "deploy": "deploy",
+        "shutdown": "power",
+        "cancel": "power",
+        "reboot": "power",
+        "reset": "power",
+        "save": "memory",
+        "restore": "memory",
+        "poll": "poll",
+    }
+    | dict.fromkeys(
+        (
+            "attach_disk",
+            "attach_nic",
+            "detach_disk",
+            "detach_nic",
+            "exec",
+            "exec_cancel",
+            "migrate",
+            "prereconfigure",
+            "reconfigure",
+            "resize",
+            "resize_disk",
+            "snapshot_create",
+            "snapshot_delete",
+            "snapshot_revert",
+        ),
+        "unsupported",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an action may use of the world."""
+
+    config: config.FrontendConfig
+    version: OneVersion
+    runner: run.Runner
+    remotes: str  # the root of the remotes tree that the stub lives in
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    def node(self, host: str | None) -> Node:
+        """The node that is OpenNebula's host ``host``; None is the machine that we run on."""
+        return RemoteNode(self.runner, host, self.config.cloud_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an action by oned."""
+
+    kind: str  # tm or vmm
+    action: str
+    argv: tuple[str, ...]
+    input: TextIO
+
+    def read_input(self) -> str:
+        """All of the standard input, decoded when oned sent it as base64.
+
+        Up to 4.14 the input of a VMM action other than deploy is the ssh stream that carries the
+        commands which follow: the caller must not read it there.
+        """
+        text = self.input.read()
+        packed = "".join(text.split())
+        if packed and not text.lstrip().startswith("<"):
+            try:
+                return base64.b64decode(packed, validate=True).decode()
+            except (binascii.Error, UnicodeDecodeError):
+                return text
+        return text
+
+
+class Module(Protocol):
+    """What a module of an action offers."""
+
+    def run(self, ctx: Context, call: Call) -> str:
+        """Do the action; the return value is what oned reads as its result."""
+
+
+def split_path(path: str) -> tuple[str, str, str]:
+    """The remotes root, kind and action that a stub's path names.
+
+    ``<root>/tm/cxm/clone`` -> (root, "tm", "clone"). Never follows links: in the remotes tree a
+    stub is a link, on hosts a copy of its target.
+    """
+    head, action = os.path.split(os.path.abspath(path))
+    above, _driver = os.path.split(head)
+    root, kind = os.path.split(above)
+    if kind not in ACTIONS or action not in ACTIONS[kind]:
+        message = f"{path} is not one of cxm's actions"
+        raise UsageError(message)
+    return root, kind, action
+
+
+def load(kind: str, action: str) -> Module:
+    """Import the module of an action, and only that one."""
+    module: Module = importlib.import_module(f"cxm.one.{kind}.{ACTIONS[kind][action]}")
+    return module
+
+
+def main(path: str, argv: Sequence[str]) -> int:
+    """Run the action that ``path`` names as oned's driver would; returns the exit code."""
+    version = one_version.OLDEST
+    name = os.path.basename(path)
+    try:
+        root, kind, action = split_path(path)
+        version = one_version.of_remotes(root)
+        source = os.path.join(root, "cxmrc")
+        settings, warnings = config.frontend(config.read(source), source)
+        log.to_stream(sys.stderr, action=action, debug=settings.debug)
+        for warning in warnings:
+            _log.debug("%s", warning)
+        ctx = Context(settings, version, run.System(), root)
+        result = load(kind, action).run(ctx, Call(kind, action, tuple(argv), sys.stdin))
+    except CxmError as error:
+        sys.stderr.write(one_version.error_output(version, name, error))
+        return error.code
+    except Exception as error:  # noqa: BLE001 - the boundary: an unexpected failure must be said too
+        for line in traceback.format_exc().splitlines():
+            sys.stderr.write(f"DEBUG: {name}: {line}\n")
+        unexpected = CxmError(
+            f"{name} failed unexpectedly: {type(error).__name__}: {error}",
+            hint="this is a defect of cxm; please report it with the lines above",
+        )
+        sys.stderr.write(one_version.error_output(version, name, unexpected))
+        return unexpected.code
+    if result:
+        sys.stdout.write(f"{result}\n")
+    return 0
