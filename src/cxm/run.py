@@ -149,12 +149,14 @@ class _Child:
         process = self.process
         if process is None or process.poll() is not None:
             return
-        for sign, patience_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, sign)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(patience_s)
-                return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2.0)
+        # The leader may have gone while one of its children ignores TERM.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     @property
     def stdin(self) -> IO[bytes] | None:

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""One holder at a time, and nothing left when the holder is gone."""
+
+from pathlib import Path
+
+import pytest
+
+from cxm import lock
+from cxm.errors import LockTimeoutError
+
+
+def test_second_holder_waits_in_vain_then_says_so(tmp_path: Path) -> None:
+    """A held lock is refused in a sentence that names it."""
+    with (
+        lock.hold(str(tmp_path), "vm-1", timeout_s=1),
+        pytest.raises(LockTimeoutError, match="'vm-1'"),
+        lock.hold(str(tmp_path), "vm-1", timeout_s=0),
+    ):
+        pass
+
+
+def test_released_lock_can_be_taken_again(tmp_path: Path) -> None:
+    """Leaving the block, even by an error, frees the lock; other names never block."""
+    with pytest.raises(ValueError, match="x"), lock.hold(str(tmp_path), "vm-1", timeout_s=0):
+        raise ValueError("x")
+    with lock.hold(str(tmp_path), "vm-1", timeout_s=0), lock.hold(str(tmp_path), "b", timeout_s=0):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["b.lock", "vm-1.lock"]
