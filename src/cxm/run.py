@@ -158,6 +158,16 @@ class _Child:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def has_ended(self, *, patience_s: float) -> bool:
+        """Whether the process is gone, or goes within ``patience_s``."""
+        if self.process is None:
+            return True
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     @property
     def stdin(self) -> IO[bytes] | None:
         return None if self.process is None else self.process.stdin
@@ -251,12 +261,13 @@ def _produced(
             return
         while chunk := os.read(pipe.fileno(), CHUNK):
             yield chunk
+        ended.set()
 
+    ended = threading.Event()
     try:
         yield output()
     except BaseException as error:
-        stderr_known = child.process is None or child.process.poll() is not None
-        if stderr_known and isinstance(error, Exception):
+        if isinstance(error, Exception) and child.has_ended(patience_s=5.0 * ended.is_set()):
             # A child that failed first is the cause; the reader's complaint is only its echo.
             child.finish(b"", ok)
         child.abandon()
