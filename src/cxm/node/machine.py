@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what a verb may use of the node it runs on: settings, commands, paths, clock and caller.
+
+A verb reaches the world only through its :class:`Machine`; tests pass one that lives in a temporary
+directory and whose runner is a model.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from cxm import lock
+from cxm.config import NodeConfig
+from cxm.names import CloudId, LvName, VmId
+from cxm.run import Runner
+
+# A verb of another action on the same VM may be saving a large memory: wait for it, not for ever.
+_LOCK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who called the helper: the account that owns the VMs' directories, oneadmin."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The node that the helper runs on."""
+
+    config: NodeConfig
+    runner: Runner
+    caller: Caller
+    hostname: str
+    dev_dir: str = "/dev"
+    run_dir: str = "/run/cxm"
+    boot_id_file: str = "/proc/sys/kernel/random/boot_id"
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def device(self, lv: LvName) -> str:
+        """The device of an active volume: ``/dev/VG/LV``, never a link in a VM's directory."""
+        return os.path.join(self.dev_dir, self.config.vg_name, lv)
+
+    def vm_lock(
+        self, cloud: CloudId, vm: VmId, *, timeout_s: float = _LOCK_TIMEOUT_S
+    ) -> AbstractContextManager[None]:
+        """The lock of one VM; :mod:`cxm.node.helper` takes it for every verb that names a VM."""
+        directory = os.path.join(self.run_dir, "lock")
+        return lock.hold(directory, f"vm-{cloud}-{vm}", timeout_s=timeout_s)
+
+    @contextmanager
+    def as_caller(self) -> Iterator[None]:
+        """Work with the caller's effective user, for work in a directory that it can write.
+
+        A link planted there then gains it nothing. No command is started inside of the block.
+        """
+        uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+        if uid == self.caller.uid:
+            yield
+            return
+        try:
+            os.setgroups([self.caller.gid])
+            os.setegid(self.caller.gid)
+            os.seteuid(self.caller.uid)
+            yield
+        finally:
+            os.seteuid(uid)
+            os.setegid(gid)
+            os.setgroups(groups)
