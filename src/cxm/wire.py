@@ -173,16 +173,19 @@ class Decoder:
         self.reply: dict[str, Any] | None = None
 
     def _exactly(self, count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            part = self._read(count - len(parts))
+        first = self._read(count)
+        if len(first) == count:
+            return first
+        parts, missing = [first], count - len(first)
+        while missing:
+            part = self._read(missing) if parts[-1] else b""
             if not part:
                 message = "the data stream was cut before its end"
-                raise DataError(
-                    message, hint="the connection or its other end died; run the action again"
-                )
-            parts += part
-        return bytes(parts)
+                hint = "the connection or its other end died; run the action again"
+                raise DataError(message, hint=hint)
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
 
     def _head(self) -> tuple[bytes, int] | None:
         first = self._read(1)
@@ -234,13 +237,18 @@ class Decoder:
 
 def reader(chunks: Iterator[bytes]) -> Read:
     """A ``read(n)`` over chunks of any size."""
-    rest = memoryview(b"")
+    rest = b""
+    at = 0
 
     def read(count: int) -> bytes:
-        nonlocal rest
-        if not rest:
-            rest = memoryview(next(chunks, b""))
-        part, rest = bytes(rest[:count]), rest[count:]
+        nonlocal rest, at
+        if at >= len(rest):
+            rest, at = next(chunks, b""), 0
+        if at == 0 and len(rest) <= count:
+            part, rest = rest, b""
+            return part
+        part = rest[at : at + count]
+        at += len(part)
         return part
 
     return read
