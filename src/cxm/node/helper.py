@@ -18,8 +18,8 @@ Around it, this module
   change of the world once, as one sentence, and nothing else at that level;
 - hands an upload to the function as ``call.items`` (wire items; reading them to their end checks
   length and checksum), and takes a download from it by ``call.send(items)``;
-- turns TERM, HUP and INT into an exception at the current line: ``finally`` and context managers
-  undo; a second signal does not disturb them. A broken pipe is an OSError, as always;
+- turns TERM, HUP and INT into an exception at the current line (:mod:`cxm.interrupt`): ``finally``
+  and context managers undo, inside of ``interrupt.held_off()``. A broken pipe is an OSError;
 - is the only place in a node's verbs that catches errors: raise classes of ``cxm.errors``.
 
 A verb with ``request=False`` (for timers) reads nothing, writes no reply and takes no lock; it says
@@ -30,16 +30,16 @@ import importlib
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final
 
-from cxm import API_VERSION, __version__, config, log, names, run, wire
-from cxm.errors import CxmError, RefusedError, UsageError
+from cxm import API_VERSION, __version__, config, interrupt, log, names, run, wire
+from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError
+from cxm.interrupt import InterruptedBySignalError
 from cxm.names import CloudId
 from cxm.node.client import FAILURE_CODE
 from cxm.node.machine import Caller, Machine
@@ -48,7 +48,6 @@ _log = logging.getLogger(__name__)
 
 _PACK: Final = ("zstd", "-q", "-1", "-c")
 _UNPACK: Final = ("zstd", "-q", "-d", "-c")
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _MAX_SIZE_MIB: Final = 1 << 26  # 64 TiB
 
 
@@ -58,10 +57,6 @@ class Data(Enum):
     NONE = "none"
     UP = "up"
     DOWN = "down"
-
-
-class InterruptedBySignalError(BaseException):
-    """A signal asked the helper to end; like KeyboardInterrupt, no verb catches it."""
 
 
 @dataclass(slots=True)
@@ -270,14 +265,22 @@ def _chunks(stdin: BinaryIO) -> Iterator[bytes]:
 @contextmanager
 def _uploaded(stdin: BinaryIO, runner: run.Runner, *, pack: bool) -> Iterator[Iterator[wire.Item]]:
     """The items of an upload; when the verb has succeeded, its source has ended well too."""
-    with ExitStack() as stack:
-        chunks = _chunks(stdin)
-        if pack:
-            chunks = stack.enter_context(runner.produce(_UNPACK, chunks=chunks))
-        items = iter(wire.Decoder(wire.reader(chunks), expect_reply=False))
-        yield items
-        for _rest in items:
-            pass
+    chunks = _chunks(stdin)
+    try:
+        with ExitStack() as stack:
+            if pack:
+                chunks = stack.enter_context(runner.produce(_UNPACK, chunks=chunks))
+            items = iter(wire.Decoder(wire.reader(chunks), expect_reply=False))
+            yield items
+            for _rest in items:
+                pass
+    except CommandError as error:
+        if error.argv != _UNPACK:
+            raise
+        raise DataError(
+            "the data stream was cut or damaged on its way",
+            hint="the connection or its other end died; run the action again",
+        ) from error
 
 
 class _Output:
@@ -399,13 +402,6 @@ def serve(
     return code
 
 
-def _end(number: int, _frame: object) -> NoReturn:
-    # The handlers stay, but do nothing: a second signal must not stop what undoes the first.
-    for each in _SIGNALS:
-        signal.signal(each, lambda _number, _frame: None)
-    raise InterruptedBySignalError(signal.Signals(number).name)
-
-
 def _caller(environ: Mapping[str, str]) -> Caller:
     uid, gid = environ.get("SUDO_UID", ""), environ.get("SUDO_GID", "")
     if uid.isdecimal() and gid.isdecimal():
@@ -420,8 +416,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("usage: cxm-helper VERB (called by cxm's drivers)\n")
         return UsageError.code
     os.umask(0o022)
-    for each in _SIGNALS:
-        signal.signal(each, _end)
+    interrupt.install()
     log.to_syslog(ident="cxm-helper", debug=False)
     settings, refusal = config.NodeConfig(), None
     try:
