@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the BMC of one node: an IPMI 2.0 service in front of the node's QEMU.
+
+It is a process of its own, so it answers while its node is off, hung or crashed. It is started by
+lab.py with the address to listen on, the node's control socket, the file that marks "power off"
+and the file of the node's faults.
+"""
+
+import os
+import sys
+import time
+from typing import Any
+
+from pyghmi.ipmi import bmc
+
+from cxm.errors import CommandError
+from lab import faults
+from lab.machine import Power, power_of, switch_off, switch_on
+from lab.qmp import Qmp
+from lab.spec import BMC_PASSWORD, BMC_USER
+
+_PORT = 623
+_NODE_BUSY = 0xC0  # IPMI's completion code
+
+
+class NodeBmc(bmc.Bmc):  # type: ignore[misc]  # pyghmi has no types
+    """Carries out chassis commands on the node's QEMU."""
+
+    def __init__(self, address: str, control: str, marker: str, faults_file: str) -> None:
+        super().__init__({BMC_USER: BMC_PASSWORD}, port=_PORT, address=f"::ffff:{address}")
+        self._control = control
+        self._marker = marker
+        self._faults_file = faults_file
+
+    def get_power_state(self) -> str:
+        if os.path.exists(self._marker):
+            return "off"
+        with Qmp(self._control) as qmp:
+            return "off" if power_of(qmp.status()) is Power.OFF else "on"
+
+    def power_off(self) -> None:
+        _say("power off")
+        switch_off(self._control, self._marker)
+
+    def power_on(self) -> None:
+        _say("power on")
+        switch_on(self._control, self._marker)
+
+    def power_reset(self) -> None:
+        _say("reset")
+        with Qmp(self._control) as qmp:
+            qmp.execute("system_reset")
+            qmp.execute("cont")
+
+    def power_cycle(self) -> None:
+        switch_off(self._control, self._marker)
+        switch_on(self._control, self._marker)
+
+    def power_shutdown(self) -> None:
+        _say("soft shutdown")
+        with Qmp(self._control) as qmp:
+            qmp.execute("system_powerdown")
+
+    def sessionless_data(self, data: bytes, sockaddr: Any) -> None:
+        """A new conversation; without power there is nobody to have it."""
+        if self._has_power():
+            super().sessionless_data(data, sockaddr)
+
+    def handle_raw_request(self, request: Any, session: Any) -> None:
+        """A command inside of a conversation."""
+        if not self._has_power():
+            return
+        delay_s = faults.read_file(self._faults_file).bmc_slow_s
+        if delay_s:
+            time.sleep(delay_s)
+        try:
+            super().handle_raw_request(request, session)
+        except CommandError as error:
+            _say(error.message)
+            session.send_ipmi_response(code=_NODE_BUSY)
+
+    def _has_power(self) -> bool:
+        linked = faults.read_file(self._faults_file).bmc_linked
+        return not (linked and os.path.exists(self._marker))
+
+
+def _say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+if __name__ == "__main__":
+    service = NodeBmc(*sys.argv[1:5])
+    _say(f"listening on {sys.argv[1]}")
+    service.listen()
