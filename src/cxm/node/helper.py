@@ -174,6 +174,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "disk-read": Verb("disks", "read", "vm disk as level?", Data.DOWN),
     "disk-remove": Verb("disks", "remove", "vm disk dir?"),
     "vm-remove": Verb("disks", "remove_vm", "vm dir"),
+    "vm-volumes": Verb("disks", "volumes", "vm"),
     "vg-usage": Verb("disks", "usage"),
     "dir-read": Verb("directory", "read", "vm dir", Data.DOWN),
     "dir-write": Verb("directory", "write", "vm dir name", Data.UP),
