@@ -120,10 +120,48 @@ def parse_list(text: str) -> list[Domain]:
     return found
 
 
+def all_domains(runner: Runner) -> list[Domain]:
+    """All domains of this machine, Domain-0 among them."""
+    return parse_list(runner.run(["xl", "list", "-v"], timeout_s=_ASK_TIMEOUT_S).stdout)
+
+
 def domains(runner: Runner) -> list[Domain]:
     """All domains of this machine but Domain-0."""
-    listed = parse_list(runner.run(["xl", "list", "-v"], timeout_s=_ASK_TIMEOUT_S).stdout)
-    return [domain for domain in listed if domain.domid != 0]
+    return [domain for domain in all_domains(runner) if domain.domid != 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What Xen says of this machine."""
+
+    version: str
+    cpus: int
+    mhz: int
+    total_mib: int
+    free_mib: int
+    dom0_fixed: bool  # Xen was told how much memory Domain-0 has; else it shrinks on demand
+
+
+def parse_info(text: str) -> Info:
+    """The meaning of the output of ``xl info``; raises DataError."""
+    parts = [line.partition(":") for line in text.splitlines()]
+    rows = {key.strip(): value.strip() for key, _colon, value in parts}
+    try:
+        return Info(
+            version=rows["xen_version"],
+            cpus=int(rows["nr_cpus"]),
+            mhz=int(float(rows["cpu_mhz"])),
+            total_mib=int(rows["total_memory"]),
+            free_mib=int(rows["free_memory"]),
+            dom0_fixed="dom0_mem=" in rows.get("xen_commandline", ""),
+        )
+    except (KeyError, ValueError) as error:
+        raise DataError(f"not the output of 'xl info': {text[:80]!r} ({error})") from error
+
+
+def info(runner: Runner) -> Info:
+    """This machine as Xen sees it."""
+    return parse_info(runner.run(["xl", "info"], timeout_s=_ASK_TIMEOUT_S).stdout)
 
 
 def create(runner: Runner, config: str) -> None:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the stored configuration of a domain: writing it from a guest, and reading it back. Pure.
+
+Disks are named ``phy:/dev/VG/LV``, never by a link in OpenNebula's directory: the domain must start
+when that directory is gone. What a guest leaves behind when it ends is preserved, so that somebody
+can see how it ended (docs/design/0004-guest-life.md).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cxm.config import GuestType
+from cxm.errors import DataError, UsageError
+from cxm.names import CloudId, DomainName, VmId, domain_name, domain_uuid
+from cxm.xen import cfgtext
+from cxm.xen.choice import Choice
+from cxm.xen.guest import Bootloader, Disk, GuestSpec, Nic, Vnc
+from cxm.xen.options import Value
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a stored configuration tells about its domain."""
+
+    name: DomainName
+    uuid: str
+    memory_mib: int
+
+
+def _disk(disk: Disk, device: str, guest_type: GuestType) -> str:
+    # Only an HVM guest sees a CD drive; for the others a CD is a disk that cannot be written.
+    cdrom = ":cdrom" if disk.cdrom and guest_type is GuestType.HVM else ""
+    return f"phy:{device},{disk.target}{cdrom},{'r' if disk.readonly else 'w'}"
+
+
+def _nic(nic: Nic, guest_type: GuestType) -> str:
+    pairs = [
+        ("mac", nic.mac.lower()),
+        ("bridge", nic.bridge),
+        ("ip", nic.ip),
+        ("script", "vif-openvswitch" if nic.openvswitch else ""),
+        # A model is what an emulated card looks like; the others have none.
+        ("model", nic.model if guest_type is GuestType.HVM else ""),
+        ("rate", "" if nic.rate_kib_s is None else f"{nic.rate_kib_s}KB/s"),
+    ]
+    return ",".join(f"{key}={value}" for key, value in pairs if value)
+
+
+def _vnc(vnc: Vnc, guest_type: GuestType) -> Iterator[str]:
+    pairs: list[tuple[str, str]] = [("vnclisten", vnc.listen)] if vnc.listen else []
+    if vnc.display is not None:
+        pairs += [("vncunused", "0"), ("vncdisplay", str(vnc.display))]
+    pairs += [("vncpasswd", vnc.password)] if vnc.password else []
+    pairs += [("keymap", vnc.keymap)] if vnc.keymap else []
+    if guest_type is GuestType.HVM:
+        yield cfgtext.write("vnc", 1)
+        for key, value in pairs:
+            number = key in ("vncunused", "vncdisplay")
+            yield cfgtext.write(key, int(value) if number else value)
+    else:
+        text = ",".join(f"{key}={value}" for key, value in [("type", "vnc"), *pairs])
+        yield cfgtext.write("vfb", (text,))
+
+
+def _boot(spec: GuestSpec, choice: Choice, ramdisk: str) -> Iterator[str]:
+    if choice.kernel:
+        yield cfgtext.write("kernel", choice.kernel)
+        for key, value in (("ramdisk", ramdisk), ("root", spec.root), ("extra", spec.cmdline)):
+            if value:
+                yield cfgtext.write(key, value)
+    elif spec.bootloader is not Bootloader.NONE:
+        yield cfgtext.write("bootloader", spec.bootloader.value)
+    if choice.guest_type is GuestType.HVM and spec.boot:
+        yield cfgtext.write("boot", spec.boot)
+
+
+def render(
+    spec: GuestSpec,
+    *,
+    cloud: CloudId,
+    vm: VmId,
+    choice: Choice,
+    ramdisk: str,
+    devices: Mapping[str, str],
+) -> str:
+    """The text of the configuration; ``devices`` gives the device of each disk by its number."""
+    name = domain_name(spec.name)
+    lines = [
+        "# Written by cxm at every start of the VM: changes made here are lost.",
+        f"#O VM_ID = {vm}",
+        f"# guest type: {choice.reason}",
+        cfgtext.write("name", name),
+        cfgtext.write("uuid", domain_uuid(cloud, vm)),
+        cfgtext.write("type", choice.guest_type.value),
+        *_boot(spec, choice, ramdisk),
+        cfgtext.write("memory", spec.memory_mib),
+        cfgtext.write("vcpus", spec.vcpus),
+    ]
+    if spec.cpu_weight is not None:
+        lines.append(cfgtext.write("cpu_weight", spec.cpu_weight))
+    disks = tuple(_disk(disk, devices[disk.disk], choice.guest_type) for disk in spec.disks)
+    lines.append(cfgtext.write("disk", disks))
+    lines.append(cfgtext.write("vif", tuple(_nic(nic, choice.guest_type) for nic in spec.nics)))
+    if spec.vnc is not None:
+        lines += _vnc(spec.vnc, choice.guest_type)
+    lines += [cfgtext.write(key, value) for key, value in sorted(spec.options.items())]
+    lines += [
+        cfgtext.write("on_poweroff", "preserve"),
+        cfgtext.write("on_crash", "preserve"),
+        cfgtext.write("on_watchdog", "preserve"),
+        cfgtext.write("on_reboot", "restart"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _word(value: Value | None) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def read(text: str, source: str) -> Stored:
+    """What a stored configuration says; raises DataError when it is not one of cxm's."""
+    try:
+        config = cfgtext.parse(text, source)
+        name = domain_name(_word(config.get("name")))
+    except UsageError as error:
+        raise DataError(f"{source} is not a configuration of cxm: {error.message}") from error
+    uuid = _word(config.get("uuid")).lower()
+    if not _UUID.fullmatch(uuid):
+        raise DataError(f"{source} is not a configuration of cxm: it names no UUID")
+    memory = config.get("memory")
+    return Stored(name, uuid, memory if isinstance(memory, int) else 0)
