@@ -9,6 +9,7 @@ only that one, and is the only place on OpenNebula's side that catches errors.
 import base64
 import binascii
 import importlib
+import io
 import logging
 import os
 import sys
@@ -17,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TextIO
 
-from cxm import config, log, run
+from cxm import config, interrupt, log, run
 from cxm.errors import CxmError, UsageError
+from cxm.interrupt import InterruptedBySignalError
 from cxm.node.client import Node, RemoteNode
+from cxm.one import api
 from cxm.one import version as one_version
 from cxm.one.version import OneVersion
 
@@ -103,6 +106,10 @@ class Context:
         """The node that is OpenNebula's host ``host``; None is the machine that we run on."""
         return RemoteNode(self.runner, host, self.config.cloud_id)
 
+    def oned(self) -> api.Oned:
+        """The oned that calls us."""
+        return api.XmlRpc(self.remotes, self.environ)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -161,28 +168,45 @@ def main(path: str, argv: Sequence[str]) -> int:
     """Run the action that ``path`` names as oned's driver would; returns the exit code."""
     version = one_version.OLDEST
     name = os.path.basename(path)
+    messages: TextIO = sys.stderr
+    interrupt.install()
     try:
         root, kind, action = split_path(path)
         version = one_version.of_remotes(root)
         source = os.path.join(root, "cxmrc")
         settings, warnings = config.frontend(config.read(source), source)
-        log.to_stream(sys.stderr, action=action, debug=settings.debug)
+        if version.takes_all_stderr and not settings.debug:
+            # A failure must leave its sentence alone on the error output.
+            messages = io.StringIO()
+        log.to_stream(messages, action=action, debug=settings.debug)
         for warning in warnings:
             _log.debug("%s", warning)
         ctx = Context(settings, version, run.System(), root)
         result = load(kind, action).run(ctx, Call(kind, action, tuple(argv), sys.stdin))
-    except CxmError as error:
-        sys.stderr.write(one_version.error_output(version, name, error))
-        return error.code
-    except Exception as error:  # noqa: BLE001 - the boundary: an unexpected failure must be said too
-        for line in traceback.format_exc().splitlines():
-            sys.stderr.write(f"DEBUG: {name}: {line}\n")
-        unexpected = CxmError(
-            f"{name} failed unexpectedly: {type(error).__name__}: {error}",
-            hint="this is a defect of cxm; please report it with the lines above",
-        )
-        sys.stderr.write(one_version.error_output(version, name, unexpected))
-        return unexpected.code
+    except (Exception, InterruptedBySignalError) as error:  # noqa: BLE001 - the boundary
+        return _fail(version, name, error)
+    if isinstance(messages, io.StringIO):
+        sys.stderr.write(messages.getvalue())
     if result:
         sys.stdout.write(f"{result}\n")
     return 0
+
+
+def _fail(version: OneVersion, name: str, error: BaseException) -> int:
+    """Say on the error output why an action failed; returns its exit code."""
+    if isinstance(error, CxmError):
+        failure = error
+    elif isinstance(error, InterruptedBySignalError):
+        failure = CxmError(f"{name} was ended by {error} and has undone what it did")
+    elif isinstance(error, OSError):
+        failure = CxmError(f"{name} failed on the frontend: {error}")
+    else:
+        for line in traceback.format_exception(error):
+            for part in line.splitlines():
+                sys.stderr.write(f"DEBUG: {name}: {part}\n")
+        failure = CxmError(
+            f"{name} failed unexpectedly: {type(error).__name__}: {error}",
+            hint="this is a defect of cxm; please report it with the lines above",
+        )
+    sys.stderr.write(one_version.error_output(version, name, failure))
+    return failure.code

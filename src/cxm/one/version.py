@@ -25,6 +25,11 @@ class OneVersion(NamedTuple):
         return self < (5, 13)
 
     @property
+    def takes_all_stderr(self) -> bool:
+        """In 6.x all that an action wrote to its error output is the error that the user sees."""
+        return (6, 0) <= self < (6, 99)
+
+    @property
     def gives_stdin(self) -> bool:
         """From 5.0 every VMM action gets the VM's XML; before, only deploy may read its input."""
         return self >= (5, 0)
