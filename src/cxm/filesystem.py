@@ -85,7 +85,8 @@ def _home(root: str) -> str:
 def clear(runner: Runner, root: str, label: str) -> None:
     """Unmount and remove what a killed process has left below ``root`` under this label."""
     path = os.path.join(root, "cxm", label)
-    if os.path.lexists(path) and os.path.lexists(os.path.join(_home(root), label)):
+    if os.path.lexists(path):
+        _home(root)
         _log.warning("%s is left from an action that was killed: unmounting it", path)
         _release(runner, path, ok=_UMOUNT_NOTHING)
 
