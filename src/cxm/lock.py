@@ -42,3 +42,22 @@ def hold(directory: str, name: str, *, timeout_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def is_held(directory: str, name: str) -> bool:
+    """Whether somebody holds the lock ``name`` of ``directory`` at this moment.
+
+    To find out takes a shared lock for an instant: others may ask at the same time, and one who
+    wants to hold it tries again.
+    """
+    try:
+        fd = os.open(os.path.join(directory, f"{name}.lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -145,6 +145,7 @@ ARGUMENTS: Final[Mapping[str, Argument]] = {
     "guest": Argument("guest", _mapping),
     "how": Argument("how", _word("shutdown", "destroy")),
     "timeout_s": Argument("timeout_s", _integer(1, 86400)),
+    "detail": Argument("detail", _word("state", "usage", "all")),
 }
 
 
@@ -185,7 +186,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "domain-reset": Verb("domains", "reset", "vm timeout_s"),
     "domain-save": Verb("domains", "save", "vm"),
     "domain-restore": Verb("domains", "restore", "vm"),
-    "observe": Verb("observe", "observe"),
+    "observe": Verb("observe", "observe", "detail"),
     "tend": Verb("tend", "tend", request=False),
 }
 

@@ -39,6 +39,8 @@ class Machine:
     hostname: str
     dev_dir: str = "/dev"
     run_dir: str = "/run/cxm"
+    sys_dir: str = "/sys"
+    proc_dir: str = "/proc"
     boot_id_file: str = "/proc/sys/kernel/random/boot_id"
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -53,6 +55,10 @@ class Machine:
         """The lock of one VM; :mod:`cxm.node.helper` takes it for every verb that names a VM."""
         directory = os.path.join(self.run_dir, "lock")
         return lock.hold(directory, f"vm-{cloud}-{vm}", timeout_s=timeout_s)
+
+    def vm_busy(self, cloud: CloudId, vm: VmId) -> bool:
+        """Whether an action is at work on a VM at this moment."""
+        return lock.is_held(os.path.join(self.run_dir, "lock"), f"vm-{cloud}-{vm}")
 
     @contextmanager
     def as_caller(self) -> Iterator[None]:
