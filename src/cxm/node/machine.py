@@ -41,7 +41,6 @@ class Machine:
     run_dir: str = "/run/cxm"
     state_dir: str = "/var/lib/cxm"
     sys_dir: str = "/sys"
-    sys_dir: str = "/sys"
     proc_dir: str = "/proc"
     boot_id_file: str = "/proc/sys/kernel/random/boot_id"
     now: Callable[[], float] = time.time
