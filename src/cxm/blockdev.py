@@ -35,6 +35,14 @@ def is_zero(data: bytes) -> bool:
     return data == (_ZEROS if len(data) == BLOCK else _ZEROS[: len(data)])
 
 
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of ``data``."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
 class Device:
     """An open block device or plain file."""
 
@@ -48,18 +56,12 @@ class Device:
         """Return when everything written is on the medium."""
         os.fsync(self._fd)
 
-    def _put(self, offset: int, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(self._fd, view, offset)
-            view, offset = view[done:], offset + done
-
     def _zero_by_writing(self, start: int, end: int) -> None:
         for offset in range(start, end, BLOCK):
             length = min(BLOCK, end - offset)
             # Reading is cheaper than writing, and keeps the holes of a plain file.
             if self._can_zero or not is_zero(os.pread(self._fd, length, offset)):
-                self._put(offset, _ZEROS[:length])
+                write_at(self._fd, _ZEROS[:length], offset)
 
     def _zero_by_device(self, start: int, end: int) -> None:
         for offset in range(start, end, _ZERO_STEP):
@@ -91,11 +93,14 @@ class Device:
         for item in _blocks(items):
             length = item.length if isinstance(item, Zeros) else len(item)
             if offset + length > self.size:
-                raise DataError(f"the content is larger than the {self.size} bytes of {self.path}")
+                raise DataError(
+                    f"the content is larger than the {self.size >> 20} MiB of {self.path}",
+                    hint="raise LV_SIZE in the image's template",
+                )
             if not isinstance(item, Zeros):
                 if gap_from < offset:
                     gaps.append((gap_from, offset))
-                self._put(offset, item)
+                write_at(self._fd, item, offset)
                 gap_from = offset + length
             offset += length
         # Last, and not in between: the device zeroes at once, while what is written may wait.

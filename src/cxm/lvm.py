@@ -25,7 +25,7 @@ _TIMEOUT_S: Final = 120.0
 # One process tells all: fullreport wants a field of each kind of row, of interest or not.
 _REPORT: Final = (
     "lvm", "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
-    "--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size,vg_shared",
+    "--configreport", "vg", "-o", "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_shared",
     "--configreport", "lv", "-o", "lv_name,lv_size,lv_tags,lv_active,lv_device_open",
     "--configreport", "pv", "-o", "pv_name",
     "--configreport", "pvseg", "-o", "pvseg_start",
@@ -53,6 +53,7 @@ class Group:
     """A volume group and its volumes; sizes are bytes."""
 
     name: str
+    uuid: str  # the same on every host that reaches the same storage
     size: int
     free: int
     extent: int
@@ -93,6 +94,7 @@ def parse_report(text: str) -> Group | None:
         vg = found["vg"][0]
         return Group(
             name=vg["vg_name"],
+            uuid=vg["vg_uuid"],
             size=int(vg["vg_size"]),
             free=int(vg["vg_free"]),
             extent=int(vg["vg_extent_size"]),
@@ -159,12 +161,14 @@ def deactivate(runner: Runner, vg: Group, name: LvName) -> None:
     runner.run(["lvchange", "-a", "n", f"{vg.name}/{name}"], timeout_s=_TIMEOUT_S)
 
 
-def retag(runner: Runner, vg: Group, volume: Volume, tags: Sequence[str]) -> None:
-    """Replace the tags of a volume in one step; nothing is run when nothing changes."""
+def retag(
+    runner: Runner, vg: Group, name: LvName, *, old: Sequence[str], new: Sequence[str]
+) -> None:
+    """Replace the tags ``old`` of a volume by ``new`` in one step; does nothing if they agree."""
     argv = ["lvchange"]
-    for tag in volume.tags:
-        argv += ["--deltag", tag] if tag not in tags else []
-    for tag in tags:
-        argv += ["--addtag", tag] if tag not in volume.tags else []
+    for tag in old:
+        argv += ["--deltag", tag] if tag not in new else []
+    for tag in new:
+        argv += ["--addtag", tag] if tag not in old else []
     if len(argv) > 1:
-        runner.run([*argv, f"{vg.name}/{volume.name}"], timeout_s=_TIMEOUT_S)
+        runner.run([*argv, f"{vg.name}/{name}"], timeout_s=_TIMEOUT_S)

@@ -365,7 +365,8 @@ def _explain(error: BaseException, verb: str, hostname: str) -> CxmError:
     if isinstance(error, InterruptedBySignalError):
         return CxmError(f"{hostname}: {verb} was ended by {error} and has undone what it did")
     if isinstance(error, OSError):
-        return CxmError(f"{hostname}: {verb}: {error}")
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        return CxmError(f"{hostname}: {verb}: {what}")
     _log.debug("unexpected failure of %s", verb, exc_info=error)
     return CxmError(
         f"{hostname}: {verb} failed unexpectedly: {type(error).__name__}: {error}",
