@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how cxm gets into a lab: its Debian packages on the nodes and in the frontend's place.
+
+Nodes are set up as an administrator does it: the packages by apt, then ``cxm-setup node`` with the
+line that the frontend gives. The frontend's place is a namespace of this machine, so the packages
+are unpacked beside its /usr and seen through an overlay there, never installed on this machine.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+
+from cxm.names import CloudId, cloud_id
+from cxm.run import System
+from lab import keys
+from lab.image import locked
+from lab.lab import Lab
+from lab.places import Places
+from lab.spec import FRONTEND_ADDRESS
+
+ONEADMIN_KEY = "oneadmin"
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_BUILD_S = 120.0
+_INSTALL_S = 300.0  # measured 20 to 30 s on an emulated node
+_NODE_PACKAGES = ("cxm-common", "cxm-node")
+_FRONTEND_PACKAGES = ("cxm-common", "cxm-frontend")
+
+
+def build_packages() -> dict[str, str]:
+    """Build the packages; their files by package name."""
+    printed = System().run([os.path.join(_ROOT, "packaging", "build")], timeout_s=_BUILD_S).stdout
+    files = [os.path.join(_ROOT, word) for word in printed.split() if word.endswith(".deb")]
+    return {os.path.basename(path).partition("_")[0]: path for path in files}
+
+
+def cloud(places: Places) -> CloudId:
+    """The identity of the lab's OpenNebula; made once, for snapshots hold nodes that know it."""
+    path = places.cached("keys", "cloud")
+    with locked(places.cached("keys", "lock")):
+        if not os.path.exists(path):
+            with open(path + ".new", "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(6))
+            os.rename(path + ".new", path)
+    with open(path, encoding="ascii") as file:
+        return cloud_id(file.read())
+
+
+def label(places: Places, packages: dict[str, str]) -> str:
+    """A snapshot's label that changes with everything that :func:`on_nodes` puts on a node."""
+    digest = hashlib.sha256(keys.public_key(places, ONEADMIN_KEY).encode())
+    digest.update(cloud(places).encode())
+    for name in _NODE_PACKAGES:
+        with open(packages[name], "rb") as file:
+            digest.update(file.read())
+    return f"cxm-{digest.hexdigest()[:12]}"
+
+
+def on_nodes(lab: Lab, packages: dict[str, str]) -> None:
+    """Install the packages on every node of the lab and set the nodes up for its frontend."""
+    for machine in lab.machines.values():
+        with lab.progress.step(f"{machine.name}: installing cxm-node", lab.places.log("lab")):
+            for name in _NODE_PACKAGES:
+                machine.push(packages[name], f"/root/{name}.deb")
+            files = [f"/root/{name}.deb" for name in _NODE_PACKAGES]
+            machine.run(["apt-get", "install", "-qq", "-y", *files], timeout_s=_INSTALL_S)
+            machine.run(["rm", *files])
+            if machine.host.data_gib:
+                machine.run(
+                    ["cxm-setup", "node", "--frontend", FRONTEND_ADDRESS,
+                     "--cloud", cloud(lab.places), "--vg", lab.spec.vg_name,
+                     "--key", keys.public_key(lab.places, ONEADMIN_KEY).strip()],
+                    timeout_s=_INSTALL_S,
+                )  # fmt: skip
+
+
+def bring_up(lab: Lab) -> str:
+    """Bring the lab's machines up with cxm installed, from a snapshot where there is one.
+
+    Returns the snapshot's name. The frontend's place has cxm too.
+    """
+    packages = build_packages()
+    on_frontend(lab, packages)
+    return lab.prepared(label(lab.places, packages), lambda lab: on_nodes(lab, packages))
+
+
+def on_frontend(lab: Lab, packages: dict[str, str]) -> None:
+    """Let programs in the frontend's place see the packages as installed, and log in to nodes.
+
+    They log in as oneadmin, whichever account they run in: this machine may have no oneadmin.
+    """
+    tree = lab.places.of("frontend", "usr")
+    shutil.rmtree(tree, ignore_errors=True)
+    for name in _FRONTEND_PACKAGES:
+        System().run(["dpkg-deb", "-x", packages[name], os.path.dirname(tree)])
+    lab.frontend.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={tree}:/usr", "/usr"])
+    with open(
+        lab.places.of("etc", "ssh", "ssh_config.d", "cxm-lab.conf"), "w", encoding="utf-8"
+    ) as file:
+        file.write(ssh_config(lab))
+
+
+def ssh_config(lab: Lab) -> str:
+    """How the frontend's oneadmin logs in to the nodes."""
+    key = keys.key_path(lab.places, ONEADMIN_KEY)
+    names = " ".join(lab.machines)
+    return f"""Host {names}
+    User oneadmin
+    IdentityFile {key}
+    ConnectTimeout 5
+    KexAlgorithms curve25519-sha256
+    LogLevel ERROR
+"""
