@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how the frontend's place looks at a guest: its status page says who it is and since when."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cxm.errors import CommandError, CxmError
+from lab.lab import Lab
+
+_ANSWER_S = 120.0  # measured 10 to 25 s from start to first answer
+_POLL_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a guest says about itself."""
+
+    boot: str  # changes with every boot
+    count: int  # seconds since that boot, as the guest counts them
+    boots: int  # how often this disk has been booted
+    kind: str  # PV or PVH, as its kernel sees it
+    name: str
+    note: str  # a word kept on its disk
+
+
+def fetch(lab: Lab, address: str, path: str = "") -> str:
+    """The text that a guest serves; raises CxmError when it does not answer."""
+    url = f"http://{address}/{path}"
+    argv = ["curl", "-sS", "--fail", "--noproxy", "*", "--max-time", "5", url]
+    try:
+        return lab.exec(argv, timeout_s=15).stdout
+    except CommandError as error:
+        raise CxmError(f"the guest at {address} does not answer: {error.message}") from error
+
+
+def status(lab: Lab, address: str) -> Status:
+    """What the guest at ``address`` says now."""
+    pairs = dict(word.partition("=")[::2] for word in fetch(lab, address).split())
+    try:
+        return Status(
+            boot=pairs["boot"],
+            count=int(pairs["count"]),
+            boots=int(pairs["boots"]),
+            kind=pairs["kind"],
+            name=pairs["name"],
+            note=pairs["note"],
+        )
+    except (KeyError, ValueError) as error:
+        raise CxmError(f"the guest at {address} gives no status: {pairs}") from error
+
+
+def await_status(
+    lab: Lab,
+    address: str,
+    wanted: Callable[[Status], bool] = lambda _status: True,
+    *,
+    timeout_s: float = _ANSWER_S,
+) -> Status:
+    """Wait until the guest answers with a status that is ``wanted``."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            seen = status(lab, address)
+            if wanted(seen):
+                return seen
+            problem = f"the guest at {address} answers, but not as expected: {seen}"
+        except CxmError as error:
+            problem = error.message
+        if time.monotonic() > until:
+            raise CxmError(f"{problem}, after {timeout_s:g} s")
+        time.sleep(_POLL_S)
