@@ -28,7 +28,8 @@ from cxm.one.version import OneVersion
 
 _log = logging.getLogger(__name__)
 
-# Action -> module below cxm.one.<kind>. Stubs and this table are compared by a test.
+# Action -> module below cxm.one.<kind>. Stubs and this table are compared by a test. An action of
+# "im" is a path, for OpenNebula runs whatever lies in the directories of its probes.
 ACTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "tm": {
         "clone": "clone",
@@ -89,6 +90,16 @@ ACTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         "unsupported",
     ),
+    "im": {
+        "cxm.d/probe": "pull",  # 3.6 to 4.2
+        "cxm-probes.d/probe": "pull",  # 4.4 to 5.10
+        "cxm.d/monitord-client_control.sh": "control",  # 5.12 to 7.4, as the rest
+        "cxm-probes.d/host/beacon/probe": "probe",
+        "cxm-probes.d/host/monitor/probe": "probe",
+        "cxm-probes.d/host/system/probe": "probe",
+        "cxm-probes.d/vm/monitor/probe": "probe",
+        "cxm-probes.d/vm/status/probe": "probe",
+    },
 }
 
 
@@ -115,7 +126,7 @@ class Context:
 class Call:
     """One call of an action by oned."""
 
-    kind: str  # tm or vmm
+    kind: str  # tm, vmm or im
     action: str
     argv: tuple[str, ...]
     input: TextIO
@@ -146,13 +157,18 @@ class Module(Protocol):
 def split_path(path: str) -> tuple[str, str, str]:
     """The remotes root, kind and action that a stub's path names.
 
-    ``<root>/tm/cxm/clone`` -> (root, "tm", "clone"). Never follows links: in the remotes tree a
-    stub is a link, on hosts a copy of its target.
+    ``<root>/tm/cxm/clone`` -> (root, "tm", "clone"), ``<root>/im/cxm.d/probe`` -> (root, "im",
+    "cxm.d/probe"). Never follows links: in the remotes tree a stub is a link, on hosts a copy of
+    its target.
     """
-    head, action = os.path.split(os.path.abspath(path))
+    whole = os.path.abspath(path)
+    above, _im, below = whole.rpartition("/im/")
+    if below in ACTIONS["im"]:
+        return above, "im", below
+    head, action = os.path.split(whole)
     above, _driver = os.path.split(head)
     root, kind = os.path.split(above)
-    if kind not in ACTIONS or action not in ACTIONS[kind]:
+    if kind not in ACTIONS or kind == "im" or action not in ACTIONS[kind]:
         message = f"{path} is not one of cxm's actions"
         raise UsageError(message)
     return root, kind, action

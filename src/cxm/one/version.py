@@ -39,6 +39,15 @@ class OneVersion(NamedTuple):
 OLDEST = OneVersion(3, 8)
 
 
+def text_of_remotes(root: str) -> str:
+    """The version as the remotes tree writes it; empty where it has none (up to 4.2)."""
+    try:
+        with open(os.path.join(root, "VERSION"), encoding="ascii", errors="replace") as file:
+            return file.read().strip().rpartition("\n")[2]
+    except FileNotFoundError:
+        return ""
+
+
 def of_remotes(root: str) -> OneVersion:
     """The version that a remotes tree belongs to, by its VERSION file."""
     try:

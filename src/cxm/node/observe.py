@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the verb ``observe``: what this node, its guests and its disks are doing. Changes nothing.
+
+How each version of OpenNebula is told is the business of :mod:`cxm.one.im`; the table of states is
+in design note 0006.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from cxm import lvm
+from cxm.errors import DataError
+from cxm.names import CHECKPOINT, CloudId, VmId, decode_tags, vm_of_uuid
+from cxm.node import guests as records
+from cxm.node import sight
+from cxm.node.helper import Call
+from cxm.node.machine import Machine
+from cxm.xen import devices, xl
+
+_KIB: Final = 1024
+# What dom0 keeps of its memory where Xen may take it: enough for its services and disk caches.
+_DOM0_KEEPS_MIB: Final = 1024
+
+
+def observe(call: Call, *, detail: str) -> dict[str, Any]:
+    """What is here now; ``detail`` is ``state``, ``usage`` or ``all``."""
+    machine, cloud = call.machine, call.cloud
+    domains = xl.all_domains(machine.runner)
+    now = machine.monotonic()
+    path = os.path.join(machine.run_dir, "observe", f"{cloud}.json")
+    memory = sight.load(path)
+    current = sight.Sample(now, {_key(domain): domain.time_s for domain in domains})
+    percent = sight.percentages(memory, current)
+    ours = _ours(cloud, domains)
+    guests = _guests(machine, cloud, ours, memory, now)
+    sight.remember(memory, current)
+    sight.store(path, memory)
+    result: dict[str, Any] = {
+        "guests": guests,
+        "foreign": sorted(_foreign(cloud, domains)),
+    }
+    if detail == "state":
+        return result
+    traffic = devices.of_guests(machine.sys_dir)
+    for guest in guests:
+        domain = ours.get(VmId(guest["vm"]))
+        if domain is not None:
+            guest.update(_usage(domain, percent[_key(domain)], traffic.get(domain.domid)))
+    result["node"] = _node(machine, domains, percent)
+    if detail == "all":
+        result |= _storage(machine, cloud, guests)
+    return result
+
+
+def _key(domain: xl.Domain) -> str:
+    return f"{domain.uuid}/{domain.domid}"
+
+
+def _ours(cloud: CloudId, domains: Iterable[xl.Domain]) -> dict[VmId, xl.Domain]:
+    """This cloud's domains by VM; half of a migration is none, a live one wins over its remains."""
+    found: dict[VmId, xl.Domain] = {}
+    for domain in domains:
+        vm = vm_of_uuid(cloud, domain.uuid)
+        if vm is None or domain.domid == 0 or domain.moving:
+            continue
+        if vm not in found or (domain.alive and not found[vm].alive):
+            found[vm] = domain
+    return found
+
+
+def _foreign(cloud: CloudId, domains: Iterable[xl.Domain]) -> set[str]:
+    """The names of domains that this cloud did not make."""
+    return {
+        domain.name
+        for domain in domains
+        if domain.domid != 0 and vm_of_uuid(cloud, domain.uuid) is None and domain.name != "(null)"
+    }
+
+
+def _guests(
+    machine: Machine,
+    cloud: CloudId,
+    ours: Mapping[VmId, xl.Domain],
+    memory: sight.Memory,
+    now: float,
+) -> list[dict[str, Any]]:
+    """What each guest does: those with a domain, and those that the node's records name."""
+    recorded = {guest.vm: guest for guest in records.read_all(machine)[0] if guest.cloud == cloud}
+    sight.forget_all_but(memory, {*ours, *recorded})
+    found = []
+    for vm in sorted({*ours, *recorded}):
+        domain, record = ours.get(vm), recorded.get(vm)
+        # A domain without a name is being made or taken apart.
+        nameless = domain is not None and domain.name == "(null)"
+        state = sight.judge(
+            domain,
+            None if record is None else record.life,
+            memory.guests.setdefault(vm, sight.Seen()),
+            busy=nameless or machine.vm_busy(cloud, vm),
+            now=now,
+        )
+        if state is not None:
+            name = "" if domain is None or nameless else domain.name
+            name = name or ("" if record is None else record.name)
+            found.append({"vm": vm, "name": name, "state": state.value})
+    return found
+
+
+def _usage(
+    domain: xl.Domain, percent: float, traffic: devices.Traffic | None
+) -> dict[str, int | float]:
+    counted = traffic or devices.Traffic()
+    return {
+        "cpu": percent if domain.alive else 0.0,
+        "memory_kib": domain.memory_mib * _KIB if domain.alive else 0,
+        "net_rx": counted.net_rx,
+        "net_tx": counted.net_tx,
+        "read_bytes": counted.read_bytes,
+        "write_bytes": counted.write_bytes,
+        "reads": counted.reads,
+        "writes": counted.writes,
+    }
+
+
+def _node(
+    machine: Machine, domains: Iterable[xl.Domain], percent: Mapping[str, float]
+) -> dict[str, Any]:
+    """The machine itself; ``memory_*`` is what guests have and could have, without dom0's."""
+    info = xl.info(machine.runner)
+    guests_mib = sum(domain.memory_mib for domain in domains if domain.domid != 0)
+    dom0_mib = sum(domain.memory_mib for domain in domains if domain.domid == 0)
+    free_mib = info.free_mib
+    if not info.dom0_fixed:
+        free_mib += max(0, dom0_mib - _DOM0_KEEPS_MIB)
+    net_rx, net_tx = devices.of_host(machine.sys_dir)
+    total_cpu = info.cpus * 100
+    used_cpu = min(total_cpu, round(sum(percent.values())))
+    return {
+        "hostname": machine.hostname,
+        "arch": os.uname().machine,
+        "model": _model(machine.proc_dir),
+        "xen": info.version,
+        "mhz": info.mhz,
+        "total_cpu": total_cpu,
+        "used_cpu": used_cpu,
+        "free_cpu": total_cpu - used_cpu,
+        "total_memory_kib": (free_mib + guests_mib) * _KIB,
+        "used_memory_kib": guests_mib * _KIB,
+        "free_memory_kib": free_mib * _KIB,
+        "net_rx": net_rx,
+        "net_tx": net_tx,
+    }
+
+
+def _model(proc_dir: str) -> str:
+    """The processor's name; empty on architectures whose kernel does not tell."""
+    with open(os.path.join(proc_dir, "cpuinfo"), encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def _storage(machine: Machine, cloud: CloudId, guests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The volume group, the guests' disks (written into ``guests``), and who only has disks."""
+    group = lvm.group(machine.runner, machine.config.vg_name)
+    disks: dict[int, dict[str, int]] = {}
+    for volume in group.volumes:
+        try:
+            tags = decode_tags(list(volume.tags))
+        except DataError:
+            continue  # a damaged volume is the business of those who would change it
+        if tags is not None and tags.cloud == cloud and tags.kind != CHECKPOINT:
+            disks.setdefault(tags.vm, {})[tags.kind] = volume.size_mib
+    for guest in guests:
+        guest["disks"] = disks.get(guest["vm"], {})
+    here = {guest["vm"] for guest in guests}
+    free = group.free // lvm.MIB
+    total = group.size // lvm.MIB
+    return {
+        "vg": {
+            "name": group.name,
+            "total_mib": total,
+            "used_mib": total - free,
+            "free_mib": free,
+            "shared": group.shared,
+        },
+        "held": sorted(set(disks) - here),
+    }
