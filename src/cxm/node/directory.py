@@ -92,6 +92,14 @@ def _open_regular(path: str) -> tuple[int, os.stat_result] | None:
     return fd, status
 
 
+def _names(directory: str) -> list[str]:
+    """The names in a directory; none where a move that was cut has removed it already."""
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
 def read(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     """Send the regular files of the VM's directory, and its checkpoint if it has one."""
     machine, owner = call.machine, Owner(call.cloud, vm)
@@ -101,7 +109,7 @@ def read(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     with ExitStack() as stack:
         # Opened as the caller, which may read them; an open file can be read by anybody.
         with machine.as_caller():
-            for name in sorted(os.listdir(directory)):
+            for name in _names(directory):
                 path = os.path.join(directory, name)
                 opened = _open_regular(path)
                 if opened is not None:
