@@ -22,7 +22,7 @@ from cxm import config, interrupt, log, run
 from cxm.errors import CxmError, UsageError
 from cxm.interrupt import InterruptedBySignalError
 from cxm.node.client import Node, RemoteNode
-from cxm.one import api
+from cxm.one import api, frontend
 from cxm.one import version as one_version
 from cxm.one.version import OneVersion
 
@@ -120,6 +120,13 @@ class Context:
     def oned(self) -> api.Oned:
         """The oned that calls us."""
         return api.XmlRpc(self.remotes, self.environ)
+
+    def is_store(self, host: str) -> bool:
+        """Whether oned means by ``host`` this frontend, which keeps stopped VMs as plain files.
+
+        A frontend that is a node as well keeps them as a node does, in volumes.
+        """
+        return frontend.is_this_machine(self.remotes, host) and not frontend.is_node()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the actions clone and ln: an image of the datastore becomes a VM's disk.
+
+Persistent images are copied as well (ln) and written back by mvds: a disk is always a volume of
+the VM's own. A kernel or ramdisk of a FILE datastore becomes a file in the VM's directory.
+"""
+
+import logging
+
+from cxm import image, sizes
+from cxm.names import VmId
+from cxm.one import args, subject, xml
+from cxm.one.action import Call, Context
+from cxm.one.args import DiskPlace, FilePlace
+
+_log = logging.getLogger(__name__)
+
+
+def run(ctx: Context, call: Call) -> str:
+    """Copy the image; nothing is printed."""
+    request = args.clone(call.argv)
+    if isinstance(request.target, FilePlace):
+        _copy_file(ctx, request.source, request.target, request.vm)
+    else:
+        _copy_disk(ctx, request.source, request.target, request.vm)
+    return ""
+
+
+def _copy_file(ctx: Context, source: str, target: FilePlace, vm: VmId) -> None:
+    with image.opened_as_is(source) as opened:
+        ctx.node(target.host).upload(
+            "file-write",
+            {"vm": vm, "dir": target.directory, "file": target.file},
+            opened.items(target.file),
+            pack=opened.is_worth_packing(),
+        )
+
+
+def _copy_disk(ctx: Context, source: str, target: DiskPlace, vm: VmId) -> None:
+    asked = subject.ask(ctx, vm)
+    disk = asked.record.disk(target.disk)
+    record = None
+    if disk.image_id is not None:
+        record = xml.image_of(ctx.oned().image_info(disk.image_id))
+    default = ctx.config.default_fstype
+    filesystem = sizes.filesystem_of_image(disk, record, default)
+    with image.opened(source, ctx.runner) as opened:
+        size = sizes.of_disk(
+            disk,
+            record,
+            content_bytes=opened.content_bytes,
+            is_optical=opened.is_optical,
+            default_mib=ctx.config.default_lv_size,
+        )
+        _log.info(
+            "VM %s disk %s: %s of %s MiB goes into %s MiB (%s) on %s",
+            vm,
+            target.disk,
+            opened.content,
+            sizes.mib(opened.file_bytes),
+            size.mib,
+            size.rule,
+            target.host,
+        )
+        ctx.node(target.host).upload(
+            "disk-write",
+            {
+                "vm": vm,
+                "disk": target.disk,
+                "dir": target.directory,
+                "name": asked.domain,
+                "size_mib": size.mib,
+                "content": opened.content.value,
+                "fstype": filesystem if opened.content.is_tar else None,
+                "replace": False,
+            },
+            opened.items(),
+            pack=opened.is_worth_packing(),
+        )
