@@ -117,3 +117,9 @@ def for_node(old: str | None, source: str, given: Mapping[str, str], cloud: str 
     text = set_values(old, values) if values else old
     _check(NodeConfig, text, source)
     return text
+
+
+def cloud_of(text: str, source: str) -> str:
+    """The cloud id that a frontend's cxmrc holds."""
+    settings, _warnings = config.frontend(text, source)
+    return str(settings.cloud_id)

@@ -23,6 +23,7 @@ TM_LOCAL: Final = "cxm_local"
 _COMMENT: Final = "cxm (written by cxm-setup)"
 
 # From these versions on OpenNebula has what the name says.
+_PUSHED_PROBES: Final = (4, 4)  # probes in a directory of their own, beside a pushing client
 _TM_CONF: Final = (4, 4)  # TM_MAD_CONF, INHERIT_IMAGE_ATTR
 _SHARED_MONITOR: Final = (5, 0)  # space of a shared system datastore by the transfer driver
 XML_DOMAINS: Final = (5, 0)  # the VM's XML on every action's input, so no deployment file is needed
@@ -196,14 +197,14 @@ class Choices:
 
 def _tm_conf(version: OneVersion) -> list[Part]:
     common = {"LN_TARGET": "SYSTEM", "CLONE_TARGET": "SYSTEM"}
-    kind = {"DRIVER": "raw", "DISK_TYPE": "BLOCK"}
+    kind = {"DRIVER": "raw"}
     moves = {"DS_MIGRATE": "NO", "DS_LIVE_MIGRATE": "NO", "DS_MIGRATE_SNAP": "NO"}
     # Since 5.8 an image datastore must name the other system datastores that its disks may go to.
     other = {
         "TM_MAD_SYSTEM": TM_LOCAL,
         f"LN_TARGET_{TM_LOCAL.upper()}": "SYSTEM",
         f"CLONE_TARGET_{TM_LOCAL.upper()}": "SYSTEM",
-        f"DISK_TYPE_{TM_LOCAL.upper()}": "BLOCK",
+        f"DISK_TYPE_{TM_LOCAL.upper()}": "FILE",
     }
     rows = [(TM_SHARED, "YES", other if version >= (5, 6) else {}), (TM_LOCAL, "NO", {})]
     parts: list[Part] = []
@@ -231,13 +232,21 @@ def _vm_mad(version: OneVersion, choices: Choices) -> Driver:
     return Driver("VM_MAD", pairs, required, take_over=choices.take_over)
 
 
+def _im_arguments(version: OneVersion) -> str:
+    """See docs/design/0006: which directory a version runs, and which options it knows."""
+    if version < _PUSHED_PROBES:
+        return "-r 0 -t 15 cxm"
+    if version < MONITORD:
+        waits = " -w 90" if version >= (5, 4) else ""
+        return f"-r 3 -t 15{waits} cxm-probes"
+    return "-r 3 -t 15 -w 90 cxm"
+
+
 def _im_mad(version: OneVersion) -> Driver:
     pairs = {"NAME": IM_MAD}
     if version >= (5, 0):
         pairs |= {"SUNSTONE_NAME": "Xen (cxm)"}
-    retries = "-r 3" if version >= (4, 4) else "-r 0"
-    waits = " -w 90" if version >= (5, 10) else ""
-    pairs |= {"EXECUTABLE": "one_im_ssh", "ARGUMENTS": f"{retries} -t 15{waits} cxm"}
+    pairs |= {"EXECUTABLE": "one_im_ssh", "ARGUMENTS": _im_arguments(version)}
     if version >= MONITORD:
         pairs |= {"THREADS": "0"}
     return Driver("IM_MAD", pairs, ["EXECUTABLE"])

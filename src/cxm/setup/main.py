@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the command ``cxm-setup``: its arguments, its output and its exit code."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from cxm import __version__
+from cxm.errors import CxmError
+from cxm.run import System
+from cxm.setup import frontend, node, nodecheck, parts
+
+_UNEXPECTED: Final = 1
+_INTERRUPTED: Final = 130
+
+
+def _node_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "node",
+        help="make this Xen host a node of a cloud",
+        description="Checks this Xen host, writes /etc/cxm/cxmrc and lets the frontend in.",
+    )
+    parser.add_argument("--frontend", required=True, metavar="HOST", help="name of the frontend")
+    parser.add_argument("--cloud", metavar="ID", help="id of its cloud")
+    parser.add_argument("--key", metavar="'TYPE KEY'", help="public key of the frontend's oneadmin")
+    parser.add_argument("--key-file", metavar="FILE", help="the same, from a file")
+    parser.add_argument("--vg", metavar="NAME", help="volume group for the disks of VMs")
+    _common(parser)
+
+
+def _frontend_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "frontend",
+        help="put the drivers into this machine's OpenNebula",
+        description="Puts the drivers and their settings in place and shows, or with --apply "
+        "makes, the changes to OpenNebula's own files.",
+    )
+    parser.add_argument(
+        "--one-location", metavar="DIR", help="a self-contained OpenNebula (also: ONE_LOCATION)"
+    )
+    parser.add_argument(
+        "--apply", action="store_true", help="edit OpenNebula's files; keeps copies"
+    )
+    parser.add_argument(
+        "--datastores", action="store_true", help="make or update datastores; oned must run"
+    )
+    parser.add_argument(
+        "--san",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --datastores: cluster and system datastore of hosts that share a SAN",
+    )
+    parser.add_argument(
+        "--vm-mad", default=parts.VM_MAD, metavar="NAME", help="name of the VM driver (%(default)s)"
+    )
+    parser.add_argument(
+        "--take-over", action="store_true", help="replace another VM driver of that name"
+    )
+    parser.add_argument(
+        "--xen-only", action="store_true", help="new images get DEV_PREFIX=xvd, in the whole cloud"
+    )
+    parser.add_argument("--name", metavar="HOST", help="what nodes call this machine")
+    _common(parser)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="a setting for cxmrc; may be given more than once",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="change nothing, show what would be")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cxm-setup", description="Sets up cxm for OpenNebula.")
+    parser.add_argument("--version", action="version", version=f"cxm {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show every command that is run")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="node|frontend")
+    _node_parser(verbs)
+    _frontend_parser(verbs)
+    return parser
+
+
+def _say(text: str) -> None:
+    if text:
+        print(text, flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit code. Every failure is one sentence on the error output."""
+    arguments = vars(_parser().parse_args(argv))
+    verb, debug = arguments.pop("verb"), arguments.pop("debug")
+    if debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(message)s")
+    if "san" in arguments:
+        arguments["sans"] = arguments.pop("san")
+    try:
+        if verb == "node":
+            node.run(nodecheck.Host(System()), node.Options(**arguments), _say)
+        else:
+            frontend.run(frontend.World(System()), frontend.Options(**arguments), _say)
+    except CxmError as error:
+        sys.stderr.write(f"cxm-setup: {error.sentence()}\n")
+        return error.code
+    except OSError as error:
+        sys.stderr.write(f"cxm-setup: {error}\n")
+        return _UNEXPECTED
+    except KeyboardInterrupt:
+        sys.stderr.write("cxm-setup: interrupted\n")
+        return _INTERRUPTED
+    except Exception as error:
+        logging.getLogger("cxm").exception("cxm-setup failed unexpectedly")
+        sys.stderr.write(
+            f"cxm-setup: failed unexpectedly: {type(error).__name__}: {error} "
+            "(this is a defect of cxm; please report it with the lines above)\n"
+        )
+        return _UNEXPECTED
+    return 0
