@@ -27,12 +27,12 @@ OBSOLETE: Final = {
 }
 
 _ASSIGNMENT: Final = re.compile(
-    r"""\s*(?P<key>[A-Za-z_][A-Za-z0-9_]*)=
+    r"""[ \t]*(?P<key>[A-Za-z_][A-Za-z0-9_]*)=
     (?: "(?P<double>[^"$`\\]*)" | '(?P<single>[^']*)' | (?P<word>[A-Za-z0-9_%+,./:@=-]*) )
-    (?:\s+\#.*)?\s*""",
+    (?:[ \t]+\#.*)?[ \t]*""",
     re.VERBOSE,
 )
-_BLANK: Final = re.compile(r"\s*(?:\#.*)?")
+_BLANK: Final = re.compile(r"[ \t]*(?:\#.*)?")
 _FUNCTION: Final = re.compile(r"\s*(?:function\s+\w+|\w+\s*\(\s*\))")
 
 
@@ -254,7 +254,7 @@ def parse(text: str, source: str) -> Parsed:
     named in a warning. Anything else that is no assignment is an error with file and line; all
     errors are reported at once.
     """
-    lines = text.splitlines()
+    lines = text.split("\n")  # as a shell does; str.splitlines() knows ten more line ends
     original = any(_FUNCTION.match(line) for line in lines)
     values: dict[str, Assignment] = {}
     errors: list[str] = []
