@@ -114,13 +114,14 @@ def mounted(
             timeout_s=_MAKE_TIMEOUT_S,
         )
         yield path
+        with interrupt.held_off():
+            _release(runner, path)
     except BaseException:
-        # What went wrong first is what the operator must read.
+        # What went wrong first is what the operator must read. An unmounting that failed, because
+        # something looked into the directory just then, gets its second chance here.
         with interrupt.held_off(), suppress(CommandError, OSError):
             _release(runner, path, ok=_UMOUNT_NOTHING)
         raise
-    with interrupt.held_off():
-        _release(runner, path)
 
 
 def unpack(runner: Runner, chunks: Iterable[bytes], directory: str, kind: str) -> None:

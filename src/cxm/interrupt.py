@@ -36,7 +36,8 @@ def _receive(number: int, _frame: object) -> None:
 
 
 def install() -> None:
-    """Turn the signals into an exception from now on."""
+    """Turn the first signal from now on into an exception."""
+    _State.depth, _State.waiting, _State.raised = 0, None, False
     for number in _SIGNALS:
         # A handler, never SIG_IGN: the commands that are started would inherit that.
         signal.signal(number, _receive)

@@ -233,11 +233,10 @@ class _Feeder:
             with suppress(OSError):
                 pipe.close()
 
-    def join(self) -> None:
-        """Wait for the last chunk; raise what the source of the chunks raised."""
+    def join(self) -> BaseException | None:
+        """Wait for the last chunk; returns what the source of the chunks raised."""
         self._thread.join()
-        if self.error is not None:
-            raise self.error
+        return self.error
 
 
 @contextmanager
@@ -268,19 +267,23 @@ def _produced(
         yield output()
     except BaseException as error:
         if isinstance(error, Exception) and child.has_ended(patience_s=5.0 * ended.is_set()):
-            # A child that failed first is the cause; the reader's complaint is only its echo.
-            child.finish(b"", ok)
+            # What failed first is the cause; the reader's complaint is only its echo.
+            _settle(child, None if feeder is None else feeder.error, ok)
         child.abandon()
         raise
     if child.stdout is not None:
         while os.read(child.stdout.fileno(), CHUNK):
             pass
         child.stdout.close()
-    try:
-        if feeder is not None:
-            feeder.join()
-    finally:
-        child.finish(b"", ok)
+    _settle(child, None if feeder is None else feeder.join(), ok)
+
+
+def _settle(child: _Child, source: BaseException | None, ok: Sequence[int]) -> None:
+    """Raise what a child died of: the source of its input, or itself."""
+    if source is not None:
+        child.abandon()
+        raise source
+    child.finish(b"", ok)
 
 
 class System:
@@ -318,11 +321,13 @@ class System:
             output = b"" if pipe is None else pipe.read()
             if pipe is not None:
                 pipe.close()
-            if feeder is not None:
-                feeder.join()
+            source = None if feeder is None else feeder.join()
         except BaseException:
             child.abandon()
             raise
+        if source is not None:
+            child.abandon()
+            raise source
         return child.finish(output, ok)
 
     def produce(

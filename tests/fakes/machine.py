@@ -10,14 +10,15 @@ More commands are added by :meth:`FakeNode.model` (see ``tests/fakes/xen.py``): 
 argument list and the input, and returns an :class:`Outcome`.
 
 Faults: every command that starts is a step, counted from 0. ``node.fault = Fault(3, How.FAIL)``
-makes step 3 fail; KILL and KILL_AFTER end the process there as SIGKILL does, before or after the
-command's work: :class:`KilledError` goes through everything, and whatever cleanup code did on its
-way is taken back by :meth:`FakeNode.revive`.
+makes step 3 fail; TERM sends that signal; KILL and KILL_AFTER end the process there as SIGKILL
+does, before or after the command's work: :class:`KilledError` goes through everything, and whatever
+cleanup code did on its way is taken back by :meth:`FakeNode.revive`.
 """
 
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,7 @@ class How(Enum):
     FAIL = "fail"
     KILL = "kill"
     KILL_AFTER = "kill after"
+    TERM = "term"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class FakeNode:
             "mount": self._mount,
             "umount": self._umount,
         }
-        for name in ("dev", "backing", "trees", "tmp", "run", "cfg", "auto", "datastores"):
+        for name in ("dev", "backing", "trees", "tmp", "run", "state", "cfg", "auto", "datastores"):
             os.makedirs(self.path(name))
         os.makedirs(self.path("dev", vg))
 
@@ -152,6 +154,7 @@ class FakeNode:
             hostname="node1",
             dev_dir=self.path("dev"),
             run_dir=self.path("run"),
+            state_dir=self.path("state"),
             sleep=lambda _seconds: None,
         )
         return replace(made, **changes)
@@ -252,6 +255,8 @@ class FakeNode:
         how = self.fault.how if self.fault is not None and self.fault.step == step else None
         if how is How.KILL:
             self._kill()
+        if how is How.TERM:
+            signal.raise_signal(signal.SIGTERM)
         if how is How.FAIL:
             raise _failed(argv, Outcome(stderr="this step was told to fail", code=5))
         yield

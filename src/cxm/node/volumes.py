@@ -119,13 +119,16 @@ def check_name(group: Group, owner: Owner, name: DomainName) -> None:
 
 @contextmanager
 def activated(machine: Machine, group: Group, owned: Owned) -> Iterator[str]:
-    """The device of a volume; afterwards it is as active as it was."""
+    """The device of a volume that nobody uses; afterwards it is as active as it was.
+
+    On a shared group it is inactive afterwards: what is active there and not in use is left over.
+    """
     if not owned.volume.active:
         lvm.activate(machine.runner, group, owned.name)
     try:
         yield machine.device(owned.name)
     finally:
-        if not owned.volume.active:
+        if group.shared or not owned.volume.active:
             with interrupt.held_off():
                 lvm.deactivate(machine.runner, group, owned.name)
 
