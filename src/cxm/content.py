@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +21,7 @@ from cxm.errors import CommandError, CxmError, DataError
 
 _HEAD: Final = 1 << 17
 _SECTOR: Final = 512
+_MAX_BYTES: Final = 1 << 46
 _ISO: Final = (32769, b"CD001")
 _VHD: Final = b"conectix"
 _QCOW2: Final = b"QFI\xfb"
@@ -129,23 +130,27 @@ def _collect(chunks: Iterable[bytes], head: bytearray) -> None:
             raise _EnoughError
 
 
+def _chunks(fd: int) -> Iterator[bytes]:
+    position = 0
+    while chunk := os.pread(fd, _HEAD, position):
+        yield chunk
+        position += len(chunk)
+
+
 def _inside_zstd(fd: int, shown: str, runner: run.Runner) -> bytes:
     head = bytearray()
-    # The path names our open file, whatever has happened to its name since.
-    argv = ("zstd", "-d", "-q", "-c", "--", path_of(fd))
+    argv = ("zstd", "-d", "-q", "-c")
     try:
-        with suppress(_EnoughError), runner.produce(argv, ok=(0, 1)) as output:
+        with (
+            suppress(_EnoughError),
+            runner.produce(argv, chunks=_chunks(fd), ok=(0, 1)) as output,
+        ):
             _collect(output, head)
     except CommandError as error:
         raise CxmError(f"{shown} cannot be decompressed here: {error.message}") from error
     if not head:
         raise DataError(f"{shown} is a damaged zstd file")
     return bytes(head[:_HEAD])
-
-
-def path_of(fd: int) -> str:
-    """A path by which a command that we start opens one of our files, even one without a name."""
-    return f"/proc/{os.getpid()}/fd/{fd}"
 
 
 def _zstd_length(head: bytes) -> int:
@@ -174,7 +179,7 @@ def _is_iso(head: bytes) -> bool:
 
 
 def _qcow2(head: bytes, shown: str) -> Found:
-    version, backing, length = struct.unpack_from(">IQ12xQ", head, 4)
+    version, backing, length = struct.unpack_from(">IQ8xQ", head, 4)
     (encryption,) = struct.unpack_from(">I", head, 32)
     features = struct.unpack_from(">Q", head, 72)[0] if version > 2 else 0  # noqa: PLR2004
     # Such an image makes qemu-img read other files of the frontend, of its author's choice.
@@ -185,6 +190,8 @@ def _qcow2(head: bytes, shown: str) -> Found:
         )
     if encryption:
         raise DataError(f"{shown} is an encrypted qcow2 image, which cxm does not take")
+    if not 0 < length <= _MAX_BYTES:
+        raise DataError(f"{shown} is a damaged qcow2 image: it claims to hold {length} bytes")
     return Found(Content.RAW, length, is_qcow2=True)
 
 

@@ -96,12 +96,12 @@ def _open_file(path: str, stack: ExitStack) -> IO[bytes]:
         raise NotFoundError(f"the image {path} does not exist on the frontend") from None
     except OSError as error:
         raise CxmError(f"the image {path} cannot be read: {error.strerror}") from error
-    file = stack.enter_context(os.fdopen(fd, "rb"))
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
+        os.close(fd)
         what = "a directory" if stat.S_ISDIR(mode) else "no file"
         raise UsageError(f"the image {path} is {what}; cxm takes image files")
-    return file
+    return stack.enter_context(os.fdopen(fd, "rb"))
 
 
 def _unnamed(directory: str) -> IO[bytes]:
@@ -117,6 +117,11 @@ def _open(source: str, stack: ExitStack) -> IO[bytes]:
     return file
 
 
+def _path_of(file: IO[bytes]) -> str:
+    """A path by which a command that we start opens one of our files, even one without a name."""
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
 def _convert(
     file: IO[bytes], source: str, length: int, runner: run.Runner, stack: ExitStack
 ) -> IO[bytes]:
@@ -128,7 +133,7 @@ def _convert(
     try:
         argv = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"]
         runner.run(
-            [*argv, content.path_of(file.fileno()), content.path_of(raw.fileno())],
+            [*argv, _path_of(file), _path_of(raw)],
             timeout_s=_CONVERT_TIMEOUT_S,
         )
     except CommandError as error:
