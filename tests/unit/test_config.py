@@ -216,7 +216,7 @@ def _text(rng: random.Random) -> str:
 def test_shell_reads_the_same_values(shell: str, tmp_path: Path) -> None:
     """What we accept, a shell accepts with the same values: a cxmrc may be sourced by others."""
     rng = random.Random(20261123)
-    expected = []
+    expected: list[tuple[str, str, str]] = []
     while len(expected) < 400:
         text = _text(rng)
         try:

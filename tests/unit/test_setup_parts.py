@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Each version of OpenNebula gets what it needs, once, and keeps what its administrator chose."""
+
+import pytest
+
+from cxm.errors import ConfigError
+from cxm.one.version import OneVersion
+from cxm.setup import oneconf, parts
+from cxm.setup.parts import Choices
+
+V38, V44, V54, V510, V512, V74 = (
+    OneVersion(3, 8), OneVersion(4, 4), OneVersion(5, 4), OneVersion(5, 10, 5),
+    OneVersion(5, 12), OneVersion(7, 4),
+)  # fmt: skip
+ALL = (OneVersion(3, 6), V38, OneVersion(4, 2), V44, OneVersion(4, 14), V54, V510, V512, V74)
+
+# In the shape of the configuration that OpenNebula's packages bring.
+ONED = """\
+DEFAULT_DEVICE_PREFIX = "sd"
+VM_MAD = [
+    NAME = "qemu", EXECUTABLE = "one_vmm_exec", ARGUMENTS = "-t 15 kvm", TYPE = "qemu" ]
+TM_MAD = [
+    EXECUTABLE = "one_tm",
+    ARGUMENTS  = "-t 15 -d dummy,shared,ssh" ]
+DATASTORE_MAD = [
+    EXECUTABLE = "one_datastore",
+    ARGUMENTS  = "-t 15 -d dummy,fs -s shared,ssh"
+]
+INHERIT_IMAGE_ATTR = "DISK_TYPE"
+"""
+
+
+def _oned(version: OneVersion, text: str = ONED, **choices: str | bool) -> tuple[str, list[str]]:
+    return parts.apply(text, "oned.conf", parts.of_oned(version, Choices(**choices)))  # type: ignore[arg-type]  # a test's shorthand
+
+
+def _vectors(text: str, name: str) -> dict[str | None, oneconf.Entry]:
+    return {each.get("NAME"): each for each in oneconf.parse(text, "x") if each.name == name}
+
+
+@pytest.mark.parametrize("version", ALL, ids=str)
+def test_second_run_changes_nothing(version: OneVersion) -> None:
+    """What is there is recognised."""
+    once, changes = _oned(version)
+    assert changes
+    assert _oned(version, once) == (once, [])
+    assert once.startswith(ONED.split("TM_MAD", maxsplit=1)[0])
+
+
+@pytest.mark.parametrize("version", ALL, ids=str)
+def test_drivers_are_announced(version: OneVersion) -> None:
+    """Every version learns both transfer drivers and the VM driver."""
+    text, _ = _oned(version)
+    assert '"-t 15 -d dummy,shared,ssh,cxm,cxm_local"' in text
+    driver = _vectors(text, "VM_MAD")["vmm_cxm"]
+    assert driver.get("EXECUTABLE") == "one_vmm_exec"
+    assert (driver.get("ARGUMENTS") or "").split()[-1] == "cxm"
+    assert driver.get("TYPE") == ("xml" if version >= (5, 0) else "xen")
+    assert (driver.get("DEFAULT") is None) == (version >= (5, 0))
+
+
+@pytest.mark.parametrize(
+    ("version", "arguments"),
+    [
+        (V38, "-r 0 -t 15 cxm"),
+        (V44, "-r 3 -t 15 cxm-probes"),
+        (V510, "-r 3 -t 15 -w 90 cxm-probes"),
+    ],
+    ids=str,
+)
+def test_monitoring_before_monitord_is_in_oned_conf(version: OneVersion, arguments: str) -> None:
+    """Up to 5.10 oned starts the information driver itself."""
+    text, _ = _oned(version)
+    assert _vectors(text, "IM_MAD")["cxm"].get("ARGUMENTS") == arguments
+
+
+def test_monitoring_since_monitord_is_in_its_file() -> None:
+    """From 5.12 on oned.conf has only monitord as an information driver."""
+    text, _ = _oned(V512)
+    assert "cxm" not in _vectors(text, "IM_MAD")
+    own, _ = parts.apply("", "monitord.conf", parts.of_monitord(V512))
+    assert _vectors(own, "IM_MAD")["cxm"].get("THREADS") == "0"
+
+
+def test_transfer_configuration_is_as_a_version_knows_it() -> None:
+    """TM_MAD_CONF exists since 4.4; images may go to local datastores since 5.6."""
+    assert "TM_MAD_CONF" not in _oned(V38)[0]
+    assert 'INHERIT_IMAGE_ATTR = "LV_SIZE"' not in _oned(V38)[0]
+    old = _vectors(_oned(V44)[0], "TM_MAD_CONF")
+    assert (old["cxm"].get("SHARED"), old["cxm_local"].get("SHARED")) == ("YES", "NO")
+    assert old["cxm"].get("TM_MAD_SYSTEM") is None
+    new = _vectors(_oned(V74)[0], "TM_MAD_CONF")["cxm"]
+    assert new.get("TM_MAD_SYSTEM") == "cxm_local"
+    assert new.get("CLONE_TARGET_CXM_LOCAL") == new.get("LN_TARGET_CXM_LOCAL") == "SYSTEM"
+    text, _ = _oned(V74)
+    assert text.count('INHERIT_IMAGE_ATTR = "LV_SIZE"') == 1
+
+
+def test_shared_datastores_are_watched_since_5_0() -> None:
+    """The list of system datastore drivers gets cxm, also where there was no list."""
+    assert "-s shared,ssh,cxm" in _oned(V54)[0]
+    assert '-s shared,ssh"' in _oned(V44)[0]
+    without = ONED.replace(" -s shared,ssh", "")
+    assert '"-t 15 -d dummy,fs -s cxm"' in _oned(V54, without)[0]
+
+
+def test_list_that_is_not_there_stays_away() -> None:
+    """Without -d one_tm takes every directory: a list would hide the others."""
+    without = ONED.replace(" -d dummy,shared,ssh", "")
+    assert 'ARGUMENTS  = "-t 15" ]' in _oned(V74, without)[0]
+
+
+def test_administrators_choices_stay() -> None:
+    """An entry of a former run, or of the original, keeps its threads and its own attributes."""
+    mine = ONED + (
+        'VM_MAD = [ name = "vmm_cxm", executable = "one_vmm_exec", '
+        'arguments = "-t 40 cxm", type = "xen", COST = "3" ]\n'
+    )
+    text, changes = _oned(V74, mine)
+    driver = _vectors(text, "VM_MAD")["vmm_cxm"]
+    assert (driver.get("ARGUMENTS"), driver.get("COST")) == ("-t 40 cxm", "3")
+    assert driver.get("TYPE") == "xml"
+    assert "VM_MAD 'vmm_cxm': TYPE set" in changes
+
+
+def test_name_of_another_driver_is_not_taken_by_accident() -> None:
+    """A stock driver is replaced only when that is asked for, and then whole."""
+    with pytest.raises(ConfigError, match="named 'qemu' for other drivers"):
+        _oned(V74, vm_mad="qemu")
+    text, changes = _oned(V74, vm_mad="qemu", take_over=True)
+    assert _vectors(text, "VM_MAD").keys() == {"qemu"}
+    assert _vectors(text, "VM_MAD")["qemu"].get("TYPE") == "xml"
+    assert "VM_MAD 'qemu' taken over from other drivers" in changes
+    assert _oned(V74, text, vm_mad="qemu") == (text, [])
+
+
+def test_device_prefix_is_changed_only_for_a_cloud_of_xen() -> None:
+    """A default for all images would harm KVM hosts."""
+    assert 'DEFAULT_DEVICE_PREFIX = "sd"' in _oned(V74)[0]
+    assert 'DEFAULT_DEVICE_PREFIX = "xvd"' in _oned(V74, xen_only=True)[0]
+    bare = ONED.replace('DEFAULT_DEVICE_PREFIX = "sd"\n', "")
+    assert 'DEFAULT_DEVICE_PREFIX = "xvd"' in _oned(V74, bare, xen_only=True)[0]
+
+
+def test_configuration_without_the_stock_driver_is_an_error() -> None:
+    """There is nothing that the list could go into."""
+    with pytest.raises(ConfigError, match="has no TM_MAD with EXECUTABLE"):
+        _oned(V74, 'TM_MAD = [ EXECUTABLE = "my_tm" ]\n')
