@@ -156,11 +156,11 @@ def run(ctx: Context, call: Call) -> str:
     host_id, host_name = argv[1], argv[2]
     names = _names(ctx, host_id, host_name)
     if stop:
-        single.release(names)
+        single.release(names, uid=os.getuid())
         return ""
     conf = settings.parse(call.read_input(), host_name, ctx.environ)
     _log_to_syslog()
-    doors = single.claim(names)
+    doors = single.claim(names, uid=os.getuid())
     client = Client(conf, ThisNode(ctx.node(None), conf), one_version.text_of_remotes(ctx.remotes))
     greeting = client.greeting()
     _into_background(client, os.path.join(ctx.remotes, "im", call.action), doors)

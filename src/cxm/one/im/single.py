@@ -30,6 +30,11 @@ def _address(name: str) -> bytes:
     return b"\0" + name.encode()
 
 
+def _sign(waited_s: float) -> signal.Signals:
+    """How to ask: politely at first."""
+    return signal.SIGTERM if waited_s < _TERM_S else signal.SIGKILL
+
+
 def _holder(name: str) -> tuple[int, int] | None:
     """Process id and user of the process that listens on a name; None when none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
@@ -43,15 +48,18 @@ def _holder(name: str) -> tuple[int, int] | None:
     return pid, uid
 
 
-def evict(name: str, *, sign: signal.Signals = signal.SIGTERM) -> bool:
-    """End the process that listens on a name, if it is ours; returns whether there was one."""
+def evict(name: str, *, uid: int, sign: signal.Signals = signal.SIGTERM) -> bool:
+    """End the process of ``uid`` that listens on a name; returns whether there was one.
+
+    Raises RefusedError when it is another user's.
+    """
     holder = _holder(name)
     if holder is None:
         return False
-    pid, uid = holder
-    if uid != os.getuid():
+    pid, owner = holder
+    if owner != uid:
         raise RefusedError(
-            f"the name '{name}' of the monitoring client is held by process {pid} of user {uid}",
+            f"the name '{name}' of the monitoring client is held by process {pid} of user {owner}",
             hint="no other user has any business with this name: look at that process",
         )
     with suppress(ProcessLookupError):
@@ -59,7 +67,7 @@ def evict(name: str, *, sign: signal.Signals = signal.SIGTERM) -> bool:
     return True
 
 
-def claim(names: Iterable[str]) -> list[socket.socket]:
+def claim(names: Iterable[str], *, uid: int) -> list[socket.socket]:
     """Take names over from whoever has them; the caller must listen on them when it is ready.
 
     Raises LockTimeoutError when their holder neither listens nor ends.
@@ -81,17 +89,15 @@ def claim(names: Iterable[str]) -> list[socket.socket]:
                         f"another monitoring client starts since {_PATIENCE_S:g} s ('{name}')",
                         hint="look for processes of monitord-client_control.sh on this host",
                     ) from None
-                evict(name, sign=signal.SIGTERM if waited < _TERM_S else signal.SIGKILL)
+                evict(name, uid=uid, sign=_sign(waited))
                 time.sleep(_POLL_S)
         taken.append(claimed)
     return taken
 
 
-def release(names: Iterable[str]) -> None:
+def release(names: Iterable[str], *, uid: int) -> None:
     """End whoever has one of the names, and return when nobody has."""
     for name in names:
         started = time.monotonic()
-        while evict(
-            name, sign=signal.SIGTERM if time.monotonic() - started < _TERM_S else signal.SIGKILL
-        ):
+        while evict(name, uid=uid, sign=_sign(time.monotonic() - started)):
             time.sleep(_POLL_S)
