@@ -353,7 +353,7 @@ class _Web(BaseHTTPRequestHandler):
 def web() -> object:
     """The address of the web server."""
     server = HTTPServer(("127.0.0.1", 0), _Web)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

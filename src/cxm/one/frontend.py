@@ -30,7 +30,8 @@ def is_this_machine(remotes: str, host: str) -> bool:
     resolver in 6.x and 7.x.
     """
     wanted = host.lower()
-    if wanted == (setting(remotes, "HOSTNAME") or "").lower():
+    given = setting(remotes, "HOSTNAME")
+    if given and wanted == given.lower():
         return True
     own = os.uname().nodename
     if wanted == own.lower():
