@@ -66,6 +66,7 @@ class World:
     tree: str = remotes.TREE
     record: str = RECORD
     which: Callable[[str], str | None] = install.find_program
+    account: Callable[[str], Account] = install.account_of
     oned: Callable[[str, Mapping[str, str]], Calls] = XmlRpc
     stamp: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S"))
 
@@ -282,7 +283,7 @@ def run(world: World, options: Options, say: Say) -> None:
     if options.sans and not options.datastores:
         raise UsageError("--san makes datastores", hint="add --datastores")
     name = options.name
-    one = install.find(options.one_location, world.environ, world.runner)
+    one = install.find(options.one_location, world.environ, world.runner, world.account)
     found = [report.ok("OpenNebula", one.described), *_programs(world)]
     say(report.table(found))
     report.require(found, "cxm-setup frontend")

@@ -6,7 +6,7 @@ import os
 import pwd
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cxm.errors import CommandError, NotFoundError
@@ -46,7 +46,25 @@ class Installation:
         return os.path.join(self.etc, name)
 
 
-def find(one_location: str | None, environ: Mapping[str, str], runner: Runner) -> Installation:
+def account_of(remotes: str) -> Account:
+    """Who oned runs as: the owner of its remotes tree; raises NotFoundError."""
+    uid = os.stat(remotes).st_uid
+    try:
+        entry = pwd.getpwuid(uid) if uid else pwd.getpwnam("oneadmin")
+    except KeyError as error:
+        raise NotFoundError(
+            f"the account of OpenNebula was not found: {error}",
+            hint=f"oned's account owns {remotes}",
+        ) from error
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+
+def find(
+    one_location: str | None,
+    environ: Mapping[str, str],
+    runner: Runner,
+    account: Callable[[str], Account] = account_of,
+) -> Installation:
     """The OpenNebula of this machine; raises NotFoundError where there is none."""
     location = one_location or environ.get("ONE_LOCATION") or None
     if location:
@@ -62,7 +80,7 @@ def find(one_location: str | None, environ: Mapping[str, str], runner: Runner) -
                 hint="run this on the frontend; --one-location DIR names a self-contained one",
             )
     version = _version(remotes, binary, runner)
-    return Installation(location, etc, remotes, version, _account(remotes))
+    return Installation(location, etc, remotes, version, account(remotes))
 
 
 def _version(remotes: str, binary: str, runner: Runner) -> OneVersion:
@@ -76,19 +94,6 @@ def _version(remotes: str, binary: str, runner: Runner) -> OneVersion:
     if found is None:
         return one_version.OLDEST
     return OneVersion(int(found[1]), int(found[2]), int(found[3] or 0))
-
-
-def _account(remotes: str) -> Account:
-    """The owner of the remotes tree is who oned runs as."""
-    uid = os.stat(remotes).st_uid
-    try:
-        entry = pwd.getpwuid(uid) if uid else pwd.getpwnam("oneadmin")
-    except KeyError as error:
-        raise NotFoundError(
-            f"the account of OpenNebula was not found: {error}",
-            hint=f"oned's account owns {remotes}",
-        ) from error
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
 def find_program(name: str) -> str | None:

@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""cxm-setup checks everything first, changes what is missing, and nothing the second time."""
+
+import base64
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cxm import config
+from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
+from cxm.one.version import OneVersion
+from cxm.setup import frontend, main, node, oneconf
+from cxm.setup.install import Account
+from tests.fakes.administration import FakeOned, FakeXenHost
+from tests.fakes.machine import FakeNode, Outcome
+from tests.unit.test_config import ORIGINAL
+from tests.unit.test_setup_parts import ONED
+
+_RAW = (11).to_bytes(4, "big") + b"ssh-ed25519" + (32).to_bytes(4, "big") + b"k" * 32
+KEY = f"ssh-ed25519 {base64.b64encode(_RAW).decode()}"
+GIVEN = node.Options(frontend="frontend", cloud="cloudone1", key=f"{KEY} oneadmin@frontend")
+TREE = str(Path(__file__).parents[2] / "remotes")
+
+
+class Said:
+    """What a command printed."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, text: str) -> None:
+        self.text += f"{text}\n"
+
+
+# --- node -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def xen(node: FakeNode) -> FakeXenHost:
+    """A Xen host on which the package has just been installed."""
+    return FakeXenHost(node)
+
+
+def _files(top: str) -> dict[str, bytes]:
+    found = {}
+    for directory, _names, files in os.walk(top):
+        for name in files:
+            path = os.path.join(directory, name)
+            with open(path, "rb") as file:
+                found[path] = file.read()
+    return found
+
+
+def test_node_is_set_up_and_only_once(xen: FakeXenHost) -> None:
+    """Settings, key, directories, timer; the second run finds nothing to do."""
+    said = Said()
+    node.run(xen.host(), GIVEN, said)
+    settings, _ = config.node(xen.text("etc/cxm/cxmrc"), "cxmrc")
+    assert settings.clouds == ("cloudone1",)
+    assert settings.vg_name == "LVM_XEN"
+    assert xen.text("home/.ssh/authorized_keys") == (
+        f"restrict,pty {KEY} cxm-setup:frontend=frontend\n"
+    )
+    assert os.stat(xen.node.path("home/.ssh/authorized_keys")).st_mode & 0o777 == 0o600
+    assert os.path.isdir(xen.node.path("etc/xen/vm"))
+    assert xen.timer
+    before, again = _files(xen.node.root), Said()
+    node.run(xen.host(), GIVEN, again)
+    assert "Nothing to change" in again.text
+    assert _files(xen.node.root) == before
+
+
+def test_later_run_needs_no_key(xen: FakeXenHost) -> None:
+    """An upgrade is checked with the frontend's name alone; settings can be changed with it."""
+    node.run(xen.host(), GIVEN, Said())
+    node.run(xen.host(), node.Options(frontend="frontend", settings=["LV_PREFIX=vm"]), Said())
+    settings, _ = config.node(xen.text("etc/cxm/cxmrc"), "cxmrc")
+    assert (settings.clouds, settings.lv_prefix) == (("cloudone1",), "vm")
+
+
+def test_dry_run_shows_and_changes_nothing(xen: FakeXenHost) -> None:
+    """The diff is what would be written."""
+    before, said = _files(xen.node.root), Said()
+    node.run(xen.host(), replace(GIVEN, dry_run=True), said)
+    assert '+CLOUDS="cloudone1"' in said.text
+    assert f"+restrict,pty {KEY}" in said.text
+    assert "systemctl enable --now cxm-tend.timer" in said.text
+    assert _files(xen.node.root) == before
+    assert not xen.timer
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [
+        ("dom0", "Xen"),
+        ("vg", "volume group LVM_XEN"),
+        ("full", "volume group LVM_XEN"),
+        ("sudo", "sudo"),
+        ("sftp", "sshd"),
+        ("zstd", "programs"),
+        ("python", "python"),
+        ("account", "oneadmin"),
+        ("root", "root"),
+    ],
+)
+def test_failed_check_changes_nothing(xen: FakeXenHost, fault: str, names: str) -> None:
+    """The table says what is wrong and what to do; the exit is an error."""
+    host = xen.host()
+    if fault == "dom0":
+        os.unlink(xen.node.path("proc/xen/capabilities"))
+    elif fault == "vg":
+        xen.node.has_vg = False
+    elif fault == "full":
+        xen.node.size = 0
+    elif fault == "sudo":
+        xen.sudo = False
+    elif fault == "sftp":
+        xen.sshd = xen.sshd.replace("subsystem", "#")
+    elif fault == "zstd":
+        xen.programs = {"xl", "lvm", "gzip", "tar", "rsync", "mkfs.ext3", "mkswap", "sudo"}
+    elif fault == "python":
+        host = replace(host, python=(3, 9))
+    elif fault == "account":
+        host = replace(host, account=lambda _name: None)
+    else:
+        host = replace(host, uid=1000)
+    before, said = _files(xen.node.root), Said()
+    with pytest.raises(RefusedError) as failure:
+        node.run(host, GIVEN, said)
+    assert failure.value.message.endswith(names)
+    assert "FAILED" in said.text
+    assert "->" in said.text
+    assert _files(xen.node.root) == before
+
+
+def test_warnings_do_not_stop(xen: FakeXenHost) -> None:
+    """What works, but should be known: rights that are no longer needed, an unset clock."""
+    xen.everything, xen.synchronised = True, False
+    said = Said()
+    node.run(xen.host(), GIVEN, said)
+    assert "oneadmin may do everything as root" in said.text
+    assert "not synchronised" in said.text
+    assert xen.timer
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (node.Options(frontend="frontend", key=KEY), "no cloud is given"),
+        (node.Options(frontend="frontend", cloud="cloudone1"), "no key is given"),
+        (replace(GIVEN, key="ssh-ed25519 nonsense"), "is not an ssh public key"),
+        (replace(GIVEN, key_file="/no/such"), "both given"),
+        (replace(GIVEN, frontend="a b"), "is not the name or address of a host"),
+        (replace(GIVEN, cloud="x"), "is not a cloud id"),
+        (replace(GIVEN, settings=["MODE=RAW"]), "is not a setting of the node's"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    xen: FakeXenHost, options: node.Options, message: str
+) -> None:
+    """Nothing is changed for a line that was copied badly."""
+    before = _files(xen.node.root)
+    with pytest.raises(UsageError, match=message):
+        node.run(xen.host(), options, Said())
+    assert _files(xen.node.root) == before
+
+
+def test_helper_that_does_not_answer_is_said(xen: FakeXenHost) -> None:
+    """The way of the drivers is tried at the end: oneadmin, sudo, helper."""
+    xen.helper_code = 1
+    with pytest.raises(CxmError, match="oneadmin cannot run the helper"):
+        node.run(xen.host(), GIVEN, Said())
+
+
+def test_network_drivers_find_what_they_load(xen: FakeXenHost) -> None:
+    """OpenNebula 7's drivers load a file that only its packages have."""
+    xen.ruby_paths = False
+    node.run(xen.host(), GIVEN, Said())
+    assert "cxm-setup" in xen.text("usr/local/lib/site_ruby/load_opennebula_paths.rb")
+
+
+# --- frontend -------------------------------------------------------------------------------------
+
+
+class Frontend:
+    """An OpenNebula in a temporary directory."""
+
+    def __init__(self, tmp: Path, version: str) -> None:
+        self.location = tmp / "one"
+        self.home = tmp / "home"
+        self.record = tmp / "record"
+        for name in ("etc/vmm_exec", "var/remotes/tm/ssh"):
+            (self.location / name).mkdir(parents=True)
+        (self.home / ".ssh").mkdir(parents=True)
+        (self.home / ".ssh/id_rsa.pub").write_text(f"{KEY} oneadmin@frontend\n")
+        (self.location / "etc/oned.conf").write_text(ONED)
+        if version != "3.8":
+            (self.location / "var/remotes/VERSION").write_text(f"{version}\n")
+        (self.location / "etc/monitord.conf").write_text('PORT = "4124"\n')
+        self.runner = FakeNode(str(tmp / "machine"))
+        self.runner.model("oned", lambda _argv, _in: Outcome("OpenNebula 3.8.5 is\n"))
+        self.runner.model(
+            f"{self.location}/bin/oned", lambda _argv, _in: Outcome("OpenNebula 3.8.5 is\n")
+        )
+        self.oned = FakeOned(OneVersion(*map(int, version.split("."))))
+        files = {0: ("system", "SYSTEM_DS"), 1: ("default", "IMAGE_DS"), 2: ("files", "FILE_DS")}
+        for number, (name, kind) in files.items():
+            self.oned.datastores[number] = {"NAME": name, "TM_MAD": "ssh", "TYPE": kind}
+
+    def run(self, **options: object) -> str:
+        """Run it; returns what it said."""
+        world = frontend.World(
+            self.runner,
+            environ={},
+            tree=TREE,
+            record=str(self.record),
+            which=lambda name: f"/usr/bin/{name}",
+            account=lambda _path: Account("oneadmin", os.geteuid(), os.getegid(), str(self.home)),
+            oned=lambda _remotes, _environ: self.oned,
+            stamp="stamp",
+        )
+        said = Said()
+        frontend.run(
+            world,
+            frontend.Options(one_location=str(self.location), name="frontend", **options),  # type: ignore[arg-type]  # a test's shorthand
+            said,
+        )
+        return said.text
+
+    def text(self, path: str) -> str:
+        return (self.location / path).read_text()
+
+    def everything(self) -> dict[str, bytes]:
+        return _files(str(self.location)) | _files(str(self.home))
+
+
+@pytest.fixture(params=["3.8", "5.10.5", "7.4.0"])
+def one(request: pytest.FixtureRequest, tmp_path: Path) -> Frontend:
+    """An OpenNebula of each world: before TM_MAD_CONF, before monitord, today."""
+    return Frontend(tmp_path, request.param)
+
+
+def test_without_apply_opennebulas_files_stay(one: Frontend) -> None:
+    """Drivers and settings are in place; the rest is shown, with the enrolment line."""
+    said = one.run()
+    assert one.text("etc/oned.conf") == ONED
+    assert '+    NAME           = "vmm_cxm"' in said or '+    NAME       = "vmm_cxm"' in said
+    settings, _ = config.frontend(one.text("var/remotes/cxmrc"), "cxmrc")
+    assert f"cxm-setup node --frontend frontend --cloud {settings.cloud_id}" in said
+    assert f"--key '{KEY}'" in said
+    assert "onehost create HOST --im cxm --vm vmm_cxm" in said
+    assert ("--net dummy" in said) == (one.oned.version < (5, 0))
+    assert (one.location / "var/remotes/tm/cxm/clone").is_symlink()
+
+
+def test_apply_edits_with_a_copy_and_only_once(one: Frontend) -> None:
+    """The files can be read by oned, the old ones are kept, and a second run changes nothing."""
+    one.run(apply=True)
+    names = {each.get("NAME") for each in oneconf.parse(one.text("etc/oned.conf"), "x")}
+    assert "vmm_cxm" in names
+    assert one.text("etc/oned.conf.cxm-stamp") == ONED
+    assert "ConnectTimeout 5" in (one.home / ".ssh/config").read_text()
+    is_new = one.oned.version >= (5, 12)
+    assert ('"cxm"' in one.text("etc/monitord.conf")) == is_new
+    assert ((one.location / "etc/vmm_exec/vmm_exec_cxm.conf").exists()) == (
+        one.oned.version < (5, 0)
+    )
+    before = one.everything()
+    said = one.run(apply=True)
+    assert one.everything() == before
+    assert "drivers: in place" in said
+
+
+def test_dry_run_of_the_frontend_changes_nothing(one: Frontend) -> None:
+    """Neither drivers nor settings."""
+    before = one.everything()
+    said = one.run(dry_run=True, apply=True)
+    assert one.everything() == before
+    assert "+++ " in said
+    assert "CLOUD_ID" in said
+
+
+def test_datastores_are_made_and_only_once(one: Frontend) -> None:
+    """One image datastore, and a cluster with a system datastore for each place."""
+    said = one.run(datastores=True, sans=["san1"])
+    assert "datastore 'cxm' made" in said
+    assert one.oned.named("cxm")["NO_DECOMPRESS"] == "yes"
+    assert one.oned.named("cxm_local")["TM_MAD"] == "cxm_local"
+    assert one.oned.named("san1")["TM_MAD"] == "cxm"
+    if one.oned.version >= (5, 0):
+        assert one.oned.cluster_of("cxm_local") == {"cxm_local", "cxm", "files"}
+        assert one.oned.cluster_of("san1") == {"san1", "cxm", "files"}
+        assert one.oned.named("cxm")["DRIVER"] == "raw"
+    else:
+        assert one.oned.cluster_of("cxm_local") == {"cxm_local"}
+        number = next(n for n, each in one.oned.datastores.items() if each["NAME"] == "san1")
+        cluster = next(each for each in one.oned.clusters.values() if each["NAME"] == "san1")
+        assert cluster["SYSTEM_DS"] == str(number)
+    assert "datastores: up to date" in one.run(datastores=True, sans=["san1"])
+
+
+def test_datastore_is_brought_up_to_date(one: Frontend) -> None:
+    """What was changed comes back, what an administrator added stays."""
+    one.run(datastores=True)
+    one.oned.named("cxm").update({"NO_DECOMPRESS": "no", "LIMIT_MB": "5"})
+    said = one.run(datastores=True)
+    assert "datastore 'cxm': NO_DECOMPRESS set" in said
+    assert one.oned.named("cxm")["NO_DECOMPRESS"] == "yes"
+    assert one.oned.named("cxm")["LIMIT_MB"] == "5"
+
+
+def test_datastore_of_another_driver_is_not_touched(one: Frontend) -> None:
+    """The name is taken: the error says by whom, and how to free it."""
+    one.oned.datastores[77] = {"NAME": "cxm", "TM_MAD": "ssh"}
+    with pytest.raises(CxmError, match="exists with TM_MAD 'ssh'") as failure:
+        one.run(datastores=True)
+    assert failure.value.hint == "rename it: onedatastore rename 77 NEWNAME"
+
+
+def test_oned_that_was_not_restarted_is_suspected(one: Frontend) -> None:
+    """It does not know the driver yet: the hint says so."""
+    one.oned.known_tm = False
+    with pytest.raises(CxmError) as failure:
+        one.run(datastores=True)
+    assert "restarted" in (failure.value.hint or "")
+
+
+def test_original_installation_is_converted(one: Frontend) -> None:
+    """Its drivers and its cxmrc are kept outside of the tree; its settings go on to count."""
+    remotes = one.location / "var/remotes"
+    (remotes / "tm/cxm").mkdir(parents=True)
+    (remotes / "tm/cxm/clone").write_text("#!/bin/bash\n")
+    (remotes / "cxmrc").write_text(ORIGINAL)
+    said = one.run()
+    settings, _ = config.frontend(one.text("var/remotes/cxmrc"), "cxmrc")
+    assert settings.default_lv_size == 20480
+    assert one.text("var/cxmrc-stamp") == ORIGINAL
+    assert one.text("var/cxm-replaced-stamp/tm/cxm/clone") == "#!/bin/bash\n"
+    assert "--vg VGSAN --set LV_PREFIX=lv-one --key" in said
+
+
+def test_existing_ssh_settings_win(one: Frontend) -> None:
+    """A ConnectTimeout of the administrator stays; without one ours goes to the end."""
+    (one.home / ".ssh/config").write_text("Host x\n  connecttimeout 9\n")
+    one.run(apply=True)
+    assert (one.home / ".ssh/config").read_text() == "Host x\n  connecttimeout 9\n"
+
+
+def test_key_is_made_where_there_is_none(one: Frontend) -> None:
+    """The account of oned needs one to reach its hosts."""
+    (one.home / ".ssh/id_rsa.pub").unlink()
+
+    def ssh_keygen(argv: tuple[str, ...], _in: bytes) -> Outcome:
+        Path(f"{argv[-1]}.pub").write_text(f"{KEY} made\n")
+        return Outcome()
+
+    one.runner.model("ssh-keygen", ssh_keygen)
+    one.runner.model("runuser", lambda argv, data: ssh_keygen(argv[4:], data))
+    assert f"--key '{KEY}'" in one.run()
+
+
+def test_machine_without_opennebula_is_said(tmp_path: Path) -> None:
+    """The sentence names what is missing and the option for another place."""
+    world = frontend.World(FakeNode(str(tmp_path / "m")), environ={"ONE_LOCATION": str(tmp_path)})
+    with pytest.raises(NotFoundError, match="there is no OpenNebula here") as failure:
+        frontend.run(world, frontend.Options(), Said())
+    assert "--one-location" in (failure.value.hint or "")
+
+
+def test_command_line_ends_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code says what kind of failure it was."""
+    code = main.main(["frontend", "--one-location", str(tmp_path)])
+    said = capsys.readouterr()
+    assert code == NotFoundError.code
+    assert said.err.startswith("cxm-setup: there is no OpenNebula here")
+    assert said.err.count("\n") == 1
