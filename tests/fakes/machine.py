@@ -102,6 +102,7 @@ class FakeNode:
     def __init__(self, root: str, *, vg: str = "LVM_XEN", size_mib: int = 1024) -> None:
         self.root = root
         self.vg = vg
+        self.uuid = "Xh9PzT-0000-0000-0000-0000-0000-000001"
         self.size = size_mib * MIB
         self.shared = False
         self.has_vg = True
@@ -300,7 +301,7 @@ class FakeNode:
             return replace(missing, stdout='{"report": [{"vg": []}]}')
         group = {
             "vg_name": self.vg,
-            "vg_uuid": "Xh9PzT-0000-0000-0000-0000-0000-000001",
+            "vg_uuid": self.uuid,
             "vg_size": str(self.size),
             "vg_free": str(self.free()),
             "vg_extent_size": str(EXTENT),
