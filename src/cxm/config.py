@@ -7,7 +7,6 @@ that this module parses and nobody executes. The frontend's ``remotes/cxmrc`` ow
 request; a node's root-owned ``/etc/cxm/cxmrc`` owns what root trusts. Each key has one owner.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -281,6 +280,10 @@ def parse(text: str, source: str) -> Parsed:
 
 
 def _nearest(key: str) -> str:
+    import difflib  # noqa: PLC0415 - only a misspelt key needs it, every action would pay
+
+    import difflib  # noqa: PLC0415 - only a mistake needs it, and every driver would load it
+
     close = difflib.get_close_matches(key.upper(), known_keys(), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 

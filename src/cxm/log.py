@@ -7,11 +7,8 @@ digit (7.x takes it for the id of a VM) and never holds a line break.
 """
 
 import logging
-import logging.handlers
-import os
+import syslog
 from typing import Final, TextIO
-
-_SYSLOG: Final = "/dev/log"
 
 
 class _OneLine(logging.Formatter):
@@ -34,12 +31,41 @@ def to_stream(stream: TextIO, *, action: str, debug: bool) -> None:
     _install(handler, debug=debug)
 
 
+class _Syslog(logging.Handler):
+    """Hands messages to the system's log; the module logging.handlers costs a driver too much."""
+
+    _PRIORITIES: Final = (
+        (logging.ERROR, syslog.LOG_ERR),
+        (logging.WARNING, syslog.LOG_WARNING),
+        (logging.INFO, syslog.LOG_INFO),
+    )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        priority = next(
+            (found for level, found in self._PRIORITIES if record.levelno >= level),
+            syslog.LOG_DEBUG,
+        )
+        syslog.syslog(priority, self.format(record))
+
+
+class _Syslog(logging.Handler):
+    """The C library's syslog: the handler of the logging package costs a helper's start-up."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = syslog.LOG_INFO
+        if record.levelno >= logging.ERROR:
+            level = syslog.LOG_ERR
+        elif record.levelno >= logging.WARNING:
+            level = syslog.LOG_WARNING
+        elif record.levelno < logging.INFO:
+            level = syslog.LOG_DEBUG
+        syslog.syslog(level, " ".join(record.getMessage().split()))
+
+
 def to_syslog(*, ident: str, debug: bool) -> None:
-    """Send messages to the system's log, where there is one."""
-    if os.path.exists(_SYSLOG):
-        handler = logging.handlers.SysLogHandler(_SYSLOG)
-        handler.ident = f"{ident}[{os.getpid()}]: "
-        _install(handler, debug=debug)
+    """Send messages to the system's log; where there is none, they vanish."""
+    syslog.openlog(ident, syslog.LOG_PID, syslog.LOG_DAEMON)
+    _install(_Syslog(), debug=debug)
 
 
 def _install(handler: logging.Handler, *, debug: bool) -> None:

@@ -6,7 +6,6 @@ One function makes each name and one takes it apart, so that VM 4 is never mista
 disk 1 never for disk 10.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -115,6 +114,8 @@ def expand_fqdn(template: str, *, user: str, name: str, vm: VmId) -> DomainName:
 
 
 def _cloud_bytes(cloud: CloudId) -> bytes:
+    import hashlib  # noqa: PLC0415 - OpenSSL is a tenth of an action's start-up; few need it
+
     digest = bytearray(hashlib.sha256(b"cxm:" + cloud.encode()).digest()[:12])
     digest[6] = 0x80 | digest[6] & 0x0F  # version 8: made by the rules of the application
     digest[8] = 0x80 | digest[8] & 0x3F  # variant of RFC 9562

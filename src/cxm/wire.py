@@ -8,12 +8,11 @@ has a name, carries data and runs of zeros, and ends with its length and checksu
 cut or damaged on its way never looks complete.
 """
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cxm.errors import BY_NAME, CxmError, DataError
 
@@ -43,6 +42,20 @@ class Zeros:
 
 # What a decoded stream yields: Section, then bytes and Zeros, then the next Section.
 Item = Section | Zeros | bytes
+
+
+class _Checksum(Protocol):
+    """The part of a hash object that a stream needs."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+def _checksum() -> _Checksum:
+    import hashlib  # noqa: PLC0415 - OpenSSL is a tenth of an action's start-up; few need it
+
+    return hashlib.blake2b(digest_size=_DIGEST_SIZE)
 
 
 def encode_json(value: dict[str, Any]) -> bytes:
@@ -121,7 +134,7 @@ def parse_reply(text: bytes) -> tuple[dict[str, Any], list[str]]:
 
 def encode(items: Iterable[Item]) -> Iterator[bytes]:
     """A stream of sections as bytes; the caller starts each section with a :class:`Section`."""
-    digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
+    digest = _checksum()
     length = 0
     is_open = False
     for item in items:
@@ -130,7 +143,7 @@ def encode(items: Iterable[Item]) -> Iterator[bytes]:
                 yield _end(length, digest.digest())
             body = encode_json({"name": item.name, "meta": item.meta})
             yield _HEAD.pack(_SECTION, len(body)) + body
-            digest, length, is_open = hashlib.blake2b(digest_size=_DIGEST_SIZE), 0, True
+            digest, length, is_open = _checksum(), 0, True
         elif isinstance(item, Zeros):
             yield _HEAD.pack(_ZEROS, item.length)
             digest.update(_zeros_mark(length, item.length))
@@ -195,7 +208,7 @@ class Decoder:
         return kind, size
 
     def __iter__(self) -> Iterator[Item]:
-        digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
+        digest = _checksum()
         length = 0
         is_open = False
         while (head := self._head()) is not None:
@@ -207,7 +220,7 @@ class Decoder:
                 if kind == _REPLY:
                     self.reply = value
                     return
-                digest, length, is_open = hashlib.blake2b(digest_size=_DIGEST_SIZE), 0, True
+                digest, length, is_open = _checksum(), 0, True
                 yield Section(str(value.get("name", "")), dict(value.get("meta", {})))
             elif kind == _DATA and is_open and size <= MAX_FRAME:
                 data = self._exactly(size)
