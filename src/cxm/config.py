@@ -280,8 +280,6 @@ def parse(text: str, source: str) -> Parsed:
 
 
 def _nearest(key: str) -> str:
-    import difflib  # noqa: PLC0415 - only a misspelt key needs it, every action would pay
-
     import difflib  # noqa: PLC0415 - only a mistake needs it, and every driver would load it
 
     close = difflib.get_close_matches(key.upper(), known_keys(), n=1, cutoff=0.6)

@@ -48,20 +48,6 @@ class _Syslog(logging.Handler):
         syslog.syslog(priority, self.format(record))
 
 
-class _Syslog(logging.Handler):
-    """The C library's syslog: the handler of the logging package costs a helper's start-up."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = syslog.LOG_INFO
-        if record.levelno >= logging.ERROR:
-            level = syslog.LOG_ERR
-        elif record.levelno >= logging.WARNING:
-            level = syslog.LOG_WARNING
-        elif record.levelno < logging.INFO:
-            level = syslog.LOG_DEBUG
-        syslog.syslog(level, " ".join(record.getMessage().split()))
-
-
 def to_syslog(*, ident: str, debug: bool) -> None:
     """Send messages to the system's log; where there is none, they vanish."""
     syslog.openlog(ident, syslog.LOG_PID, syslog.LOG_DAEMON)
