@@ -19,7 +19,6 @@ from cxm.node.helper import Call
 from cxm.node.machine import Machine
 from cxm.node.volumes import Owned, Owner
 from cxm.wire import Item, Section, Zeros
-from cxm.xen import xl
 
 _DECOMPRESS: Final = {
     "gzip": ("gzip", "-dc"),
@@ -128,6 +127,8 @@ def _sync(device: str) -> None:
 
 
 def _has_domain(machine: Machine, owner: Owner) -> bool:
+    from cxm.xen import xl  # noqa: PLC0415 - what makes a disk needs nothing of Xen
+
     uuid = names.domain_uuid(owner.cloud, owner.vm)
     return any(domain.uuid == uuid for domain in xl.domains(machine.runner))
 
