@@ -37,7 +37,8 @@ class _Syslog(logging.Handler):
     _PRIORITIES: Final = (
         (logging.ERROR, syslog.LOG_ERR),
         (logging.WARNING, syslog.LOG_WARNING),
-        (logging.INFO, syslog.LOG_INFO),
+        # A change of the world is worth a notice: the units of timers log nothing below that.
+        (logging.INFO, syslog.LOG_NOTICE),
     )
 
     def emit(self, record: logging.LogRecord) -> None:
