@@ -170,8 +170,10 @@ def test_wrong_arguments_are_one_sentence(
 
 def test_helper_that_does_not_answer_is_said(xen: FakeXenHost) -> None:
     """The way of the drivers is tried at the end: oneadmin, sudo, helper."""
-    xen.helper_code = 1
-    with pytest.raises(CxmError, match="oneadmin cannot run the helper"):
+    xen.helper_answers = False
+    with pytest.raises(
+        CxmError, match=r"the helper does not answer oneadmin: .*a password is required"
+    ):
         node.run(xen.host(), GIVEN, Said())
 
 

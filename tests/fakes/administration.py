@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cxm import wire
 from cxm.errors import CxmError
 from cxm.one.api import Value
 from cxm.one.version import OneVersion
@@ -143,7 +144,7 @@ class FakeXenHost:
     timer: bool = False
     ruby_paths: bool = True
     programs: set[str] | None = None  # None: all are installed
-    helper_code: int = 10
+    helper_answers: bool = True
 
     def __post_init__(self) -> None:
         for name in ("proc/xen", "usr/lib/grub-xen", "sys/class/net/xenbr0/bridge", "home"):
@@ -202,8 +203,10 @@ class FakeXenHost:
         return Outcome()
 
     def _runuser(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
-        assert argv[-2:] == ("/usr/lib/cxm/cxm-helper", "observe")
-        return Outcome(code=self.helper_code)
+        assert argv[-2:] == ("/usr/lib/cxm/cxm-helper", "vg-usage")
+        if not self.helper_answers:
+            return Outcome(stderr="sudo: a password is required", code=1)
+        return Outcome(wire.encode_json(wire.success({}, [])).decode())
 
     def _ruby(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         missing = re.search("load_opennebula_paths", argv[-1]) and not self.ruby_paths

@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cxm import config
+from cxm import API_VERSION, __version__, config, wire
 from cxm.config import NodeConfig, Owner
 from cxm.errors import CommandError, CxmError, NotFoundError, UsageError
-from cxm.names import cloud_id
+from cxm.names import CloudId, cloud_id
+from cxm.node.client import FAILURE_CODE, HELPER
 from cxm.setup import cxmrc, files, keys, nodecheck, report
 from cxm.setup.files import FileChange
 from cxm.setup.install import Account
 from cxm.setup.keys import PublicKey
-from cxm.setup.nodecheck import HELPER, USER, Host
+from cxm.setup.nodecheck import USER, Host
 
 TIMER: Final = "cxm-tend.timer"
 _RUBY_STUB: Final = "/usr/local/lib/site_ruby/load_opennebula_paths.rb"
@@ -122,6 +123,7 @@ class _Plan:
     authorized: FileChange
     directories: tuple[str, ...]
     timer: bool
+    cloud: CloudId
 
     @property
     def is_empty(self) -> bool:
@@ -146,6 +148,7 @@ def _planned(host: Host, account: Account, options: Options, key: PublicKey | No
         _authorized(account, options.frontend, key),
         tuple(_directories(host, settings)),
         not _timer_is_on(host),
+        settings.clouds[-1],
     )
 
 
@@ -166,15 +169,17 @@ def _do(host: Host, account: Account, plan: _Plan, say: Callable[[str], None]) -
         say(f"enabled: {TIMER}")
 
 
-def _try_helper(host: Host) -> None:
-    """The way that a driver goes: oneadmin, sudo, helper. Anything but a reply is an error."""
-    argv = ["runuser", "-u", USER, "--", "sudo", "-n", HELPER, "observe"]
+def _try_helper(host: Host, cloud: CloudId) -> None:
+    """Ask for the volume group as a driver does: oneadmin, sudo, helper, its settings."""
+    request = {"api": API_VERSION, "version": __version__, "cloud": cloud}
+    argv = ["runuser", "-u", USER, "--", "sudo", "-n", HELPER, "vg-usage"]
     try:
-        host.runner.run(argv, stdin=b"{}\n", ok=(0, 10))
-    except CommandError as error:
+        sent = wire.encode_json({**request, "pack": False, "args": {}})
+        wire.parse_reply(host.runner.run(argv, stdin=sent, ok=(0, FAILURE_CODE)).stdout.encode())
+    except CxmError as error:
         raise CxmError(
-            f"everything is in place, but {USER} cannot run the helper: {error.message}",
-            hint="try it yourself: " + " ".join(argv),
+            f"everything is in place, but the helper does not answer {USER}: {error.message}",
+            hint=error.hint or f"as {USER}: sudo -n {HELPER} vg-usage",
         ) from error
 
 
@@ -202,5 +207,5 @@ def run(host: Host, options: Options, say: Callable[[str], None]) -> None:
     else:
         _do(host, account, plan, say)
     if not options.dry_run:
-        _try_helper(host)
+        _try_helper(host, plan.cloud)
         say(f"This node is ready for {options.frontend}. On the frontend: onehost create ...")

@@ -13,12 +13,12 @@ from typing import Final
 
 from cxm import lvm, run
 from cxm.errors import CommandError, CxmError, NotFoundError
+from cxm.node.client import HELPER
 from cxm.setup.install import Account, find_program
 from cxm.setup.report import Check, failed, ok, warning
 from cxm.xen import xl
 
 USER: Final = "oneadmin"
-HELPER: Final = "/usr/lib/cxm/cxm-helper"
 ONE_ID: Final = 9869  # OpenNebula's packages give oneadmin this id everywhere
 _PYTHON: Final = (3, 11)
 _GIB: Final = 1 << 30
