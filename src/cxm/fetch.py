@@ -3,6 +3,7 @@
 """Owns what comes from a web server: images and context files given by their address."""
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -16,6 +17,14 @@ _SCHEMES: Final = ("http://", "https://")
 def is_address(text: str) -> bool:
     """Whether a source is fetched from a web server, not read from a file."""
     return text.lower().startswith(_SCHEMES)
+
+
+def name_of(url: str) -> str:
+    """The file name that an address ends with; empty where it has none."""
+    _scheme, _slashes, rest = url.partition("://")
+    _host, _slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    name = path.rpartition("/")[2]
+    return "" if name in (".", "..") else name
 
 
 def _chunks(url: str) -> Iterator[bytes]:

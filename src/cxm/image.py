@@ -21,6 +21,7 @@ from cxm.errors import CommandError, CxmError, DataError, NotFoundError, UsageEr
 # Where an image that was fetched is kept while it is sent; /tmp is often a small memory disk.
 _FETCH_DIR: Final = "/var/tmp"  # noqa: S108 - the files there have no name
 _CHUNK: Final = 1 << 20
+_GZIPPED: Final = (Content.GZIP, Content.TAR_GZ)
 _CONVERT_TIMEOUT_S: Final = 6 * 3600.0
 
 
@@ -54,6 +55,20 @@ class Source:
                 f"{self._shown} changed while it was read",
                 hint="run the action again when nothing writes the image",
             )
+
+    def measure(self, runner: run.Runner) -> int:
+        """The length of the content, found by decompressing all of it; raises DataError.
+
+        What a compressed file says about its content is a claim, and a damaged one's is anything.
+        """
+        if not self.content.is_compressed:
+            return self.file_bytes
+        argv = ("gzip", "-dc") if self.content in _GZIPPED else ("zstd", "-q", "-d", "-c")
+        try:
+            with runner.produce(argv, chunks=_plain(self._fd, self.file_bytes)) as output:
+                return sum(len(chunk) for chunk in output)
+        except CommandError as error:
+            raise DataError(f"{self._shown} is damaged: {run.tail(error.stderr)}") from error
 
     def is_worth_packing(self) -> bool:
         """Whether compression on the way would pay, by a sample of the data."""

@@ -23,6 +23,7 @@ class Size:
 
     mib: int
     rule: str
+    is_content: bool = False
 
 
 def mib(count: int) -> int:
@@ -71,7 +72,7 @@ def of_disk(
     ``content_bytes``, what the content is known to need. A CD or DVD is as large as its content.
     Raises ConfigError for a size that cannot be read.
     """
-    content = Size(max(1, mib(content_bytes)), "the image's content")
+    content = Size(max(1, mib(content_bytes)), "the image's content", is_content=True)
     if is_optical or disk.is_cdrom or (image is not None and image.is_cdrom):
         return content
     wanted = _wanted(disk, image, default_mib)

@@ -67,7 +67,7 @@ def test_the_first_rule_that_applies_gives_the_size(
         is_optical=False,
         default_mib=8192,
     )
-    assert got == sizes.Size(expected, rule)
+    assert got == sizes.Size(expected, rule, is_content=rule == "the image's content")
 
 
 @pytest.mark.parametrize(

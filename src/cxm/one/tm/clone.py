@@ -9,10 +9,13 @@ the VM's own. A kernel or ramdisk of a FILE datastore becomes a file in the VM's
 import logging
 
 from cxm import image, sizes
+from cxm.image import Source
 from cxm.names import VmId
 from cxm.one import args, subject, xml
 from cxm.one.action import Call, Context
 from cxm.one.args import DiskPlace, FilePlace
+from cxm.one.xml import Disk, Image
+from cxm.sizes import Size
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +40,23 @@ def _copy_file(ctx: Context, source: str, target: FilePlace, vm: VmId) -> None:
         )
 
 
+def _size(ctx: Context, opened: Source, disk: Disk, record: Image | None) -> Size:
+    def of_content(content_bytes: int) -> Size:
+        return sizes.of_disk(
+            disk,
+            record,
+            content_bytes=content_bytes,
+            is_optical=opened.is_optical,
+            default_mib=ctx.config.default_lv_size,
+        )
+
+    size = of_content(opened.content_bytes)
+    if size.is_content and opened.content.is_compressed:
+        # The file's word alone must not decide: a damaged one may claim anything.
+        size = of_content(opened.measure(ctx.runner))
+    return size
+
+
 def _copy_disk(ctx: Context, source: str, target: DiskPlace, vm: VmId) -> None:
     asked = subject.ask(ctx, vm)
     disk = asked.record.disk(target.disk)
@@ -46,13 +66,7 @@ def _copy_disk(ctx: Context, source: str, target: DiskPlace, vm: VmId) -> None:
     default = ctx.config.default_fstype
     filesystem = sizes.filesystem_of_image(disk, record, default)
     with image.opened(source, ctx.runner) as opened:
-        size = sizes.of_disk(
-            disk,
-            record,
-            content_bytes=opened.content_bytes,
-            is_optical=opened.is_optical,
-            default_mib=ctx.config.default_lv_size,
-        )
+        size = _size(ctx, opened, disk, record)
         _log.info(
             "VM %s disk %s: %s of %s MiB goes into %s MiB (%s) on %s",
             vm,

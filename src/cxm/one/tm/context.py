@@ -58,13 +58,14 @@ def run(ctx: Context, call: Call) -> str:
 
 def _gather(file: ContextFile, files: str, vm: VmId) -> None:
     """Copy or fetch one file of the context under its name."""
-    name = file.name or os.path.basename(file.source.rstrip("/"))
+    name = file.name or (fetch.name_of if fetch.is_address(file.source) else os.path.basename)(
+        file.source
+    )
     target = os.path.join(files, name)
-    if os.path.lexists(target):
-        raise UsageError(f"VM {vm}: two files of its context are named '{name}'")
+    if not name or os.path.lexists(target):
+        what = f"two files of its context are named '{name}'" if name else "a file has no name"
+        raise UsageError(f"VM {vm}: {what}: {file.source}")
     if fetch.is_address(file.source):
-        if not name or name.startswith("?"):
-            raise UsageError(f"VM {vm}: its context file {file.source} has no name")
         with open(target, "wb", buffering=0) as output:
             fetch.into(file.source, output.fileno())
         return

@@ -122,6 +122,7 @@ def _fetch(ctx: Context, place: DiskPlace, vm: VmId, path: str) -> None:
             lambda items: stopped.receive_disk(fd, items),
             pack=True,
         )
+        stopped.check_received(fd, place.host)
 
 
 def _remove(ctx: Context, place: DiskPlace, vm: VmId) -> None:

@@ -53,6 +53,7 @@ def _from_node(ctx: Context, request: SaveBack, fd: int) -> None:
         lambda items: stopped.receive_disk(fd, items),
         pack=mode is Mode.RAW,
     )
+    stopped.check_received(fd, request.source.host)
 
 
 def _from_store(ctx: Context, request: SaveBack, fd: int) -> None:

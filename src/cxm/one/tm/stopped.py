@@ -98,13 +98,24 @@ def _save(path: str, items: Iterator[wire.Item], mode: int) -> wire.Item | None:
 
 
 def receive_disk(fd: int, items: Iterator[wire.Item]) -> None:
-    """Write the one section of a disk into an open file."""
-    if not isinstance(next(items, None), wire.Section):
-        raise DataError("the disk's content is missing")
+    """Write the one section of a disk into an open file.
+
+    A stream without a section leaves the file empty: the node's reply, which is read next, says
+    why; :func:`check_received` catches a node that says nothing.
+    """
+    first = next(items, None)
+    if first is None:
+        return
     part = _Part(items)
     sparse.write(fd, part)
-    if part.following is not None:
-        raise DataError("the disk's content is followed by another")
+    if not isinstance(first, wire.Section) or part.following is not None:
+        raise DataError("the content of the disk is not one section")
+
+
+def check_received(fd: int, host: str) -> None:
+    """Raise DataError when a download that ended well brought no disk."""
+    if not os.fstat(fd).st_size:
+        raise DataError(f"{host} sent an empty disk")
 
 
 def receive_files(directory: str, items: Iterator[wire.Item]) -> None:
