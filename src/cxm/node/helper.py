@@ -158,6 +158,7 @@ class Verb:
     args: str = ""
     data: Data = Data.NONE
     request: bool = True
+    lock: bool = True  # False: the verb waits long, and takes the VM's lock itself when it acts
 
     def arguments(self) -> dict[str, tuple[Argument, bool]]:
         """Name in the request -> the argument, and whether it may be null."""
@@ -181,11 +182,11 @@ VERBS: Final[Mapping[str, Verb]] = {
     "dir-write": Verb("directory", "write", "vm dir name", Data.UP),
     "file-write": Verb("directory", "write_file", "vm dir file", Data.UP),
     "domain-start": Verb("domains", "start", "vm dir guest"),
-    "domain-stop": Verb("domains", "stop", "vm how timeout_s"),
-    "domain-reboot": Verb("domains", "reboot", "vm timeout_s"),
-    "domain-reset": Verb("domains", "reset", "vm timeout_s"),
-    "domain-save": Verb("domains", "save", "vm"),
-    "domain-restore": Verb("domains", "restore", "vm"),
+    "domain-stop": Verb("domains", "stop", "vm how timeout_s", lock=False),
+    "domain-reboot": Verb("domains", "reboot", "vm"),
+    "domain-reset": Verb("domains", "reset", "vm"),
+    "domain-save": Verb("memory", "save", "vm"),
+    "domain-restore": Verb("memory", "restore", "vm dir guest?"),
     "observe": Verb("observe", "observe", "detail"),
     "tend": Verb("tend", "tend", request=False),
 }
@@ -347,7 +348,7 @@ def _perform(
         if row.request:
             call.cloud = _check_request(request, machine)
             arguments = check_arguments(verb, _mapping(request.get("args")))
-            if "vm" in arguments:
+            if "vm" in arguments and row.lock:
                 stack.enter_context(machine.vm_lock(call.cloud, arguments["vm"]))
             if row.data is Data.UP:
                 call.items = stack.enter_context(_uploaded(stdin, machine.runner, pack=pack))

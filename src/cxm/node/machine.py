@@ -40,6 +40,7 @@ class Machine:
     dev_dir: str = "/dev"
     run_dir: str = "/run/cxm"
     state_dir: str = "/var/lib/cxm"
+    xendomains_dir: str = "/var/lib/xen/save"
     sys_dir: str = "/sys"
     proc_dir: str = "/proc"
     boot_id_file: str = "/proc/sys/kernel/random/boot_id"

@@ -91,16 +91,12 @@ def parse(text: str, source: str) -> Config:
 
 
 def quote(text: str) -> str:
-    """A text as xl.cfg wants it, whatever it holds."""
-    # xl undoes C's escapes in a quoted text, but ends the text at any quote of the same kind.
-    escaped = "".join(
-        char if char.isprintable() and char not in "'\"\\" else _escape(char) for char in text
-    )
+    """A text as xl.cfg wants it; raises UsageError for a control character."""
+    if any(char < " " or char == "\x7f" for char in text):
+        raise UsageError(f"{text!r} holds a control character")
+    # Of C's escapes only these work in xl 4.17: it refuses \x27 and drops \047.
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def _escape(char: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in char.encode())
 
 
 def write(key: str, value: Value) -> str:

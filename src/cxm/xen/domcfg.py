@@ -7,6 +7,7 @@ when that directory is gone. What a guest leaves behind when it ends is preserve
 can see how it ended (docs/design/0004-guest-life.md).
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Stored:
     name: DomainName
     uuid: str
     memory_mib: int
+    volumes: tuple[str, ...]  # the last parts of its disks' paths
 
 
 def _disk(disk: Disk, device: str, guest_type: GuestType) -> str:
@@ -133,4 +135,8 @@ def read(text: str, source: str) -> Stored:
     if not _UUID.fullmatch(uuid):
         raise DataError(f"{source} is not a configuration of cxm: it names no UUID")
     memory = config.get("memory")
-    return Stored(name, uuid, memory if isinstance(memory, int) else 0)
+    disks = config.get("disk")
+    volumes = tuple(
+        os.path.basename(disk.split(",")[0]) for disk in (disks if isinstance(disks, tuple) else ())
+    )
+    return Stored(name, uuid, memory if isinstance(memory, int) else 0, volumes)

@@ -2,8 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what a kernel image tells about how Xen can run it: its ELF notes.
 
-An image is an ELF file (vmlinux, grub for Xen) or a bzImage with a compressed ELF file inside. Only
-as much of it is unpacked as lies before the notes.
+An image is an ELF file (vmlinux, grub for Xen), a gzip of one, or a bzImage with a compressed ELF
+file inside. Only as much of it is unpacked as lies before the notes.
 """
 
 import bz2
@@ -26,6 +26,7 @@ _MAX_NOTES: Final = 1 << 20
 _MAX_UNPACKED: Final = 1 << 30
 
 _ELF_MAGIC: Final = b"\x7fELF"
+_GZIP_MAGIC: Final = b"\x1f\x8b"
 # Offsets in the header of a bzImage (Linux: Documentation/arch/x86/boot.rst).
 _SETUP_SECTS, _MAGIC_AT, _VERSION_AT, _PAYLOAD_AT = 0x1F1, 0x202, 0x206, 0x248
 _HEAD_SIZE: Final = 0x250
@@ -47,7 +48,7 @@ class _Unpacker(Protocol):
 
 
 _UNPACKERS: Final[Sequence[tuple[bytes, Callable[[], _Unpacker]]]] = (
-    (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
+    (_GZIP_MAGIC, lambda: zlib.decompressobj(wbits=31)),
     (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ)),
     (b"\x5d\0\0", lambda: lzma.LZMADecompressor(format=lzma.FORMAT_ALONE)),
     (b"BZh", bz2.BZ2Decompressor),
@@ -160,6 +161,9 @@ def _elf(file: BinaryIO, runner: Runner) -> Generator[bytes, None, None]:
     if head.startswith(_ELF_MAGIC):
         file.seek(0)
         yield from _blocks(file, _MAX_UNPACKED)
+        return
+    if head.startswith(_GZIP_MAGIC):
+        yield from _unpacked(file, 0, _MAX_UNPACKED, runner)
         return
     version = struct.unpack_from("<H", head, _VERSION_AT)[0] if len(head) == _HEAD_SIZE else 0
     if head[_MAGIC_AT : _MAGIC_AT + 4] != b"HdrS" or version < _PAYLOAD_SINCE:

@@ -7,6 +7,7 @@ a name may change while a domain moves. Which domain belongs to which VM says it
 (:func:`cxm.names.vm_of_uuid`).
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,15 @@ from typing import Final
 from cxm.errors import CommandError, DataError
 from cxm.run import Runner
 
+# A domain's keeper must outlive the service or the session that started it (systemd ends all that
+# is left of those): it gets a scope of its own.
+_SCOPE: Final = ("systemd-run", "--scope", "--collect", "--quiet", "--")
 # xl serialises the building of domains by a lock of its own: a create may wait for several others.
 _CREATE_TIMEOUT_S: Final = 600.0
 _DESTROY_TIMEOUT_S: Final = 120.0
 _ASK_TIMEOUT_S: Final = 30.0
+# libxl waits for 60 s for a guest to acknowledge a request, and then says so itself.
+_REQUEST_TIMEOUT_S: Final = 90.0
 # Memory goes to a disk at 50 MiB/s at the very least, and a guest has at least this long.
 _MEMORY_TIMEOUT_S: Final = 600.0
 _SECONDS_PER_MIB: Final = 1 / 50
@@ -30,6 +36,20 @@ _ROW: Final = re.compile(
     r"(?P<state>[r-][b-][p-][s-].[d-])\s+(?P<time>\d+\.\d+)\s+"
     r"(?P<uuid>[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\s+(?P<reason>-|[0-9a-fA-F]+)"
     r"(?:\s.*)?"
+)
+# The first error is the cause, the others are its consequences.
+_CAUSE: Final = re.compile(
+    r"^(?:libxl|xc): error: (?:panic: )?(?:\S+\.c:\d+:\s?)?(?:\w+: )?(?:Domain \d+:)?(?P<text>.*)$",
+    re.MULTILINE,
+)
+_QEMU: Final = "HVM guests and VNC need qemu: install the package qemu-system-xen on the node"
+_HINTS: Final = (
+    ("Out of memory", "the node has too little free memory; 'xl info' shows free_memory"),
+    ("failed to free memory", "the node has too little free memory; 'xl info' shows free_memory"),
+    ("device model", _QEMU),
+    ("failed to read BIOS file", _QEMU),
+    ("no loader found", "it is not a kernel that Xen can start"),
+    ("Could not find bridge device", "set BRIDGE of the virtual network to a bridge of the node"),
 )
 # Names that xl gives to the two halves of a domain that is on its way to another node.
 _MOVING: Final = ("--incoming", "--migratedaway")
@@ -170,36 +190,35 @@ def create(runner: Runner, config: str) -> None:
     A process ``xl create CONFIG`` stays behind as the domain's keeper: it restarts the domain when
     its guest reboots (see :func:`keepers`).
     """
-    runner.run(["xl", "create", config], timeout_s=_CREATE_TIMEOUT_S)
-
-
-def check(runner: Runner, config: str) -> None:
-    """Have xl read a configuration without doing anything; raises CommandError if it refuses."""
-    runner.run(["xl", "create", "-n", "-q", config], timeout_s=_ASK_TIMEOUT_S)
+    _run(runner, [*_SCOPE, "xl", "create", "-q", config], _CREATE_TIMEOUT_S)
 
 
 def destroy(runner: Runner, domid: int) -> None:
     """End a domain at once; a domain that is gone already is success."""
     try:
-        runner.run(["xl", "destroy", str(domid)], timeout_s=_DESTROY_TIMEOUT_S)
+        _run(runner, ["xl", "destroy", str(domid)], _DESTROY_TIMEOUT_S)
     except CommandError:
         if any(domain.domid == domid and not domain.dying for domain in domains(runner)):
             raise
 
 
-def ask_shutdown(runner: Runner, domid: int) -> None:
-    """Ask the guest to switch itself off; an HVM guest without PV drivers gets an ACPI event."""
-    runner.run(["xl", "shutdown", "-F", str(domid)], timeout_s=_ASK_TIMEOUT_S)
+def ask_shutdown(runner: Runner, domid: int, *, timeout_s: float) -> None:
+    """Ask the guest to switch itself off; an HVM guest without PV drivers gets an ACPI event.
+
+    Raises CommandError when the guest does not acknowledge that, for example while it boots.
+    """
+    argv = ["xl", "shutdown", "-F", str(domid)]
+    _run(runner, argv, min(timeout_s, _REQUEST_TIMEOUT_S))
 
 
 def ask_reboot(runner: Runner, domid: int) -> None:
-    """Ask the guest to reboot; an HVM guest without PV drivers gets an ACPI event."""
-    runner.run(["xl", "reboot", "-F", str(domid)], timeout_s=_ASK_TIMEOUT_S)
+    """Ask the guest to reboot, as :func:`ask_shutdown` does."""
+    _run(runner, ["xl", "reboot", "-F", str(domid)], _REQUEST_TIMEOUT_S)
 
 
 def unpause(runner: Runner, domid: int) -> None:
     """Let a paused domain run."""
-    runner.run(["xl", "unpause", str(domid)], timeout_s=_ASK_TIMEOUT_S)
+    _run(runner, ["xl", "unpause", str(domid)], _ASK_TIMEOUT_S)
 
 
 def memory_timeout_s(memory_mib: int) -> float:
@@ -209,30 +228,55 @@ def memory_timeout_s(memory_mib: int) -> float:
 
 def save(runner: Runner, domid: int, path: str, *, memory_mib: int) -> None:
     """Write a domain's memory to ``path`` and end the domain; on failure it runs on."""
-    runner.run(["xl", "save", str(domid), path], timeout_s=memory_timeout_s(memory_mib))
+    _run(runner, ["xl", "save", str(domid), path], memory_timeout_s(memory_mib))
 
 
 def restore(runner: Runner, config: str, path: str, *, memory_mib: int) -> None:
-    """Start a domain from saved memory.
+    """Make a domain from saved memory, and leave it paused.
 
     The configuration is always given: the one inside the saved memory has been where others than
     root could write it, and it could name any program or device.
     """
-    runner.run(["xl", "restore", config, path], timeout_s=memory_timeout_s(memory_mib))
+    argv = [*_SCOPE, "xl", "restore", "-p", config, path]
+    _run(runner, argv, memory_timeout_s(memory_mib))
 
 
-def keepers(runner: Runner, config: str) -> list[int]:
-    """The processes that started a domain from ``config`` and keep it, by process id.
+def _run(runner: Runner, argv: Sequence[str], timeout_s: float) -> None:
+    """Run a command of xl; its failure names the cause among the many lines that xl prints."""
+    try:
+        runner.run(argv, timeout_s=timeout_s)
+    except CommandError as error:
+        cause = _CAUSE.search(error.stderr)
+        if cause is None:
+            raise
+        verb = argv[argv.index("xl") + 1]
+        raise CommandError(
+            f"xl {verb} failed: {cause['text'].strip()}",
+            hint=next((hint for text, hint in _HINTS if text in error.stderr), None),
+            argv=error.argv,
+            exit_code=error.exit_code,
+            stderr=error.stderr,
+        ) from error
+
+
+def keepers(runner: Runner, configs: Sequence[str]) -> list[int]:
+    """The processes that started a domain from one of ``configs`` and keep it, by process id.
 
     While one lives, a missing domain is only between two lives (its guest reboots) or is being
     made; without one it has vanished.
     """
     listed = runner.run(["ps", "-e", "-ww", "-o", "pid=,args="], timeout_s=_ASK_TIMEOUT_S).stdout
-    return [int(words[0]) for words in map(str.split, listed.splitlines()) if _keeps(words, config)]
+    rows = map(str.split, listed.splitlines())
+    return [int(words[0]) for words in rows if _keeps(words, configs)]
 
 
-def _keeps(words: Sequence[str], config: str) -> bool:
-    # <pid> [/usr/sbin/]xl create CONFIG, or: xl restore CONFIG CHECKPOINT
-    if len(words) < 4 or not re.fullmatch(r"(?:.*/)?xl", words[1]):  # noqa: PLR2004 - see above
+def end_keeper(runner: Runner, pid: int) -> None:
+    """End a keeper that hangs; one that is gone already is success."""
+    runner.run(["kill", "-KILL", str(pid)], ok=(0, 1))
+
+
+def _keeps(words: Sequence[str], configs: Sequence[str]) -> bool:
+    # <pid> [/usr/lib/xen-4.17/bin/]xl create [-q] CONFIG, or: xl restore [-p] CONFIG CHECKPOINT
+    if len(words) < 4 or os.path.basename(words[1]) != "xl":  # noqa: PLR2004 - see above
         return False
-    return words[2] in ("create", "restore") and config in words[3:]
+    return words[2] in ("create", "restore") and any(word in configs for word in words[3:])

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns which kernels and ramdisks a guest may boot, and where the node keeps its copies of them.
+
+root hands these files to the guest, so a path must not be a way to read a file of the host. Files
+in KERNEL_DIRS may be named. A file in the VM's own directory (from a FILE datastore) is read with
+the rights of oneadmin and copied to ``/var/lib/cxm/kernels/<sha256>``: it outlives the directory,
+and VMs with the same kernel share it.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from typing import Final
+
+from cxm.config import GuestType
+from cxm.errors import DataError, RefusedError
+from cxm.node import configs
+from cxm.node.machine import Machine
+from cxm.run import CHUNK
+from cxm.xen import choice, kernel
+from cxm.xen.choice import Choice, Images
+from cxm.xen.guest import GuestSpec
+from cxm.xen.kernel import Kernel
+
+_MAX_SIZE: Final = 1 << 30
+# A copy that no configuration mentions may belong to a start that is under way.
+_UNUSED_S: Final = 3600.0
+_FACTS: Final = "facts.json"
+_MAX_FACTS: Final = 500
+
+
+def _store(machine: Machine) -> str:
+    return os.path.join(machine.state_dir, "kernels")
+
+
+def stage(machine: Machine, path: str, directory: str) -> str:
+    """The path by which root may use a kernel or ramdisk; raises RefusedError for a forbidden one.
+
+    ``directory`` is the VM's own.
+    """
+    path = os.path.normpath(path)
+    if os.path.dirname(path) == directory:
+        return _copy(machine, path)
+    real = os.path.realpath(path)
+    for allowed in machine.config.kernel_dirs:
+        if real.startswith(os.path.realpath(allowed) + "/"):
+            if not os.path.isfile(real):
+                raise RefusedError(f"the kernel or ramdisk {path} does not exist on this node")
+            return real
+    raise RefusedError(
+        f"the kernel or ramdisk {path} is not in {' or '.join(machine.config.kernel_dirs)}",
+        hint="put it there, name its directory in KERNEL_DIRS of the node's /etc/cxm/cxmrc, "
+        "or take it from a FILE datastore (KERNEL_DS, INITRD_DS)",
+    )
+
+
+def _copy(machine: Machine, path: str) -> str:
+    with machine.as_caller():
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise RefusedError(
+                f"the kernel or ramdisk {path} cannot be read: {error.strerror}"
+            ) from error
+    with open(fd, "rb") as source:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_SIZE:
+            raise RefusedError(f"the kernel or ramdisk {path} is not a file, or too large")
+        store = _store(machine)
+        os.makedirs(store, mode=0o755, exist_ok=True)
+        fresh = os.path.join(store, f"new.{os.getpid()}")
+        digest = hashlib.sha256()
+        try:
+            with open(fresh, "wb") as target:
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+                    target.write(chunk)
+                target.flush()
+                os.fsync(target.fileno())
+            final = os.path.join(store, digest.hexdigest())
+            os.replace(fresh, final)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(fresh)
+    return final
+
+
+def drop_unused(machine: Machine) -> None:
+    """Remove the copies that no stored configuration mentions any more."""
+    store = _store(machine)
+    if not os.path.isdir(store):
+        return
+    used = configs.mentioned(machine, store)
+    for name in os.listdir(store):
+        path = os.path.join(store, name)
+        with suppress(FileNotFoundError):
+            old = time.time() - os.stat(path).st_mtime > _UNUSED_S
+            if name not in used and name != _FACTS and old:
+                os.unlink(path)
+
+
+# --- how a guest runs ---------------------------------------------------------------------------
+
+
+def _known_facts(path: str) -> dict[str, list[bool]]:
+    with suppress(OSError, ValueError):
+        with open(path, encoding="utf-8") as file:
+            known = json.load(file)
+        if isinstance(known, dict):
+            return known
+    return {}
+
+
+def facts(machine: Machine, path: str) -> Kernel | None:
+    """How Xen can start a kernel, None when that cannot be told.
+
+    Unpacking a kernel takes a second: what was found is remembered by path, size and time.
+    """
+    status = os.stat(path)
+    key = f"{path} {status.st_size} {status.st_mtime_ns}"
+    store = os.path.join(_store(machine), _FACTS)
+    known = _known_facts(store)
+    if key in known:
+        pvh, pv = known[key]
+        return Kernel(pvh=pvh, pv=pv)
+    try:
+        with open(path, "rb") as file:
+            found = kernel.inspect(file, machine.runner)
+    except DataError:
+        return None
+    kept = dict(list(known.items())[-_MAX_FACTS:]) | {key: [found.pvh, found.pv]}
+    os.makedirs(_store(machine), mode=0o755, exist_ok=True)
+    fresh = f"{store}.{os.getpid()}"
+    with open(fresh, "w", encoding="utf-8") as file_:
+        json.dump(kept, file_)
+    os.replace(fresh, store)
+    return found
+
+
+def _image(machine: Machine, name: str) -> str | None:
+    paths = (os.path.join(directory, name) for directory in machine.config.kernel_dirs)
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def choose(machine: Machine, spec: GuestSpec, path: str) -> Choice:
+    """How the guest will run; ``path`` is its staged kernel, empty when it brings none."""
+    images = Images(_image(machine, choice.GRUB_PVH), _image(machine, choice.GRUB_PV))
+    needed = path and spec.guest_type is not GuestType.HVM
+    return choice.choose(
+        spec.guest_type,
+        path=path,
+        kernel=facts(machine, path) if needed else None,
+        bootloader=spec.bootloader,
+        images=images,
+    )

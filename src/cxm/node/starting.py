@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the steps of which a VM's start on this node is made, and how each is undone.
+
+Whoever calls these holds the VM's lock.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from cxm import lvm, names
+from cxm.errors import CommandError, NotFoundError, RefusedError
+from cxm.lvm import Group
+from cxm.names import CHECKPOINT, LvName, State
+from cxm.node import volumes as store
+from cxm.node.life import Vm, end, note_running, running, undoing, waits
+from cxm.node.volumes import Owned
+from cxm.xen import xl
+from cxm.xen.xl import Domain
+
+_log = logging.getLogger(__name__)
+
+# Backends let go of their disks some moments after their domain has gone.
+_RELEASE_S: Final = 15.0
+
+
+def usable(vm: Vm, wanted: Collection[LvName]) -> tuple[Group, list[Owned]]:
+    """The VM's volumes of these names, and their group; raises CxmError unless all can be used."""
+    group = vm.group()
+    owned: list[Owned] = []
+    for _turn in waits(vm.machine, _RELEASE_S):
+        group = vm.group()
+        owned = [each for each in store.of_vm(vm.machine, group, vm.owner) if each.name in wanted]
+        if not any(each.volume.in_use for each in owned):
+            break
+    for name in sorted(set(wanted) - {each.name for each in owned}):
+        raise NotFoundError(f"VM {vm.vm} has no volume {name} in the volume group {group.name}")
+    for each in owned:
+        if each.tags.state is not State.READY:
+            raise RefusedError(
+                f"the volume {each.name} of VM {vm.vm} is not ready: it is '{each.tags.state}'"
+            )
+        if each.volume.in_use:
+            raise RefusedError(
+                f"the volume {each.name} is in use, though VM {vm.vm} has no domain here",
+                hint="a mount or a program on this node holds it",
+            )
+    return group, owned
+
+
+def drop_checkpoint(vm: Vm, group: Group) -> None:
+    """Throw all saved memory away: after a cold start it would corrupt the guest's disks."""
+    found = store.find(vm.machine, group, vm.owner, CHECKPOINT)
+    if found is not None:
+        store.discard(vm.machine, group, found)
+    for path in vm.saved_by_xendomains():
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+            _log.info("removed %s, which xendomains could not restore", path)
+
+
+@contextmanager
+def activated(vm: Vm, group: Group, owned: list[Owned]) -> Iterator[None]:
+    """Activate disks; when the block fails, those that were not active are so no more."""
+    done: list[Owned] = []
+    try:
+        for each in owned:
+            if not each.volume.active:
+                done.append(each)
+                lvm.activate(vm.machine.runner, group, each.name)
+        yield
+    except BaseException:
+        with undoing("the disks"):
+            for each in reversed(done):
+                lvm.deactivate(vm.machine.runner, group, each.name)
+        raise
+
+
+def release(vm: Vm) -> None:
+    """Deactivate all volumes of a VM that has no domain; one that stays in use is only told."""
+    machine = vm.machine
+    held: list[str] = []
+    for _turn in waits(machine, _RELEASE_S):
+        group = vm.group()
+        owned = [each for each in store.of_vm(machine, group, vm.owner) if each.volume.active]
+        for each in owned:
+            if not each.volume.in_use:
+                lvm.deactivate(machine.runner, group, each.name)
+        held = [each.name for each in owned if each.volume.in_use]
+        if not held:
+            return
+    _log.warning("VM %d is off, but something on this node still uses %s", vm.vm, ", ".join(held))
+
+
+def launch(vm: Vm, make: Callable[[], None]) -> Domain:
+    """Run ``make``, which makes the VM's domain, and return the domain; nothing stays of a failure.
+
+    When xl refuses since somebody else (xendomains, at boot) has just made it, that one is taken.
+    """
+    try:
+        make()
+        return _made(vm)
+    except BaseException as error:
+        if isinstance(error, CommandError):
+            found = running(vm.present())
+            if found is not None:
+                _log.info("VM %d was started by somebody else meanwhile", vm.vm)
+                return found
+        with undoing("the half-made domain"):
+            end(vm)
+        raise
+
+
+def _made(vm: Vm) -> Domain:
+    for domain in vm.present():
+        return domain
+    raise NotFoundError(
+        f"the domain of VM {vm.vm} is gone right after its start",
+        hint="the logs of xl are in /var/log/xen",
+    )
+
+
+def start_stored(vm: Vm, reason: str, *, falls: tuple[float, ...] = ()) -> str:
+    """Start a VM that has no domain from its stored configuration; returns its name."""
+    found = vm.stored()
+    if not found:
+        raise NotFoundError(
+            f"VM {vm.vm} has no stored configuration on this node",
+            hint="deploy it again from OpenNebula",
+        )
+    entry = found[0]
+    group, owned = usable(vm, [names.LvName(name) for name in entry.stored.volumes])
+    drop_checkpoint(vm, group)
+    with activated(vm, group, owned):
+        launch(vm, lambda: xl.create(vm.machine.runner, entry.path))
+        note_running(vm, entry.stored.name, reason, falls=falls)
+    return entry.stored.name
