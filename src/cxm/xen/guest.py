@@ -17,7 +17,7 @@ from cxm import names
 from cxm.config import GuestType
 from cxm.errors import UsageError
 from cxm.names import DomainName
-from cxm.xen import options
+from cxm.xen.options import Value, check
 
 _MAX_MEMORY_MIB: Final = 16 << 20
 _MAX_VCPUS: Final = 512
@@ -135,7 +135,7 @@ class GuestSpec:
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     vnc: Vnc | None = None
-    options: Mapping[str, options.Value] = field(default_factory=dict)
+    options: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name:
@@ -161,7 +161,7 @@ class GuestSpec:
             if twice:
                 raise UsageError(f"the {what} {twice[0]} is there twice")
         for key, value in self.options.items():
-            options.check(key, value)
+            check(key, value)
 
     def named(self, name: DomainName) -> "GuestSpec":
         """The same guest under a name."""
@@ -240,10 +240,10 @@ def _enum(cls: type[StrEnum], value: str) -> Any:
         raise UsageError(f"'{value}' is none of {', '.join(map(repr, map(str, cls)))}") from None
 
 
-def _option(value: Any) -> options.Value:
+def _option(value: Any) -> Value:
     if isinstance(value, list):
         return tuple(_typed("guest: an option", part, str) for part in value)
-    plain: options.Value = _typed("guest: an option", value, str, int)
+    plain: Value = _typed("guest: an option", value, str, int)
     return plain
 
 
