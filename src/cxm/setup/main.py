@@ -79,14 +79,15 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="change nothing, show what would be")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cxm-setup", description="Sets up cxm for OpenNebula.")
-    parser.add_argument("--version", action="version", version=f"cxm {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show every command that is run")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="node|frontend")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="cxm-setup", description="Sets up cxm for OpenNebula.")
+    made.add_argument("--version", action="version", version=f"cxm {__version__}")
+    made.add_argument("--debug", action="store_true", help="show every command that is run")
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="node|frontend")
     _node_parser(verbs)
     _frontend_parser(verbs)
-    return parser
+    return made
 
 
 def _say(text: str) -> None:
@@ -96,7 +97,7 @@ def _say(text: str) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code. Every failure is one sentence on the error output."""
-    arguments = vars(_parser().parse_args(argv))
+    arguments = vars(parser().parse_args(argv))
     verb, debug = arguments.pop("verb"), arguments.pop("debug")
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(message)s")
