@@ -9,7 +9,9 @@ and the file of the node's faults.
 
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pyghmi.ipmi import bmc
@@ -21,6 +23,7 @@ from lab.qmp import Qmp
 from lab.spec import BMC_PASSWORD, BMC_USER
 
 _PORT = 623
+_LATE_ANSWER_S = 0.5  # a slow BMC's answers; ipmitool asks again after one second
 _NODE_BUSY = 0xC0  # IPMI's completion code
 
 
@@ -40,27 +43,54 @@ class NodeBmc(bmc.Bmc):  # type: ignore[misc]  # pyghmi has no types
             return "off" if power_of(qmp.status()) is Power.OFF else "on"
 
     def power_off(self) -> None:
-        _say("power off")
-        switch_off(self._control, self._marker)
+        self._act("power off", self._switch_off)
 
     def power_on(self) -> None:
-        _say("power on")
-        switch_on(self._control, self._marker)
+        self._act("power on", self._switch_on)
 
     def power_reset(self) -> None:
-        _say("reset")
+        self._act("reset", self._reset)
+
+    def power_cycle(self) -> None:
+        self._act("power cycle", self._switch_off, self._switch_on)
+
+    def power_shutdown(self) -> None:
+        self._act("soft shutdown", self._press)
+
+    def _switch_off(self) -> None:
+        switch_off(self._control, self._marker)
+
+    def _switch_on(self) -> None:
+        switch_on(self._control, self._marker)
+
+    def _reset(self) -> None:
+        if os.path.exists(self._marker):
+            return
         with Qmp(self._control) as qmp:
             qmp.execute("system_reset")
             qmp.execute("cont")
 
-    def power_cycle(self) -> None:
-        switch_off(self._control, self._marker)
-        switch_on(self._control, self._marker)
-
-    def power_shutdown(self) -> None:
-        _say("soft shutdown")
+    def _press(self) -> None:
         with Qmp(self._control) as qmp:
             qmp.execute("system_powerdown")
+
+    def _act(self, text: str, *steps: Callable[[], None]) -> None:
+        """Do it now, or later when the BMC is slow: it has said yes by then."""
+
+        def work() -> None:
+            _say(text)
+            for step in steps:
+                step()
+
+        delay_s = self._delay_s()
+        if delay_s:
+            _say(f"{text}, in {delay_s:g} s")
+            threading.Timer(delay_s, work).start()
+        else:
+            work()
+
+    def _delay_s(self) -> float:
+        return faults.read_file(self._faults_file).bmc_slow_s
 
     def sessionless_data(self, data: bytes, sockaddr: Any) -> None:
         """A new conversation; without power there is nobody to have it."""
@@ -71,9 +101,8 @@ class NodeBmc(bmc.Bmc):  # type: ignore[misc]  # pyghmi has no types
         """A command inside of a conversation."""
         if not self._has_power():
             return
-        delay_s = faults.read_file(self._faults_file).bmc_slow_s
-        if delay_s:
-            time.sleep(delay_s)
+        if delay_s := self._delay_s():
+            time.sleep(min(delay_s, _LATE_ANSWER_S))
         try:
             super().handle_raw_request(request, session)
         except CommandError as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from cxm.errors import CxmError
 from cxm.run import System
-from lab import aptconf
+from lab import aptconf, room
 from lab.places import Places
 from lab.progress import Progress
 
@@ -29,7 +29,7 @@ NODE_FILES = os.path.join(os.path.dirname(__file__), "node")
 ROOT_GIB = 4
 _RECIPE = "1"  # raise it when the steps below change what they make
 _TMPFS = "/dev/shm"  # noqa: S108 - a directory of our own is made in it
-_TMPFS_NEEDED = 3 << 30
+_TMPFS_NEEDED_MIB = 3000
 _BUILD_S = 1200.0
 
 # What users' nodes have, what cxm depends on, the cluster stack (installed, not enabled).
@@ -41,7 +41,7 @@ PACKAGES = tuple(
     xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils grub-xen-host bridge-utils ruby
     corosync pacemaker pacemaker-cli-utils crmsh resource-agents fence-agents python3-pexpect
     ipmitool sbd dlm-controld lvm2-lockd sanlock gfs2-utils
-    """.split()
+    """.split()  # noqa: SIM905 - names read better as text
 )
 
 # fence-agents depends on the SDKs of public clouds (150 MB); fence_ipmilan needs none of them.
@@ -58,7 +58,7 @@ DISABLED = tuple(
     corosync pacemaker sbd dlm lvmlockd lvmlocks sanlock wdmd logd ipmievd
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap
     fstrim.timer systemd-timesyncd rsync
-    """.split()
+    """.split()  # noqa: SIM905 - names read better as text
 )
 ENABLED = ("systemd-networkd", "lab-personality")
 
@@ -138,27 +138,14 @@ def node_image(places: Places, progress: Progress) -> NodeImage:
 @contextmanager
 def _workplace(near: str) -> Iterator[str]:
     """A temporary directory, in memory when there is room: fsync costs nothing there."""
-    where = near
-    try:
-        found = os.statvfs(_TMPFS)
-        if found.f_bavail * found.f_frsize > _TMPFS_NEEDED and _available() > 2 * _TMPFS_NEEDED:
-            where = _TMPFS
-    except OSError:
-        pass
+    roomy = room.is_memory(_TMPFS) and room.disk_mib(_TMPFS) > _TMPFS_NEEDED_MIB
+    where = _TMPFS if roomy and room.memory_mib() > 2 * _TMPFS_NEEDED_MIB else near
     path = tempfile.mkdtemp(prefix="cxm-lab-", dir=where)
     os.chmod(path, 0o755)  # noqa: S103 - apt's own user must enter
     try:
         yield path
     finally:
         System().run(["rm", "-rf", "--one-file-system", path], timeout_s=300)
-
-
-def _available() -> int:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 def _build(image: NodeImage, log: str) -> None:

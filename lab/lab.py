@@ -1,238 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns one whole lab: up, down, snapshot, restore, faults; tests and the command use this class."""
+"""Owns the life of labs: bring one up, find a running one, take one down."""
 
 import fcntl
-import hashlib
 import json
 import os
-import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from cxm.errors import CxmError, NotFoundError, RefusedError
-from cxm.run import Result, System
-from lab import (
-    accel,
-    faults,
-    frontend,
-    image,
-    keys,
-    namespaces,
-    net,
-    personality,
-    process,
-    qemu,
-    snapshot,
-)
-from lab.machine import Machine, Power, Surroundings
+from cxm.run import System
+from lab import accel, frontend, image, namespaces, net, personality, preflight, qemu
 from lab.namespaces import Namespace
 from lab.places import Places, places
 from lab.progress import Progress
-from lab.spec import DATA_SERIAL, LabSpec
+from lab.running import STATE, Lab, end_everything
+from lab.spec import LabSpec
 
-_STATE = "lab.json"
-_BOOTED = "booted"
-
-
-class Lab:
-    """A running lab. Make one with :func:`up`, find a running one with :func:`attach`."""
-
-    def __init__(self, where: Places, state: dict[str, Any], progress: Progress) -> None:
-        self.places = where
-        self.progress = progress
-        self.lab_id = str(state["id"])
-        self.spec = LabSpec.from_json(state["spec"])
-        self.core = Namespace(int(state["core"]))
-        self.frontend = Namespace(int(state["frontend"]))
-        self._image = image.NodeImage(**state["image"])
-        self._accelerator = str(state["accelerator"])
-        self._bmcs: dict[str, int] = dict(state["bmcs"])
-        around = Surroundings(
-            where, self._image, self.core, self.frontend, self._accelerator, self.lab_id
-        )
-        self.machines = {
-            host.name: Machine(host, around, int(state["machines"].get(host.name, 0)))
-            for host in self.spec.hosts
-        }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.down()
-
-    # State.
-
-    def _save(self) -> None:
-        data = {
-            "id": self.lab_id,
-            "spec": self.spec.to_json(),
-            "core": self.core.pid,
-            "frontend": self.frontend.pid,
-            "image": asdict(self._image),
-            "accelerator": self._accelerator,
-            "machines": {name: machine.pid for name, machine in self.machines.items()},
-            "bmcs": self._bmcs,
-        }
-        path = self.places.of(_STATE)
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-        os.rename(path + ".new", path)
-
-    def terms(self) -> snapshot.Terms:
-        """What a snapshot must agree with to be restored here."""
-        return snapshot.Terms(
-            image=self._image.key,
-            spec=self.spec.fingerprint(),
-            keys=keys.fingerprint(self.places, self.spec),
-            qemu=qemu.version(),
-            accelerator=self._accelerator,
-        )
-
-    @property
-    def accelerator(self) -> str:
-        return self._accelerator
-
-    def machine(self, name: str) -> Machine:
-        """The machine called ``name``."""
-        return self.machines[self.spec.host(name).name]
-
-    def bmc_alive(self, name: str) -> bool:
-        return process.alive(self._bmcs.get(name, 0)) if name in self._bmcs else False
-
-    # Life.
-
-    def boot(self) -> None:
-        """Boot all machines from their fresh disks and wait until they are ready."""
-        machines = list(self.machines.values())
-        names = " ".join(self.machines)
-        for machine in machines:
-            with self.progress.step(f"{machine.name}: starting QEMU", machine.files.log):
-                machine.start()
-        self._save()
-        for machine in machines:
-            machine.go()
-        with self.progress.step(f"{names}: booting Debian on Xen", machines[0].files.console_log):
-            snapshot.in_parallel([machine.wait_for_ssh for machine in machines])
-        for machine in machines:
-            with self.progress.step(f"{machine.name}: waiting for its services", machine.files.log):
-                failed = machine.wait_for_services()
-                if failed:
-                    self.progress.say(f"{machine.name}: these units failed: {' '.join(failed)}")
-            self._make_volume_group(machine)
-
-    def _make_volume_group(self, machine: Machine) -> None:
-        if machine.host.data_gib:
-            disk = f"/dev/disk/by-id/virtio-{DATA_SERIAL}"
-            with self.progress.step(f"{machine.name}: making the volume group {self.spec.vg_name}"):
-                machine.run(["vgcreate", "--yes", self.spec.vg_name, disk])
-
-    def start_bmcs(self) -> None:
-        """Start the BMC of every host; it lives as long as the lab, whatever its host does."""
-        for machine in self.machines.values():
-            log = self.places.log(f"{machine.name}-bmc")
-            with self.progress.step(f"{machine.name}: starting its BMC", log):
-                faults.write(self.places, machine.name, faults.Faults())
-                self._bmcs[machine.name] = process.start(
-                    [*self.core.prefix(), sys.executable, "-m", "lab.bmc",
-                     machine.host.bmc_address, machine.files.bmc_control, machine.files.off,
-                     faults.path(self.places, machine.name)],
-                    log=log,
-                    lab_id=self.lab_id,
-                )  # fmt: skip
-        self._save()
-
-    def down(self) -> None:
-        """End every process of the lab and remove its state."""
-        _end_everything(self.places, {"id": self.lab_id, "core": self.core.pid,
-                                      "frontend": self.frontend.pid})  # fmt: skip
-        self.places.remove_state()
-
-    # Snapshots.
-
-    def snapshot(self, name: str) -> snapshot.Snapshot:
-        """Save the whole running lab under ``name``."""
-        with self.progress.step(f"saving the snapshot {name}"):
-            self._forget_connections()
-            machines = list(self.machines.values())
-            return snapshot.save(self.places, name, machines, self.spec, self.terms())
-
-    def restore(self, name: str) -> None:
-        """Put the whole lab back into the state it had; faults made since are healed."""
-        found = snapshot.load(self.places, name)
-        found.check(self.terms())
-        with self.progress.step(f"restoring the snapshot {name}"):
-            self._forget_connections()
-            for host in self.machines:
-                if self._bmcs:
-                    faults.heal(self, host)
-            try:
-                running = snapshot.restore(found, list(self.machines.values()))
-            finally:
-                self._save()
-            snapshot.in_parallel([machine.wait_for_ssh for machine in running])
-            snapshot.in_parallel([machine.set_clock for machine in running])
-
-    def _forget_connections(self) -> None:
-        snapshot.in_parallel([machine.forget_connection for machine in self.machines.values()])
-
-    def snapshot_name(self, label: str) -> str:
-        """The name under which programs keep the snapshot ``label`` of a lab like this one."""
-        text = json.dumps(asdict(self.terms()), sort_keys=True)
-        return f"{label}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-    def prepared(self, label: str, prepare: Callable[["Lab"], None]) -> str:
-        """Bring the lab into the state ``label``: by its snapshot, or by ``prepare`` once.
-
-        ``label`` must change with everything that ``prepare`` depends on (for instance hold the
-        hash of the package it installs). ``prepare`` finds freshly booted machines. Returns the
-        snapshot's name, for later calls of :meth:`restore`.
-        """
-        name = self.snapshot_name(label)
-        if snapshot.exists(self.places, name):
-            self.restore(name)
-            return name
-        if label != _BOOTED:
-            self.prepared(_BOOTED, lambda lab: lab.boot())
-        prepare(self)
-        self.snapshot(name)
-        snapshot.prune(self.places, label)
-        return name
-
-    def booted(self) -> str:
-        """Freshly booted machines, by the snapshot of their first boot if there is one."""
-        return self.prepared(_BOOTED, lambda lab: lab.boot())
-
-    # The frontend's place.
-
-    def exec_argv(self, argv: Sequence[str]) -> list[str]:
-        """The command that runs ``argv`` in the frontend's place, in the current directory."""
-        return [*self.frontend.prefix(keep_directory=True), *argv]
-
-    def exec(
-        self, argv: Sequence[str], *, timeout_s: float = 60.0, ok: Sequence[int] = (0,)
-    ) -> Result:
-        """Run a command in the frontend's place."""
-        return System().run(self.exec_argv(argv), timeout_s=timeout_s, ok=ok)
-
-    def powers(self) -> dict[str, Power]:
-        return {name: machine.power() for name, machine in self.machines.items()}
+__all__ = ["Lab", "attach", "down", "keeper", "prepare", "running", "up"]
 
 
-def _end_everything(where: Places, state: dict[str, Any]) -> None:
-    """End all processes of a lab; its namespaces, networks and mounts end with them."""
-    lab_id = str(state["id"])
+def _end(state: dict[str, Any]) -> None:
     kept = [Namespace(int(state[name])) for name in ("core", "frontend") if name in state]
-    networks = [space.network_id() for space in kept if space.alive(lab_id)]
-    del where
-    keepers = {space.pid for space in kept}
-    found = process.find(lab_id, networks)
-    process.end(pid for pid in found if pid not in keepers)
-    process.end(process.find(lab_id, networks))
+    end_everything(str(state["id"]), kept)
 
 
 @contextmanager
@@ -250,7 +43,7 @@ def _lock(where: Places) -> Iterator[IO[str]]:
 
 def _read(where: Places) -> dict[str, Any] | None:
     try:
-        with open(os.path.join(where.state, _STATE), encoding="utf-8") as file:
+        with open(os.path.join(where.state, STATE), encoding="utf-8") as file:
             state: dict[str, Any] = json.load(file)
             return state
     except (OSError, ValueError):
@@ -278,7 +71,7 @@ def down(name: str | None = None) -> bool:
     with _lock(where):
         state = _read(where)
         if state is not None:
-            _end_everything(where, state)
+            _end(state)
         where.remove_state()
     with suppress(OSError):
         os.rmdir(os.path.dirname(where.state))
@@ -310,12 +103,13 @@ def prepare(spec: LabSpec, *, name: str | None = None, progress: Progress | None
             f"the lab '{where.name}' is up already",
             hint="cxm-lab down, or choose another with --name",
         )
+    preflight.check(where, spec)
     built = image.node_image(where, telling)
     accelerator = accel.choose(where, qemu.xen_arguments(built, spec.hosts[0]))
     with _lock(where):
         left = _read(where)
         if left is not None:
-            _end_everything(where, left)
+            _end(left)
         where.remove_state()
         where.make_state()
         _empty_logs(where)
@@ -346,19 +140,19 @@ def _assemble(
                 "bmcs": {},
             }
             lab = Lab(where, state, progress)
-            lab._save()  # noqa: SLF001 - this function is the other half of the constructor
+            lab.save()
             net.build(lab.core, lab.frontend, spec)
             frontend.furnish(where, lab.frontend, spec)
-            make_disks(lab, built)
+            _make_disks(lab, built)
         lab.start_bmcs()
     except BaseException:
-        _end_everything(where, state)
+        _end(state)
         where.remove_state()
         raise
     return lab
 
 
-def make_disks(lab: Lab, built: image.NodeImage) -> None:
+def _make_disks(lab: Lab, built: image.NodeImage) -> None:
     """Fresh disks for every machine: an overlay on the image, empty sparse files."""
     for host in lab.spec.hosts:
         files = lab.machine(host.name).files

@@ -95,7 +95,8 @@ def _exec(args: argparse.Namespace) -> int:
 
 def _env(args: argparse.Namespace) -> int:
     running = lab.attach(args.name)
-    values = frontend.environment(running.places, running.frontend, running.spec)
+    outside = namespaces.as_seen_from_outside(running.frontend)
+    values = frontend.environment(running.places, outside, running.spec)
     print(frontend.assignments(values), end="")
     return 0
 

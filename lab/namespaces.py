@@ -10,9 +10,9 @@ the user namespace in which all of the lab is "root".
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cxm.errors import CxmError
+from cxm.errors import CommandError, CxmError
 from cxm.run import Result, System
 from lab import process
 from lab.places import OUTER_UID
@@ -80,15 +80,32 @@ def inside() -> bool:
     return os.geteuid() == 0
 
 
+def as_seen_from_outside(namespace: Namespace) -> Namespace:
+    """The same namespace for callers that are not in the lab's user namespace."""
+    return replace(namespace, user=OUTER_UID in os.environ)
+
+
 def enter_user_namespace(argv: Sequence[str], keeper: int | None) -> None:
     """Run this program again as "root" of a user namespace: the running lab's, or a new one."""
     uid = os.getuid()
     environment = os.environ | {OUTER_UID: str(uid)}
     if keeper is None:
-        words = ["unshare", "--user", "--map-root-user", "--map-auto", "--"]
+        _check_user_namespaces()
+        words = ["unshare", "--user", "--mount", "--map-root-user", "--map-auto", "--"]
     else:
         words = ["nsenter", f"--target={keeper}", "--user", "--preserve-credentials", "--"]
     try:
         os.execvpe(words[0], [*words, sys.executable, "-m", "lab.main", *argv], environment)  # noqa: S606 - replaces this process, no shell
     except OSError as error:
         raise CxmError(f"cannot make a user namespace: {error}") from error
+
+
+def _check_user_namespaces() -> None:
+    try:
+        System().run(["unshare", "--user", "--mount", "--map-root-user", "--map-auto", "true"])
+    except CommandError as error:
+        raise CxmError(
+            f"this machine gives you no user namespace of your own: {error.message}",
+            hint="run as root; or have user namespaces allowed and a range of ids for you in "
+            "/etc/subuid and /etc/subgid (package uidmap)",
+        ) from error

@@ -35,6 +35,8 @@ def build(core: Namespace, frontend: Namespace, spec: LabSpec) -> None:
         bridge = _bridge(network)
         lines.append(f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
         lines.append(f"link set {bridge} up")
+    # The bridge's own address carries the route; a BMC's /32 comes and goes beside it.
+    lines.append(f"address add {BMC.address(1)}/{PREFIX_BITS} dev {_bridge(BMC)}")
     mac = LAN.mac(FRONTEND_NUMBER)
     lines.append(f"link add frontend type veth peer name eth0 address {mac} netns {frontend.pid}")
     lines.append(f"link set frontend master {_bridge(LAN)} up")
@@ -55,7 +57,7 @@ def _host_lines(host: HostSpec) -> list[str]:
         tap = host.tap(network)
         lines.append(f"tuntap add dev {tap} mode tap")
         lines.append(f"link set {tap} master {_bridge(network)} up")
-    lines.append(f"address add {host.bmc_address}/{PREFIX_BITS} dev {_bridge(BMC)}")
+    lines.append(f"address add {host.bmc_address}/32 dev {_bridge(BMC)}")
     return lines
 
 
@@ -77,4 +79,4 @@ def cut_bmc(core: Namespace, host: HostSpec) -> None:
 def join_bmc(core: Namespace, host: HostSpec) -> None:
     """Give a BMC its address on its network again."""
     cut_bmc(core, host)
-    _ip(core, f"address add {host.bmc_address}/{PREFIX_BITS} dev {_bridge(BMC)}")
+    _ip(core, f"address add {host.bmc_address}/32 dev {_bridge(BMC)}")

@@ -76,13 +76,28 @@ def namespace(pid: int, kind: str) -> str:
         return ""
 
 
+def _ancestors() -> set[int]:
+    """Ourselves, our parent, its parent and so on."""
+    found = set()
+    pid = os.getpid()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                pid = int(file.read().rpartition(")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            break
+    return found
+
+
 def find(lab_id: str, networks: Iterable[str] = ()) -> list[int]:
     """All processes of a lab: by its id, or because they live in one of its network namespaces."""
     known = {network for network in networks if network}
+    ours = _ancestors()  # "down" may be called inside of "exec"
     return [
         pid
         for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if pid != os.getpid()
+        if pid not in ours
         and alive(pid)
         and (belongs(pid, lab_id) or namespace(pid, "net") in known)
     ]

@@ -17,13 +17,21 @@ from dataclasses import asdict, dataclass
 
 from cxm.errors import NotFoundError, RefusedError, UsageError
 from cxm.run import System
+from lab.image import locked
 from lab.machine import LOAD_S, Machine, Power
 from lab.places import Places, check_name
 from lab.spec import LabSpec
 
 SAVE_S = 120.0
 _MANIFEST = "snapshot.json"
-_KEPT_PER_LABEL = 3
+_KEPT_PER_WORD = 8
+_WORDS = {
+    "image": "node packages",
+    "spec": "hosts or sizes",
+    "keys": "ssh keys",
+    "qemu": "QEMU binaries",
+    "accelerator": "acceleration",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +59,9 @@ class Snapshot:
     def check(self, terms: Terms) -> None:
         """Refuse a snapshot that another kind of lab has made."""
         mine, wanted = asdict(self.terms), asdict(terms)
-        if different := [name for name, value in mine.items() if value != wanted[name]]:
+        if other := [_WORDS[name] for name, value in mine.items() if value != wanted[name]]:
             raise RefusedError(
-                f"the snapshot '{self.name}' was made with another {' and '.join(different)}"
+                f"the snapshot '{self.name}' was made with other {' and other '.join(other)}"
             )
 
     def size(self) -> int:
@@ -103,13 +111,22 @@ def forget(places: Places, name: str) -> None:
 
 
 def prune(places: Places, label: str) -> None:
-    """Keep the last used ones of the snapshots made by machines for ``label``."""
-    mine = [found for found in everything(places) if found.name.rpartition(".")[0] == label]
+    """Keep the last used ones of the snapshots that programs made for labels like ``label``.
+
+    Labels are alike when they begin with the same word ("cxm-1f2e" and "cxm-77aa").
+    """
+    word = _first_word(label)
+    mine = [found for found in everything(places)
+            if "." in found.name and _first_word(found.name.partition(".")[0]) == word]  # fmt: skip
     used = {
-        found.name: os.stat(os.path.join(found.directory, _MANIFEST)).st_atime for found in mine
+        found.name: os.stat(os.path.join(found.directory, _MANIFEST)).st_mtime for found in mine
     }
-    for found in sorted(mine, key=lambda snapshot: used[snapshot.name])[:-_KEPT_PER_LABEL]:
+    for found in sorted(mine, key=lambda snapshot: used[snapshot.name])[:-_KEPT_PER_WORD]:
         shutil.rmtree(found.directory, ignore_errors=True)
+
+
+def _first_word(label: str) -> str:
+    return label.partition("-")[0]
 
 
 def check_label(name: str) -> str:
@@ -184,8 +201,9 @@ def save(
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(new, target)
+    with locked(places.cached("snapshots", "lock")):
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(new, target)
     return load(places, name)
 
 
@@ -207,8 +225,7 @@ def _loader(machine: Machine, directory: str) -> Callable[[], None]:
 
 
 def restore(snapshot: Snapshot, machines: Sequence[Machine]) -> list[Machine]:
-    """Replace all machines by those of the snapshot; return those that are running again."""
-    in_parallel([machine.end for machine in machines])
+    """Start all machines, ended before, as those of the snapshot; return those that run."""
     for disk, path in _all_disks(machines).items():
         _copy(os.path.join(snapshot.directory, disk), path)
     os.utime(os.path.join(snapshot.directory, _MANIFEST))
