@@ -74,7 +74,7 @@ def test_original_is_read_up_to_its_code_with_a_warning() -> None:
     ("text", "message"),
     [
         ("VG_NAME=x\n", "cxmrc:1: VG_NAME belongs into the node's /etc/cxm/cxmrc"),
-        ("\nMODEE=RAW\n", "cxmrc:2: unknown setting MODEE; did you mean MODE?"),
+        ("\nBLOCKSIZE=1M\n", "cxmrc:2: unknown setting BLOCKSIZE; did you mean BLOCK_SIZE?"),
         ("mode=RAW\n", "unknown setting mode; did you mean MODE?"),
         ("MODE=FAST\n", "MODE: 'FAST' is none of RAW, GZIP, TGZ"),
         ("COMPRESS_LEVEL=10\n", "COMPRESS_LEVEL: '10' is not a number from 1 to 9"),
