@@ -1,15 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Fixtures for tests of verbs."""
+"""Fixtures for tests of verbs and of driver actions."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.hosts import FRONTEND, Cloud
 from tests.fakes.machine import FakeNode
+from tests.fakes.transfers import new_cloud
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> FakeNode:
     """A node with an empty volume group of 1 GiB, full of an old tenant's bytes."""
     return FakeNode(str(tmp_path / "node1"))
+
+
+@pytest.fixture
+def cloud_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a cloud is made; temporary files of the frontend lie in it, where a test sees them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cloud" / FRONTEND / "tmp"))
+    return tmp_path / "cloud"
+
+
+@pytest.fixture
+def cloud(cloud_root: Path) -> Cloud:
+    """A frontend and two standalone hosts; oned knows VM 42 and its images."""
+    return new_cloud(cloud_root)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""A VM's end: disks are saved back and removed, and nothing stays."""
+
+import tarfile
+
+import pytest
+
+from cxm.errors import RefusedError
+from tests.fakes.hosts import FRONTEND, Cloud, run
+from tests.fakes.transfers import (
+    DISK,
+    clone_argv,
+    everything,
+    image,
+    old_image,
+    saved_back_argv,
+    stopped_disk,
+    tar_image,
+    volume,
+)
+
+
+@pytest.mark.parametrize("name", ["disk.0", ""])
+@pytest.mark.parametrize("host", ["solo1", FRONTEND])
+def test_deleting_nothing_succeeds(cloud: Cloud, host: str, name: str) -> None:
+    """Oned deletes what was never made."""
+    run(cloud, "delete", cloud.place(host, name), "42", "0")
+
+
+@pytest.mark.parametrize("name", ["disk.0", ""])
+def test_what_is_in_use_is_refused_and_marked(cloud: Cloud, name: str) -> None:
+    """Oned's clean-up reports success whatever we answer: the mark stays on the volume."""
+    lv = volume(cloud, "solo1")
+    cloud.hosts["solo1"].state.opened.add(lv)
+    with pytest.raises(RefusedError, match="in use"):
+        run(cloud, "delete", cloud.place("solo1", name), "42", "0")
+    assert cloud.hosts["solo1"].content(lv) == DISK
+    assert "cxm.state=delete-requested" in cloud.hosts["solo1"].state.lvs[lv].tags
+
+
+def test_the_end_of_a_vm_leaves_nothing_on_the_frontend(cloud: Cloud) -> None:
+    """A resume was given up half-way: one disk is here, the other there."""
+    volume(cloud, "solo1", "1")
+    stopped_disk(cloud)
+    run(cloud, "delete", cloud.place("solo1"), "42", "0")
+    assert not cloud.hosts["solo1"].state.lvs
+    assert not cloud.directory(FRONTEND).exists()
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(cloud: Cloud) -> None:
+    """Another VM's directory is safe."""
+    stopped_disk(cloud)
+    cloud.directory(FRONTEND, 43).symlink_to(cloud.directory(FRONTEND))
+    with pytest.raises(RefusedError, match="is a link"):
+        run(cloud, "delete", cloud.place(FRONTEND, vm=43), "43", "0")
+    assert (cloud.directory(FRONTEND) / "disk.0").exists()
+
+
+@pytest.mark.parametrize("mode", ["RAW", "GZIP", "TGZ"])
+@pytest.mark.parametrize("host", ["solo1", FRONTEND])
+def test_a_persistent_disk_goes_back_and_comes_again(cloud: Cloud, host: str, mode: str) -> None:
+    """Saved in any mode, from a host or as a stopped VM, the next clone gives the same disk."""
+    if host == FRONTEND:
+        stopped_disk(cloud)
+    else:
+        volume(cloud, host)
+    source = image(cloud, "web")
+    source.write_bytes(b"old")
+    source.chmod(0o640)
+    run(cloud, "mvds", cloud.place(host, "disk.0"), str(source), "42", "1", mode=mode)
+    assert source.read_bytes()[:2] == (b"\x1f\x8b" if mode != "RAW" else DISK[:2])
+    assert source.stat().st_mode & 0o777 == 0o640
+    if host != FRONTEND:
+        run(cloud, "delete", cloud.place(host), "42", "0")
+    run(cloud, "clone", *clone_argv(cloud))
+    assert cloud.hosts["solo1"].content("lv-one-42-0") == DISK
+
+
+def test_only_the_files_of_a_file_system_are_saved(cloud: Cloud) -> None:
+    """Mode TGZ keeps the data and leaves the free space."""
+    tar_image(cloud)
+    run(cloud, "clone", *clone_argv(cloud))
+    run(cloud, "mvds", *saved_back_argv(cloud), mode="TGZ")
+    with tarfile.open(image(cloud, "web")) as archive:
+        names = {member.name.removeprefix("./").rstrip("/") for member in archive}
+    assert {"etc/hostname", "srv/noise"} <= names
+
+
+def test_a_disk_in_use_is_not_saved(cloud: Cloud) -> None:
+    """The image stays as it was, and nothing lies beside it."""
+    old_image(cloud)
+    cloud.hosts["solo1"].state.opened.add("lv-one-42-0")
+    before = everything(cloud)
+    with pytest.raises(RefusedError, match="in use"):
+        run(cloud, "mvds", *saved_back_argv(cloud))
+    assert everything(cloud) == before
+
+
+def test_a_new_image_is_made(cloud: Cloud) -> None:
+    """3.x saves a disk as a new image when the VM ends."""
+    volume(cloud, "solo1")
+    target = image(cloud, "new")
+    run(cloud, "mvds", cloud.place("solo1", "disk.0"), str(target), "42", "1", mode="RAW")
+    assert target.read_bytes() == DISK
+    assert target.stat().st_mode & 0o777 == 0o660
