@@ -278,6 +278,8 @@ VMM_EXEC_DEFAULTS: Final = f"""\
 # {_COMMENT}: defaults of VMs on Xen, for OpenNebula before 5.0.
 CREDIT = 256
 DISK   = [ DRIVER = "phy:" ]
+# Up to 4.2 oned refuses a VM with neither kernel nor boot loader. This one means: its own disk.
+OS     = [ BOOTLOADER = "grub" ]
 """
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from cxm.config import GuestType
 from cxm.errors import UsageError
 from cxm.names import VmId
 from cxm.xen import cfgtext, options
@@ -156,17 +157,18 @@ class _Reader:
             raise UsageError(message, hint=error.hint) from error
 
 
-def read(text: str, *, vm: VmId, directory: str) -> GuestSpec:
+def read(text: str, *, vm: VmId, directory: str, default_type: GuestType) -> GuestSpec:
     """The guest that a deployment file of the VM describes; ``directory`` is the VM's own.
 
     The result has no name: oned's ``one-<id>`` is not the one that the domain will have. Its type
-    is ``auto`` unless the template's RAW names one.
+    is the default one unless the template's RAW names another.
     """
     config = cfgtext.parse(text, _SOURCE)
     named = _OWN_NAME.fullmatch(str(config.get("name") or f"one-{vm}"))
     if named and named[1] != str(vm):
         raise UsageError(f"{_SOURCE} is of VM {named[1]}, not of VM {vm}")
     reader = _Reader(os.path.normpath(directory))
+    reader.spec["guest_type"] = default_type
     for row in config.statements:
         reader.take(row)
     if "memory_mib" not in reader.spec:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns the reading of OpenNebula's XML of a VM, 3.x to 7.4, as the description of a guest. Pure.
+"""Owns what OpenNebula's XML of a VM, 3.x to 7.4, says of the guest. Pure.
 
 It is the deployment file of ``TYPE="xml"``, the file ``vm.xml`` beside it (6.0+), and the input of
 VMM actions (5.0+).
@@ -10,13 +10,10 @@ import math
 import os
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
 from typing import Final
 
-from cxm import names
 from cxm.config import GuestType
 from cxm.errors import DataError, UsageError
-from cxm.names import VmId
 from cxm.xen import cfgtext, options
 from cxm.xen.guest import Disk, GuestSpec, Nic, Vnc
 from cxm.xen.options import Value
@@ -30,45 +27,13 @@ _RAW_TYPES: Final = ("xen", "cxm", "vmm_cxm")
 _FEATURES: Final = {"PAE": "pae", "ACPI": "acpi", "APIC": "apic", "LOCALTIME": "localtime"}
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose VM it is, as VM_FQDN_TEMPLATE needs it, and the type the template asks for."""
-
-    vm: VmId
-    name: str
-    user: str
-    xen_type: GuestType | None
-
-
-def parse(text: str) -> ET.Element:
-    """The element VM of a document that is one or holds one; raises DataError."""
-    # oned never writes one, and entities are the one way to make a small document huge.
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise DataError("the VM's XML holds a document type, which OpenNebula never writes")
-    try:
-        root = ET.fromstring(text)  # noqa: S314 - see above
-    except ET.ParseError as error:
-        raise DataError(f"the VM's XML cannot be read: {error}") from error
-    vm = root if root.tag == "VM" else root.find(".//VM")
-    if vm is None or vm.find("ID") is None:
-        raise DataError(f"the XML <{root.tag}> holds no VM")
-    return vm
-
-
-def _attribute(vm: ET.Element, name: str) -> str:
-    """An attribute of the user's template or of the VM's; the former holds it since 4.0."""
-    return (vm.findtext(f"USER_TEMPLATE/{name}") or vm.findtext(f"TEMPLATE/{name}") or "").strip()
-
-
-def identity(vm: ET.Element) -> Identity:
-    """Who the VM is."""
-    wanted = _attribute(vm, "XEN_TYPE")
-    return Identity(
-        vm=names.vm_id((vm.findtext("ID") or "").strip()),
-        name=vm.findtext("NAME") or "",
-        user=vm.findtext("UNAME") or "",
-        xen_type=guest_type(wanted) if wanted else None,
-    )
+def xen_type(vm: ET.Element) -> GuestType | None:
+    """The type of guest that the template asks for; raises UsageError for an unknown one."""
+    # The user's own attributes have a place of their own since 4.0.
+    wanted = (
+        vm.findtext("USER_TEMPLATE/XEN_TYPE") or vm.findtext("TEMPLATE/XEN_TYPE") or ""
+    ).strip()
+    return guest_type(wanted) if wanted else None
 
 
 def _text(element: ET.Element | None, name: str) -> str:
@@ -192,7 +157,7 @@ def read(vm: ET.Element, *, name: str, default_type: GuestType, directory: str) 
     root = _text(system, "ROOT")
     raw = _raw(template)
     raw_type = raw.pop("type", None)
-    wanted = identity(vm).xen_type or (guest_type(str(raw_type)) if raw_type else default_type)
+    wanted = xen_type(vm) or (guest_type(str(raw_type)) if raw_type else default_type)
     return GuestSpec(
         name=name,
         memory_mib=_number("MEMORY", _text(template, "MEMORY")),
