@@ -60,12 +60,21 @@ def make(runner: Runner, device: str, kind: str) -> None:
     """Make a file system or ``swap`` on a device that holds nothing but zeros."""
     argv = [*_MAKE[kind], device]
     try:
-        runner.run(argv, timeout_s=_MAKE_TIMEOUT_S)
+        try:
+            runner.run(argv, timeout_s=_MAKE_TIMEOUT_S)
+        except CommandError as error:
+            # e2fsprogs before 1.47 does not know that zeroed inode tables need no second zeroing.
+            if _PREZEROED not in error.stderr:
+                raise
+            old = [word.replace(f",{_PREZEROED}", "") for word in argv]
+            runner.run(old, timeout_s=_MAKE_TIMEOUT_S)
     except CommandError as error:
-        # e2fsprogs before 1.47 does not know that zeroed inode tables need no second zeroing.
-        if _PREZEROED not in error.stderr:
+        # What is wrong stands first; mkfs.xfs lets its whole manual follow.
+        said = error.stderr.strip().splitlines()
+        if not said:
             raise
-        runner.run([word.replace(f",{_PREZEROED}", "") for word in argv], timeout_s=_MAKE_TIMEOUT_S)
+        error.message = f"no {kind} can be made on {device}: {said[0]}"
+        raise
 
 
 def _home(root: str) -> str:
@@ -152,6 +161,10 @@ def _explain(error: CommandError) -> CommandError | DataError:
         return DataError("the image is not a tar archive")
     if "Unexpected EOF" in error.stderr:
         return DataError("the tar archive in the image ends too early")
+    if error.stderr:
+        # The first complaint tells most, and there may be one for every file.
+        said = " ".join(error.stderr.split())[:300]
+        return DataError(f"the image cannot be unpacked: {said}")
     return error
 
 

@@ -196,11 +196,12 @@ class _Child:
         """End the process and forget it: its reader has failed already."""
         if self._alarm is not None:
             self._alarm.cancel()
+        # First of all: a thread that writes to a process which reads no more holds the pipe's lock.
+        self.kill()
         for pipe in (self.stdin, self.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        self.kill()
         self._stderr.close()
 
 

@@ -3,6 +3,7 @@
 """Commands get what they were given, end in time, and fail in one sentence."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,44 @@ def test_abandoned_producer_is_ended() -> None:
     with pytest.raises(DataError, match="enough"):
         read_a_line_and_fail()
     assert not alive(pids[0])
+
+
+def test_interrupted_pipeline_ends_though_all_its_pipes_are_full() -> None:
+    """Whoever is interrupted while nobody reads gets away: no thread holds what it waits for."""
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(run.CHUNK)
+
+    def interrupted() -> None:
+        with SYSTEM.produce(["cat"], chunks=endless()) as first:
+            next(first)
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - begin < 5
+
+
+def test_source_that_fails_is_the_cause_for_the_reader_too() -> None:
+    """Of a broken source, the program it feeds, and the reader of that, the source is named."""
+
+    def broken() -> Iterator[bytes]:
+        yield b"abc"
+        raise DataError("the source is broken")
+
+    def whole(chunks: Iterator[bytes]) -> None:
+        if b"".join(chunks) != b"abcdef":
+            raise DataError("the reader has too little")
+
+    for take in (whole, list):
+        with (
+            pytest.raises(DataError, match="the source is broken"),
+            SYSTEM.produce(["cat"], chunks=broken()) as output,
+        ):
+            take(output)
 
 
 def test_ssh_quotes_what_the_remote_shell_would_split() -> None:

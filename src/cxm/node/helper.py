@@ -360,7 +360,7 @@ def _perform(
 def _explain(error: BaseException, verb: str, hostname: str) -> CxmError:
     """A failure as the caller will read it: one sentence that names this node."""
     if isinstance(error, CxmError):
-        if hostname not in error.message:
+        if not error.message.startswith(f"{hostname}: "):
             error.message = f"{hostname}: {error.message}"
         return error
     if isinstance(error, InterruptedBySignalError):
