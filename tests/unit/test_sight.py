@@ -43,6 +43,8 @@ def judge(
         (domain("---s--", 1), Life.RUNNING, "running"),
         (domain("---s-d", 1), None, "running"),
         (domain("-----d"), Life.STOPPED, None),
+        (domain("---s--", 0), Life.STOPPED, None),
+        (domain("-b----"), Life.STOPPED, "running"),
         (domain("-----d"), Life.CRASHED, "failure"),
         (None, Life.RUNNING, "running"),
         (None, Life.CRASHED, "failure"),
@@ -87,8 +89,9 @@ def test_a_gap_counts_only_when_it_lasts() -> None:
 def test_cpu_is_measured_over_a_span() -> None:
     """One CPU for half of the time is 50, also when somebody looked a second ago."""
     memory = Memory(samples=[Sample(100.0, {"a": 10.0}), Sample(129.0, {"a": 24.9})])
-    found = sight.percentages(memory, Sample(130.0, {"a": 25.0, "new": 3.0, "dom0": 0.0}))
-    assert found == {"a": 50.0, "new": 10.0, "dom0": 0.0}
+    current = Sample(130.0, {"a": 25.0, "new": 3.0, "idle": 0.0, "adopted": 5000.0})
+    found = sight.percentages(memory, current)
+    assert found == {"a": 50.0, "new": 10.0, "idle": 0.0, "adopted": 0.0}
 
 
 def test_cpu_is_zero_at_first_sight() -> None:

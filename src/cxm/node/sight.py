@@ -84,14 +84,15 @@ def judge(
         long = _as_odd(seen, "paused", now) >= PAUSED_S
         return GuestState.PAUSED if long else GuestState.RUNNING
     if domain is None or not domain.alive:
-        between = domain is not None or life is Life.RUNNING
         ended = _how_it_ended(domain, life)
+        between = domain is not None or life is Life.RUNNING
         if between and ended is None and life is not Life.STOPPED:
             # It reboots, or it has vanished and nobody has noticed yet.
             long = _as_odd(seen, "gap", now) >= GAP_S
             return GuestState.VANISHED if long else GuestState.RUNNING
         seen.odd = ""
-        return ended
+        # What is left of a guest that is being stopped is the business of who stops it.
+        return None if life is Life.STOPPED else ended
     seen.odd = ""
     return GuestState.RUNNING
 
@@ -118,17 +119,19 @@ def remember(memory: Memory, sample: Sample) -> None:
 def percentages(memory: Memory, current: Sample) -> dict[str, float]:
     """CPU use of each domain in percent of one CPU, over a span of at least some seconds.
 
-    Zero for all at the very first observation, when there is nothing to compare with.
+    Zero at first sight, when there is nothing to compare with: for all at the very first
+    observation, later for a domain that comes with more seconds than the span could hold.
     """
     older = [sample for sample in memory.samples if current.at - sample.at >= _SPAN_S]
     base = older[-1] if older else next(iter(memory.samples), current)
     span = current.at - base.at
     if span < 1.0:
         return dict.fromkeys(current.seconds, 0.0)
-    return {
-        key: round(max(0.0, seconds - base.seconds.get(key, 0.0)) * 100.0 / span, 1)
-        for key, seconds in current.seconds.items()
-    }
+    found = {}
+    for key, seconds in current.seconds.items():
+        used = seconds - base.seconds.get(key, 0.0 if seconds <= span else seconds)
+        found[key] = round(max(0.0, used) * 100.0 / span, 1)
+    return found
 
 
 def load(path: str) -> Memory:
