@@ -210,4 +210,4 @@ class FakeXenHost:
 
     def _ruby(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         missing = re.search("load_opennebula_paths", argv[-1]) and not self.ruby_paths
-        return Outcome(code=1 if missing else 0)
+        return Outcome(code=3 if missing else 0)

@@ -96,13 +96,12 @@ def _write_authorized(account: Account, change: FileChange) -> None:
 
 
 def _needs_ruby_stub(host: Host) -> bool:
-    if host.which("ruby") is None:
-        return False
     try:
-        host.runner.run(["ruby", "-e", "require 'load_opennebula_paths'"], timeout_s=15)
+        return host.which("ruby") is not None and nodecheck.ruby_lacks(
+            host, "load_opennebula_paths"
+        )
     except CommandError:
-        return True
-    return False
+        return False  # the check has said that Ruby does not work
 
 
 def _directories(host: Host, settings: NodeConfig) -> list[str]:
