@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what scenarios, demo and benchmarks may ask of an OpenNebula, whichever it is."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Self, TypeVar
+
+from cxm.errors import CxmError
+from cxm.one.version import OneVersion
+
+_GRACE_S = 3.0  # a state of before a request may be seen for a moment
+_View = TypeVar("_View")
+
+
+class Action(StrEnum):
+    """What a user asks of a VM, by the names of today's command ``onevm``."""
+
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    POWEROFF = "poweroff"
+    POWEROFF_HARD = "poweroff --hard"
+    STOP = "stop"
+    UNDEPLOY = "undeploy"
+    UNDEPLOY_HARD = "undeploy --hard"
+    TERMINATE = "terminate"
+    TERMINATE_HARD = "terminate --hard"
+    REBOOT = "reboot"
+    RESET = "reboot --hard"
+    DELETE = "recover --delete"
+    RETRY = "recover --retry"
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """A VM as OpenNebula keeps it at one moment."""
+
+    id: int
+    name: str
+    state: str  # as users see it: RUNNING, POWEROFF, BOOT_FAILURE, ...
+    host: str  # of the last history record; empty before the first placement
+    deploy_id: str
+    sequence: int  # of the last history record; -1 before the first placement
+    monitoring: Mapping[str, str]
+    error: str = ""  # what OpenNebula shows as the reason of the last failure
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """An image as OpenNebula keeps it at one moment."""
+
+    id: int
+    name: str
+    state: str  # READY, USED, USED_PERS, LOCKED, ERROR
+    source: str
+    size_mib: int
+    persistent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host as OpenNebula keeps it at one moment."""
+
+    id: int
+    name: str
+    state: str  # MONITORED when it can take VMs
+    facts: Mapping[str, str] = field(default_factory=dict)  # what its probes said
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A virtual network to create: a bridge of the hosts and addresses for its VMs."""
+
+    name: str
+    bridge: str
+    first_ip: str
+    size: int = 10
+    vn_mad: str = "bridge"  # from 5.0 on; before, the host's network driver says it
+
+
+class Cloud(ABC):
+    """An OpenNebula, driven as a user drives it. Calls return at once; ``wait`` waits."""
+
+    version: OneVersion
+    poll_s = 0.2  # seconds between two looks of ``wait``
+
+    @abstractmethod
+    def add_host(self, name: str) -> int:
+        """Add a host with cxm's drivers; return its id."""
+
+    @abstractmethod
+    def host(self, name: str) -> HostView:
+        """The host called ``name``."""
+
+    @abstractmethod
+    def create_network(self, network: Network) -> int:
+        """Create a virtual network; return its id."""
+
+    @abstractmethod
+    def register_image(self, path: str, template: str) -> int:
+        """Register the file ``path`` (none when empty) in cxm's image datastore; return its id."""
+
+    @abstractmethod
+    def image(self, image: int) -> ImageView:
+        """An image."""
+
+    @abstractmethod
+    def delete_image(self, image: int) -> None:
+        """Remove an image that no VM uses."""
+
+    @abstractmethod
+    def create_vm(self, template: str) -> int:
+        """Create a VM for the scheduler to place; return its id."""
+
+    @abstractmethod
+    def vm(self, vm: int) -> VmView:
+        """A VM; also one that is done."""
+
+    @abstractmethod
+    def act(self, vm: int, action: Action) -> None:
+        """Ask for something; raises CxmError when it is refused in the VM's state."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what runs for this object."""
+
+    @abstractmethod
+    def vm_log(self, vm: int) -> str:
+        """What oned wrote about the VM."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def image_source(self, image: int) -> str:
+        """Where the image's file lies on the frontend."""
+        return self.image(image).source
+
+    def suspend(self, vm: int) -> None:
+        self.act(vm, Action.SUSPEND)
+
+    def resume(self, vm: int) -> None:
+        """Resume what is suspended, stopped, undeployed or powered off."""
+        self.act(vm, Action.RESUME)
+
+    def poweroff(self, vm: int, *, hard: bool = False) -> None:
+        self.act(vm, Action.POWEROFF_HARD if hard else Action.POWEROFF)
+
+    def stop(self, vm: int) -> None:
+        self.act(vm, Action.STOP)
+
+    def undeploy(self, vm: int, *, hard: bool = False) -> None:
+        self.act(vm, Action.UNDEPLOY_HARD if hard else Action.UNDEPLOY)
+
+    def terminate(self, vm: int, *, hard: bool = False) -> None:
+        """Shut down for good: ``onevm shutdown`` (or cancel) up to 4.14."""
+        self.act(vm, Action.TERMINATE_HARD if hard else Action.TERMINATE)
+
+    def reboot(self, vm: int, *, hard: bool = False) -> None:
+        self.act(vm, Action.RESET if hard else Action.REBOOT)
+
+    def delete(self, vm: int) -> None:
+        """Remove whatever state the VM is in: ``onevm delete`` up to 4.14."""
+        self.act(vm, Action.DELETE)
+
+    def retry(self, vm: int) -> None:
+        """A second try of what failed, as an operator of that version makes it."""
+        self.act(vm, Action.RETRY)
+
+    def wait(self, vm: int, state: str, *, timeout_s: float = 240.0) -> VmView:
+        """Wait until the VM is in ``state``; fail at once when it ends somewhere else."""
+        ends = {"FAILED", "DONE"} - {state}
+        began = time.monotonic()
+
+        def look() -> VmView | None:
+            view = self.vm(vm)
+            if view.state == state:
+                return view
+            ended = view.state in ends or view.state.endswith("_FAILURE")
+            if ended and time.monotonic() - began > _GRACE_S:
+                raise CxmError(
+                    f"VM {vm} is {view.state}, not {state}: {view.error or 'no reason given'}",
+                    hint=f"the end of its log: {_last_lines(self.vm_log(vm))}",
+                )
+            return None
+
+        return self._wait(look, timeout_s, lambda: f"VM {vm} is {self.vm(vm).state}, not {state}")
+
+    def wait_monitored(self, vm: int, *names: str, timeout_s: float = 240.0) -> VmView:
+        """Wait until monitoring gave all of the values ``names`` of the VM."""
+
+        def look() -> VmView | None:
+            view = self.vm(vm)
+            return view if all(view.monitoring.get(name) for name in names) else None
+
+        wanted = " ".join(names)
+        return self._wait(look, timeout_s, lambda: f"VM {vm} has no monitoring values {wanted}")
+
+    def wait_image(
+        self, image: int, state: str = "READY", *, timeout_s: float = 120.0
+    ) -> ImageView:
+        """Wait until the image is in ``state``."""
+
+        def look() -> ImageView | None:
+            view = self.image(image)
+            if view.state == "ERROR" != state:
+                raise CxmError(f"image {image} is in state ERROR")
+            return view if view.state == state else None
+
+        return self._wait(look, timeout_s, lambda: f"image {image} is {self.image(image).state}")
+
+    def wait_host(
+        self, name: str, state: str = "MONITORED", *, timeout_s: float = 180.0
+    ) -> HostView:
+        """Wait until the host is in ``state``; a working host becomes MONITORED."""
+
+        def look() -> HostView | None:
+            view = self.host(name)
+            return view if view.state == state else None
+
+        return self._wait(look, timeout_s, lambda: f"host {name} is {self.host(name).state}")
+
+    def _wait(
+        self, look: Callable[[], _View | None], timeout_s: float, what: Callable[[], str]
+    ) -> _View:
+        until = time.monotonic() + timeout_s
+        while (found := look()) is None:
+            if time.monotonic() > until:
+                raise CxmError(f"{what()}, after {timeout_s:g} s")
+            time.sleep(self.poll_s)
+        return found
+
+
+def _last_lines(text: str, count: int = 5) -> str:
+    return " | ".join(text.strip().splitlines()[-count:])

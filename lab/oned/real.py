@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how a real oned is driven: through its XML-RPC interface, from inside the lab's frontend."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from xml.etree import ElementTree as ET
+
+from cxm.errors import CxmError, UsageError
+from cxm.one.version import OneVersion
+from cxm.run import Runner
+from lab.oned import states
+from lab.oned.cloud import Action, Cloud, HostView, ImageView, Network, VmView
+
+_CALL: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "call.py")
+_TIMEOUT_S: Final = 60.0
+_NO_CLUSTER: Final = -1
+_RECOVER: Final = {Action.RETRY: 2, Action.DELETE: 3}
+_TODAY: Final = {
+    Action.SUSPEND: "suspend",
+    Action.RESUME: "resume",
+    Action.POWEROFF: "poweroff",
+    Action.POWEROFF_HARD: "poweroff-hard",
+    Action.STOP: "stop",
+    Action.UNDEPLOY: "undeploy",
+    Action.UNDEPLOY_HARD: "undeploy-hard",
+    Action.TERMINATE: "terminate",
+    Action.TERMINATE_HARD: "terminate-hard",
+    Action.REBOOT: "reboot",
+    Action.RESET: "reboot-hard",
+}
+_OLDEST: Final = {
+    Action.SUSPEND: "suspend",
+    Action.RESUME: "resume",
+    Action.POWEROFF: "poweroff",
+    Action.STOP: "stop",
+    Action.TERMINATE: "shutdown",
+    Action.TERMINATE_HARD: "cancel",
+    Action.REBOOT: "reboot",
+    Action.RESET: "reset",
+    Action.DELETE: "finalize",
+    Action.RETRY: "resubmit",
+}
+_FIRST_WITH_RECOVER: Final = (5, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a frontend calls cxm's drivers and datastores."""
+
+    im_mad: str = "cxm"
+    vm_mad: str = "vmm_cxm"
+    vn_mad: str = "dummy"  # the host's network driver, up to 4.14
+    image_datastore: str = "cxm_images"
+
+
+class RealOned(Cloud):
+    """A running oned; ``prefix`` are the words that make a command run where oned is reached."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        prefix: Sequence[str],
+        url: str,
+        session: str,
+        location: str = "",
+        names: Names | None = None,
+    ) -> None:
+        self._runner = runner
+        self._prefix = tuple(prefix)
+        self._url = url
+        self._session = session
+        self._location = location
+        self.names = names or Names()
+        major, minor, patch = str(self._call("one.system.version")).split(".")[:3]
+        self.version = OneVersion(int(major), int(minor), int(patch))
+
+    def _call(self, method: str, *params: object) -> Any:
+        argv = [*self._prefix, sys.executable, "-IS", _CALL, self._url]
+        asked = json.dumps({"method": method, "params": [self._session, *params]})
+        result = self._runner.run(argv, stdin=asked.encode(), timeout_s=_TIMEOUT_S)
+        answer = json.loads(result.stdout)
+        if answer[0] is not True:
+            raise CxmError(f"{method}: oned answered: {answer[1]}")
+        return answer[1]
+
+    def _info(self, method: str, number: int) -> ET.Element:
+        return ET.fromstring(str(self._call(method, number)))  # noqa: S314 - oned's own answer
+
+    def _pool(self, method: str, *params: object) -> ET.Element:
+        return ET.fromstring(str(self._call(method, *params)))  # noqa: S314 - oned's own answer
+
+    def _named(self, method: str, name: str, *params: object) -> ET.Element:
+        for entry in self._pool(method, *params):
+            if entry.findtext("NAME") == name:
+                return entry
+        raise CxmError(f"{method} knows nothing called '{name}'")
+
+    def add_host(self, name: str) -> int:
+        drivers = [self.names.im_mad, self.names.vm_mad]
+        if self.version < (5, 0):
+            drivers.append(self.names.vn_mad)
+        return int(self._call("one.host.allocate", name, *drivers, _NO_CLUSTER))
+
+    def host(self, name: str) -> HostView:
+        found = self._named("one.hostpool.info", name)
+        facts = {
+            row.tag: row.text or ""
+            for part in ("TEMPLATE", "HOST_SHARE", "MONITORING/CAPACITY", "MONITORING/SYSTEM")
+            for row in found.findall(f"{part}/*")
+            if len(row) == 0
+        }
+        state = states.HOST_NAMES.get(_number(found, "STATE"), "?")
+        return HostView(_number(found, "ID"), name, state, facts)
+
+    def create_network(self, network: Network) -> int:
+        if self.version < (5, 0):
+            base, _, last = network.first_ip.rpartition(".")
+            leases = "".join(
+                f'LEASES=[IP="{base}.{int(last) + step}"]\n' for step in range(network.size)
+            )
+            text = f'NAME="{network.name}"\nTYPE="FIXED"\nBRIDGE="{network.bridge}"\n{leases}'
+        else:
+            text = (
+                f'NAME="{network.name}"\nVN_MAD="{network.vn_mad}"\nBRIDGE="{network.bridge}"\n'
+                f'AR=[TYPE="IP4",IP="{network.first_ip}",SIZE="{network.size}"]\n'
+            )
+        return int(self._call("one.vn.allocate", text, _NO_CLUSTER))
+
+    def register_image(self, path: str, template: str) -> int:
+        store = self._named("one.datastorepool.info", self.names.image_datastore)
+        text = f'PATH="{path}"\n{template}' if path else template
+        return int(self._call("one.image.allocate", text, _number(store, "ID")))
+
+    def image(self, image: int) -> ImageView:
+        found = self._info("one.image.info", image)
+        return ImageView(
+            id=image,
+            name=found.findtext("NAME", ""),
+            state=states.IMAGE_NAMES.get(_number(found, "STATE"), "?"),
+            source=found.findtext("SOURCE", ""),
+            size_mib=_number(found, "SIZE"),
+            persistent=found.findtext("PERSISTENT") == "1",
+        )
+
+    def delete_image(self, image: int) -> None:
+        self._call("one.image.delete", image)
+
+    def create_vm(self, template: str) -> int:
+        return int(self._call("one.vm.allocate", template))
+
+    def vm(self, vm: int) -> VmView:
+        return view_of_vm(self._info("one.vm.info", vm))
+
+    def act(self, vm: int, action: Action) -> None:
+        if self.version >= _FIRST_WITH_RECOVER:
+            if action in _RECOVER:
+                self._call("one.vm.recover", vm, _RECOVER[action])
+            else:
+                self._call("one.vm.action", _TODAY[action], vm)
+            return
+        if action not in _OLDEST:
+            raise UsageError(f"OpenNebula {self.version} has no action '{action}'")
+        word = _OLDEST[action]
+        if action is Action.RESUME and self.vm(vm).state in ("POWEROFF", "UNKNOWN"):
+            word = "restart"
+        self._call("one.vm.action", word, vm)
+
+    def vm_log(self, vm: int) -> str:
+        for path in (f"{self._location}/var/vms/{vm}/vm.log", f"/var/log/one/{vm}.log"):
+            argv = [*self._prefix, "cat", path]
+            result = self._runner.run(argv, ok=(0, 1))
+            if result.code == 0:
+                return result.stdout
+        return ""
+
+    def close(self) -> None:
+        """Leave oned as it is: whoever started it ends it."""
+
+
+def _number(element: ET.Element, path: str, default: int = -1) -> int:
+    return int(element.findtext(path) or default)
+
+
+def view_of_vm(found: ET.Element) -> VmView:
+    """A VM from the XML that oned gives."""
+    histories = found.findall("HISTORY_RECORDS/HISTORY")
+    last = histories[-1] if histories else None
+    monitoring = {row.tag: row.text or "" for row in found.findall("MONITORING/*")}
+    if found.find("MONITORING") is None and _number(found, "LAST_POLL", 0):  # up to 4.12
+        tags = {"CPU": "CPU", "MEMORY": "MEMORY", "NETTX": "NET_TX", "NETRX": "NET_RX"}
+        monitoring = {name: found.findtext(tag, "") for name, tag in tags.items()}
+    return VmView(
+        id=_number(found, "ID"),
+        name=found.findtext("NAME", ""),
+        state=states.vm_state_name(_number(found, "STATE"), _number(found, "LCM_STATE")),
+        host="" if last is None else last.findtext("HOSTNAME", ""),
+        deploy_id=found.findtext("DEPLOY_ID", ""),
+        sequence=-1 if last is None else _number(last, "SEQ"),
+        monitoring=monitoring,
+        error=found.findtext("USER_TEMPLATE/ERROR") or found.findtext("TEMPLATE/ERROR") or "",
+    )
