@@ -55,7 +55,7 @@ def _files(top: str) -> dict[str, bytes]:
 
 
 def test_node_is_set_up_and_only_once(xen: FakeXenHost) -> None:
-    """Settings, key, directories, timer; the second run finds nothing to do."""
+    """Settings, key, directories, service; the second run finds nothing to do."""
     said = Said()
     node.run(xen.host(), GIVEN, said)
     settings, _ = config.node(xen.text("etc/cxm/cxmrc"), "cxmrc")
@@ -66,7 +66,7 @@ def test_node_is_set_up_and_only_once(xen: FakeXenHost) -> None:
     )
     assert os.stat(xen.node.path("home/.ssh/authorized_keys")).st_mode & 0o777 == 0o600
     assert os.path.isdir(xen.node.path("etc/xen/vm"))
-    assert xen.timer
+    assert xen.service
     before, again = _files(xen.node.root), Said()
     node.run(xen.host(), GIVEN, again)
     assert "Nothing to change" in again.text
@@ -87,9 +87,9 @@ def test_dry_run_shows_and_changes_nothing(xen: FakeXenHost) -> None:
     node.run(xen.host(), replace(GIVEN, dry_run=True), said)
     assert '+CLOUDS="cloudone1"' in said.text
     assert f"+restrict,pty {KEY}" in said.text
-    assert "systemctl enable --now cxm-tend.timer" in said.text
+    assert "systemctl enable --now cxm-tend.service" in said.text
     assert _files(xen.node.root) == before
-    assert not xen.timer
+    assert not xen.service
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_warnings_do_not_stop(xen: FakeXenHost) -> None:
     node.run(xen.host(), GIVEN, said)
     assert "oneadmin may do everything as root" in said.text
     assert "not synchronised" in said.text
-    assert xen.timer
+    assert xen.service
 
 
 @pytest.mark.parametrize(

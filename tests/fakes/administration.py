@@ -141,7 +141,7 @@ class FakeXenHost:
     everything: bool = False  # oneadmin may do all as root
     synchronised: bool = True
     sshd: str = SSHD
-    timer: bool = False
+    service: bool = False
     ruby_paths: bool = True
     programs: set[str] | None = None  # None: all are installed
     helper_answers: bool = True
@@ -197,9 +197,9 @@ class FakeXenHost:
 
     def _systemctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         if argv[1] == "is-enabled":
-            return Outcome(code=0 if self.timer else 1)
-        assert argv[1:] == ("enable", "--now", "cxm-tend.timer")
-        self.timer = True
+            return Outcome(code=0 if self.service else 1)
+        assert argv[1:] == ("enable", "--now", "cxm-tend.service")
+        self.service = True
         return Outcome()
 
     def _runuser(self, argv: tuple[str, ...], _in: bytes) -> Outcome:

@@ -22,7 +22,7 @@ Around it, this module
   and context managers undo, inside of ``interrupt.held_off()``. A broken pipe is an OSError;
 - is the only place in a node's verbs that catches errors: raise classes of ``cxm.errors``.
 
-A verb with ``request=False`` (for timers) reads nothing, writes no reply and takes no lock; it says
+A verb with ``request=False`` (for services) reads nothing, writes no reply and takes no lock; it says
 what it did in the log.
 """
 

@@ -2,7 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what a standalone host does when guests do something by themselves (docs/design/0004).
 
-Run by a timer. It looks at all domains and records once; only a VM that looks odd is locked, looked
+Run whenever Xen says that a domain is gone, and once a minute. It looks at all domains and records once; only a VM that looks odd is locked, looked
 at again and dealt with. A VM whose lock is held is left to the action that holds it.
 """
 

@@ -21,7 +21,7 @@ from cxm.setup.install import Account
 from cxm.setup.keys import PublicKey
 from cxm.setup.nodecheck import USER, Host
 
-TIMER: Final = "cxm-tend.timer"
+SERVICE: Final = "cxm-tend.service"
 _RUBY_STUB: Final = "/usr/local/lib/site_ruby/load_opennebula_paths.rb"
 # OpenNebula 7's network drivers load a file of its packages, which a Xen node need not have.
 _RUBY_TEXT: Final = """\
@@ -109,8 +109,8 @@ def _directories(host: Host, settings: NodeConfig) -> list[str]:
     return [path for path in map(host.path, wanted) if not os.path.isdir(path)]
 
 
-def _timer_is_on(host: Host) -> bool:
-    ask = ["systemctl", "is-enabled", "-q", TIMER]
+def _service_is_on(host: Host) -> bool:
+    ask = ["systemctl", "is-enabled", "-q", SERVICE]
     return host.runner.run(ask, ok=(0, 1, 3, 4)).code == 0
 
 
@@ -121,19 +121,19 @@ class _Plan:
     files: tuple[FileChange, ...]
     authorized: FileChange
     directories: tuple[str, ...]
-    timer: bool
+    service: bool
     cloud: CloudId
 
     @property
     def is_empty(self) -> bool:
         changes = any(each.changes for each in (*self.files, self.authorized))
-        return not (changes or self.directories or self.timer)
+        return not (changes or self.directories or self.service)
 
     def shown(self) -> str:
         """What would be done, as text."""
         lines = [each.diff() for each in (*self.files, self.authorized) if each.changes]
         lines += [f"make the directory {path}\n" for path in self.directories]
-        lines += [f"systemctl enable --now {TIMER}\n"] if self.timer else []
+        lines += [f"systemctl enable --now {SERVICE}\n"] if self.service else []
         return "".join(lines)
 
 
@@ -146,7 +146,7 @@ def _planned(host: Host, account: Account, options: Options, key: PublicKey | No
         tuple(changes),
         _authorized(account, options.frontend, key),
         tuple(_directories(host, settings)),
-        not _timer_is_on(host),
+        not _service_is_on(host),
         settings.clouds[-1],
     )
 
@@ -163,9 +163,9 @@ def _do(host: Host, account: Account, plan: _Plan, say: Callable[[str], None]) -
     if plan.authorized.changes:
         _write_authorized(account, plan.authorized)
         say(f"written: {plan.authorized.path}")
-    if plan.timer:
-        host.runner.run(["systemctl", "enable", "--now", TIMER])
-        say(f"enabled: {TIMER}")
+    if plan.service:
+        host.runner.run(["systemctl", "enable", "--now", SERVICE])
+        say(f"enabled: {SERVICE}")
 
 
 def _try_helper(host: Host, cloud: CloudId) -> None:
