@@ -143,7 +143,9 @@ class Device:
         try:
             return os.lseek(self._fd, offset, os.SEEK_DATA)
         except OSError as error:
-            return self.size if error.errno == errno.ENXIO else offset
+            # No more data: a hole up to the end, unless the file has lost its end meanwhile.
+            is_hole = error.errno == errno.ENXIO and os.fstat(self._fd).st_size >= self.size
+            return self.size if is_hole else offset
 
 
 def _runs(data: bytes) -> Iterator[bytes | Zeros]:
