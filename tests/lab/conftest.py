@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""The lab as fixtures: one lab a session, every test from a snapshot.
+
+The labs are named after CXM_LAB_NAME (default "test"). With CXM_LAB_KEEP=1 they stay up after the
+session, and a failed test is followed by how to log in.
+"""
+
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from lab import lab
+from lab.guest_image import GuestImage, guest_image
+from lab.image import node_image
+from lab.lab import Lab
+from lab.machine import Machine
+from lab.places import places
+from lab.progress import Progress
+from lab.spec import make_spec
+
+_NAME = os.environ.get("CXM_LAB_NAME", "test")
+_KEEP = bool(os.environ.get("CXM_LAB_KEEP"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything below this directory needs the lab."""
+    here = os.path.dirname(__file__)
+    for item in items:
+        if str(item.path).startswith(here):
+            item.add_marker(pytest.mark.lab)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say where to look after a failure."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for found in item.funcargs.values():
+            if isinstance(found, Lab):
+                login = f"cxm-lab --name {found.places.name} ssh {next(iter(found.machines))}"
+                report.sections.append(("the lab", f"{login}\nlogs: {found.places.logs}"))
+    return report
+
+
+def bring_up(name: str, *hosts: str) -> Iterator[Lab]:
+    """A lab of its own for a session, booted once ever, ended afterwards."""
+    lab.down(name)
+    running = lab.up(make_spec(hosts), name=name, progress=Progress())
+    try:
+        yield running
+    finally:
+        if not _KEEP:
+            running.down()
+
+
+@pytest.fixture(scope="session")
+def solo_session() -> Iterator[Lab]:
+    """The session's lab with the standalone host solo1."""
+    yield from bring_up(f"{_NAME}-solo", "solo1")
+
+
+@pytest.fixture
+def solo_lab(solo_session: Lab) -> Lab:
+    """The lab with solo1, freshly booted."""
+    solo_session.booted()
+    return solo_session
+
+
+@pytest.fixture
+def solo(solo_lab: Lab) -> Machine:
+    """The standalone host, freshly booted."""
+    return solo_lab.machine("solo1")
+
+
+@pytest.fixture(scope="session")
+def pair_session() -> Iterator[Lab]:
+    """The session's lab with the two nodes that share a SAN disk."""
+    yield from bring_up(f"{_NAME}-pair", "node1", "node2")
+
+
+@pytest.fixture
+def pair_lab(pair_session: Lab) -> Lab:
+    """The lab with node1 and node2, freshly booted."""
+    pair_session.booted()
+    return pair_session
+
+
+@pytest.fixture(scope="session")
+def guest() -> GuestImage:
+    """The image of a small real guest."""
+    where = places(_NAME)
+    progress = Progress()
+    return guest_image(where, node_image(where, progress), progress)
+
+
+@pytest.fixture
+def guest_lab(solo_session: Lab, guest: GuestImage) -> Lab:
+    """The lab with solo1, the guest's kernel, initrd and tree in its /root."""
+
+    def prepare(running: Lab) -> None:
+        for path in (guest.tgz, guest.fast_kernel, guest.initrd):
+            running.machine("solo1").push(path, "/root/")
+
+    solo_session.prepared(f"guest-{guest.key}", prepare)
+    return solo_session
