@@ -12,7 +12,6 @@ from cxm.one.version import OneVersion
 from cxm.setup import remotes
 
 TREE = str(Path(__file__).parents[2] / "remotes")
-ME = (os.geteuid(), os.getegid())
 V38, V510, V512, V74 = (
     OneVersion(3, 8), OneVersion(5, 10, 5), OneVersion(5, 12), OneVersion(7, 4)
 )  # fmt: skip
@@ -20,7 +19,7 @@ V38, V510, V512, V74 = (
 
 def _put(root: Path, version: OneVersion, tree: str = TREE) -> remotes.Plan:
     todo = remotes.plan(tree, str(root), version)
-    remotes.apply(todo, str(root), str(root.parent / "replaced"), ME)
+    remotes.apply(todo, str(root), str(root.parent / "replaced"))
     return todo
 
 

@@ -136,12 +136,11 @@ def _planned(world: World, one: Installation, options: Options) -> _Plan:
     path = os.path.join(one.remotes, "cxmrc")
     given = cxmrc.assignments(list(options.settings), Owner.FRONTEND)
     written = cxmrc.for_frontend(files.read(path), path, given)
-    owner = (one.account.uid, one.account.gid)
     own, changes = _own_files(one, options)
     return _Plan(
         drivers,
         written,
-        files.plan(path, written.text, mode=0o644, owner=owner),
+        files.plan(path, written.text, mode=0o644, owner=one.owner),
         tuple(own),
         tuple(changes),
         _ssh_config(one.account),
@@ -156,7 +155,7 @@ def _put_drivers(world: World, one: Installation, plan: remotes.Plan, say: Say) 
         say(f"drivers: in place in {one.remotes}")
         return
     backup = os.path.join(os.path.dirname(one.remotes), f"cxm-replaced-{world.stamp}")
-    remotes.apply(plan, one.remotes, backup, (one.account.uid, one.account.gid))
+    remotes.apply(plan, one.remotes, backup)
     say(f"drivers: {len(plan.add)} files put into {one.remotes}")
     if plan.move:
         say(f"drivers: {len(plan.move)} files that were not cxm's moved to {backup}")
@@ -299,8 +298,10 @@ def run(world: World, options: Options, say: Say) -> None:
         say(plan.cxmrc.diff())
         say(f"This would be changed, and {len(plan.drivers.add)} files put into {one.remotes}.")
         return
-    _put_drivers(world, one, plan.drivers, say)
-    _put_settings(world, plan, say)
+    # With its owner's rights: a link that oned's account plants there must not lead root elsewhere.
+    with files.working_as(*one.owner):
+        _put_drivers(world, one, plan.drivers, say)
+        _put_settings(world, plan, say)
     if options.apply:
         _put_own(world, plan, say)
         _put_ssh(one.account, plan.ssh, say)

@@ -34,6 +34,7 @@ class Installation:
     remotes: str
     version: OneVersion
     account: Account
+    owner: tuple[int, int]  # of the remotes directory: its user and group
 
     @property
     def described(self) -> str:
@@ -80,7 +81,9 @@ def find(
                 hint="run this on the frontend; --one-location DIR names a self-contained one",
             )
     version = _version(remotes, binary, runner)
-    return Installation(location, etc, remotes, version, account(remotes))
+    status = os.stat(remotes)
+    owner = (status.st_uid, status.st_gid)
+    return Installation(location, etc, remotes, version, account(remotes), owner)
 
 
 def _version(remotes: str, binary: str, runner: Runner) -> OneVersion:

@@ -116,8 +116,11 @@ def plan(tree: str, remotes: str, version: OneVersion) -> Plan:
     return Plan(add, tuple(remove), tuple(move))
 
 
-def apply(todo: Plan, remotes: str, backup: str, owner: tuple[int, int]) -> None:
-    """Do it; what somebody else had there is below ``backup`` afterwards."""
+def apply(todo: Plan, remotes: str, backup: str) -> None:
+    """Do it; what somebody else had there is below ``backup`` afterwards.
+
+    The files belong to whom this runs as: it is to be the owner of the directory.
+    """
     try:
         for leaf in todo.move:
             target = os.path.join(backup, leaf)
@@ -127,23 +130,19 @@ def apply(todo: Plan, remotes: str, backup: str, owner: tuple[int, int]) -> None
             if leaf not in todo.add:
                 os.unlink(os.path.join(remotes, leaf))
         for leaf, source in todo.add.items():
-            _put(source, os.path.join(remotes, leaf), owner)
+            _put(source, os.path.join(remotes, leaf))
         for top in _OURS:
             _drop_empty(os.path.join(remotes, top))
     except (OSError, shutil.Error) as error:
-        raise CxmError(f"the drivers cannot be put into {remotes}: {error}") from error
+        raise CxmError(
+            f"the drivers cannot be put into {remotes}: {error}",
+            hint=f"all in there is to belong to one account: 'chown -R --reference={remotes}' it",
+        ) from error
 
 
-def _put(source: str, target: str, owner: tuple[int, int]) -> None:
+def _put(source: str, target: str) -> None:
     """Copy a file, or make a link, in one step."""
-    missing = []
-    directory = os.path.dirname(target)
-    while not os.path.isdir(directory):
-        missing.append(directory)
-        directory = os.path.dirname(directory)
-    for directory in reversed(missing):
-        os.mkdir(directory, 0o755)
-        _own(directory, owner)
+    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
     new = f"{target}.cxm-new"
     if os.path.lexists(new):
         os.unlink(new)
@@ -152,13 +151,7 @@ def _put(source: str, target: str, owner: tuple[int, int]) -> None:
     else:
         shutil.copyfile(source, new)
         os.chmod(new, 0o755 if os.access(source, os.X_OK) else 0o644)
-    _own(new, owner)
     os.rename(new, target)
-
-
-def _own(path: str, owner: tuple[int, int]) -> None:
-    if os.geteuid() == 0:
-        os.lchown(path, *owner)
 
 
 def _drop_empty(top: str) -> None:
