@@ -18,12 +18,15 @@ from cxm.errors import (
     UsageError,
 )
 from cxm.names import State, Tags, VmId
+from cxm.node import guests
+from cxm.node.guests import Life
 from tests.fakes.hosts import Cloud, run, with_id
 from tests.fakes.machine import CLOUD, MIB
 from tests.fakes.transfers import (
     DISK,
     NOISE,
     clone_argv,
+    everything,
     image,
     new_cloud,
     tar_gz,
@@ -120,6 +123,17 @@ def test_a_disk_whose_image_oned_does_not_know(cloud: Cloud) -> None:
     cloud.vms[42] = cloud.vms[42].replace("<IMAGE_ID><![CDATA[7]]></IMAGE_ID>", "")
     run(cloud, "clone", *clone_argv(cloud), default_lv_size="12M")
     assert cloud.hosts["solo1"].state.lvs["lv-one-42-0"].size == 12 * MIB
+
+
+def test_a_disk_that_a_guest_has_used_is_kept(cloud: Cloud) -> None:
+    """Oned repeats the prolog of a VM that has run: its disk and the link to it stay."""
+    volume(cloud, "solo1", content=NOISE * 4)
+    machine = cloud.hosts["solo1"].machine()
+    guests.write(machine, guests.Guest(CLOUD, VmId(42), "x", Life.STOPPED, "off", 0.0))
+    before = everything(cloud)
+    with pytest.raises(RefusedError, match="has run with it; its content is kept"):
+        run(cloud, "clone", *clone_argv(cloud))
+    assert everything(cloud) == before
 
 
 def _volume_of_another_cloud(cloud: Cloud) -> None:

@@ -39,8 +39,9 @@ def unlink(machine: Machine, directory: str, disk: str) -> None:
 
 @contextmanager
 def linked(machine: Machine, directory: str, disk: str, device: str) -> Iterator[None]:
-    """Put a link to ``device`` into the VM's directory; when the block fails, take it away."""
+    """Put a link to ``device`` into the VM's directory; a failed block takes a new one away."""
     path = _link_path(directory, disk)
+    is_new = not os.path.lexists(path)
     try:
         with machine.as_caller():
             os.makedirs(directory, exist_ok=True)
@@ -51,8 +52,10 @@ def linked(machine: Machine, directory: str, disk: str, device: str) -> Iterator
             os.replace(fresh, path)
         yield
     except BaseException:
-        with interrupt.held_off(), suppress(OSError):
-            unlink(machine, directory, disk)
+        # The link of a disk that the block refused to touch stays, as the disk does.
+        if is_new:
+            with interrupt.held_off(), suppress(OSError):
+                unlink(machine, directory, disk)
         raise
 
 
