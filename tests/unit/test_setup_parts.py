@@ -147,3 +147,10 @@ def test_configuration_without_the_stock_driver_is_an_error() -> None:
     """There is nothing that the list could go into."""
     with pytest.raises(ConfigError, match="has no TM_MAD with EXECUTABLE"):
         _oned(V74, 'TM_MAD = [ EXECUTABLE = "my_tm" ]\n')
+
+
+def test_slow_monitoring_is_named_where_oned_has_to_ask() -> None:
+    """Before monitord the state of a VM is as old as the interval."""
+    text = "HOST_MONITORING_INTERVAL = 600\nMONITORING_INTERVAL=60\n"
+    assert parts.slow_monitoring(text, "x", V38) == ["HOST_MONITORING_INTERVAL = 600"]
+    assert parts.slow_monitoring(text, "x", V74) == []

@@ -188,6 +188,13 @@ def _put_own(world: World, plan: _Plan, say: Say) -> None:
         say(f"  {each}")
 
 
+def _advise(one: Installation, plan: _Plan, say: Say) -> None:
+    oned = plan.own[0]
+    slow = parts.slow_monitoring(oned.new, oned.path, one.version)
+    if slow:
+        say(f"advice: {', '.join(slow)} in oned.conf; 60 shows the state of VMs within a minute")
+
+
 def _put_ssh(account: Account, change: FileChange, say: Say) -> None:
     if not change.changes:
         return
@@ -305,6 +312,7 @@ def run(world: World, options: Options, say: Say) -> None:
     if options.apply:
         _put_own(world, plan, say)
         _put_ssh(one.account, plan.ssh, say)
+    _advise(one, plan, say)
     _remember(world, one)
     if options.datastores:
         _datastores(world, one, options, say)

@@ -274,6 +274,27 @@ def of_monitord(version: OneVersion) -> list[Part]:
     return [_im_mad(version)]
 
 
+_INTERVALS: Final = (
+    "HOST_MONITORING_INTERVAL",
+    "VM_POLLING_INTERVAL",
+    "MONITORING_INTERVAL",
+    "MONITORING_INTERVAL_HOST",
+)
+_GOOD_INTERVAL_S: Final = 60
+
+
+def slow_monitoring(text: str, source: str, version: OneVersion) -> list[str]:
+    """The settings by which oned asks hosts too seldom; before monitord it has to ask."""
+    if version >= MONITORD:
+        return []
+    found = {entry.name: entry.single.text for entry in oneconf.parse(text, source) if entry.single}
+    return [
+        f"{name} = {found[name]}"
+        for name in _INTERVALS
+        if found.get(name, "").isdecimal() and int(found[name]) > _GOOD_INTERVAL_S
+    ]
+
+
 VMM_EXEC_DEFAULTS: Final = f"""\
 # {_COMMENT}: defaults of VMs on Xen, for OpenNebula before 5.0.
 CREDIT = 256
