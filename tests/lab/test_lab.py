@@ -152,10 +152,9 @@ xl create -q /root/guest.cfg
 
 def fetch(running: Lab, path: str) -> str:
     """A page of the guest, seen from the frontend's place."""
-    code = (
-        "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
-    )
-    return running.exec(["python3", "-c", code, f"http://{_ADDRESS}/{path}"]).stdout
+    code = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+    page = f"http://{_ADDRESS}/{path}"
+    return running.exec(["timeout", "9", "python3", "-c", code, page]).stdout
 
 
 def await_status(running: Lab) -> dict[str, str]:
