@@ -220,9 +220,9 @@ class FakeNode:
         ok: Sequence[int] = (0,),
     ) -> Result:
         with self._step(argv):
-            if argv[0] in ("tar", "gzip", "zstd"):
-                return self._real.feed(argv, chunks, timeout_s=timeout_s, ok=ok)
             handler = self._handlers.get(argv[0])
+            if handler is None and argv[0] in ("tar", "gzip", "zstd"):
+                return self._real.feed(argv, chunks, timeout_s=timeout_s, ok=ok)
             if handler is None:
                 raise AssertionError(f"nobody models the command {argv!r}")
             outcome = handler(tuple(argv), b"".join(chunks))

@@ -22,8 +22,8 @@ Around it, this module
   and context managers undo, inside of ``interrupt.held_off()``. A broken pipe is an OSError;
 - is the only place in a node's verbs that catches errors: raise classes of ``cxm.errors``.
 
-A verb with ``request=False`` (for services) reads nothing, writes no reply and takes no lock; it says
-what it did in the log.
+A verb with ``request=False`` (for services) reads nothing, writes no reply and takes no lock; it
+says what it did in the log.
 """
 
 import importlib
@@ -112,7 +112,8 @@ def _word(*words: str) -> Callable[[Any], str]:
 
 def _directory(value: Any) -> str:
     text = _text(value)
-    if not text.startswith("/") or os.path.normpath(text) != text or "\0" in text:
+    # normpath leaves two slashes at the front alone.
+    if not re.match("/[^/]", text) or os.path.normpath(text) != text or "\0" in text:
         raise UsageError(f"{value!r} is not the absolute, normal path of a directory")
     return text
 
