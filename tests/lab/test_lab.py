@@ -180,8 +180,8 @@ def test_power_and_bmc_of_a_host(solo_lab: Lab) -> None:
     solo.power_off()
     assert solo.power() is Power.OFF
     assert solo_lab.bmc_alive("solo1")
-    told = solo_lab.core.run(["ipmitool", "-I", "lanplus", "-H", solo.host.bmc_address,
-                              "-U", BMC_USER, "-P", BMC_PASSWORD, "chassis", "power", "on"])  # fmt: skip
+    words = ["-I", "lanplus", "-H", solo.host.bmc_address, "-U", BMC_USER, "-P", BMC_PASSWORD]
+    told = solo_lab.core.run(["ipmitool", *words, "chassis", "power", "on"])
     assert "Up/On" in told.stdout
     assert solo.power() is Power.RUNNING
 
