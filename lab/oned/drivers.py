@@ -181,7 +181,8 @@ class Stream:
     def _open(self) -> None:
         if self._thread is not None:
             return
-        base = tempfile.mkdtemp(prefix="stream-", dir=self._scripts.place.scratch)
+        place = self._scripts.place
+        base = tempfile.mkdtemp(prefix="stream-", dir=place.here(place.scratch))
         self._base = base
         pipe = os.path.join(base, "in")
         os.mkfifo(pipe)
@@ -190,8 +191,9 @@ class Stream:
                 pass
         # Opened for both, so that neither end waits for the other.
         self._input = os.open(pipe, os.O_RDWR)
+        seen = os.path.join(place.scratch, os.path.basename(base))
         command = (
-            f"exec <{pipe} >>{base}/out 2>>{base}/err; "
+            f"exec <{seen}/in >>{seen}/out 2>>{seen}/err; "
             f"ssh {self.host} bash -s ; echo ExitSSHCode:  $? 1>&2"
         )
         self._thread = threading.Thread(

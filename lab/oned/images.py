@@ -49,17 +49,11 @@ def make(number: int, template: Template, store: Datastore, base: str, profile: 
     )
 
 
-def fill(image: Image) -> None:
-    """Put the image's file where its source says."""
-    os.makedirs(os.path.dirname(image.source), exist_ok=True)
+def fill(image: Image, target: str) -> None:
+    """Put the image's file where its source says, which is ``target`` for us."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     if image.path:
-        shutil.copyfile(image.path, image.source)
+        shutil.copyfile(image.path, target)
         return
-    with open(image.source, "wb") as file:
+    with open(target, "wb") as file:
         file.truncate(image.size_mib * _MIB)
-
-
-def remove(image: Image) -> None:
-    """Remove the image's file."""
-    if os.path.exists(image.source):
-        os.unlink(image.source)

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from lab.oned.profiles import Profile
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SYSTEM_WIDE = "/var/lib/one"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A self-contained installation below ``location``, as ONE_LOCATION makes one."""
+    """An installation whose files lie below ``files``; its drivers see them below ``var``."""
 
-    location: str
+    files: str
+    var: str = SYSTEM_WIDE
+    location: str = ""  # ONE_LOCATION of a self-contained installation
     hostname: str = "frontend"
-    address: str = "127.0.0.1"  # of the frontend, as the hosts reach it
     prefix: tuple[str, ...] = ()  # the words that make a command run in the frontend's place
     remote_dir: str = "/var/tmp/one"  # noqa: S108 - SCRIPTS_REMOTE_DIR of every installation
     path: str = _PATH
@@ -31,24 +33,25 @@ class Place:
     extra: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def var(self) -> str:
-        return os.path.join(self.location, "var")
-
-    @property
     def remotes(self) -> str:
         return os.path.join(self.var, "remotes")
 
     @property
     def auth_file(self) -> str:
-        return os.path.join(self.location, ".one", "one_auth")
+        return os.path.join(self.var, ".one", "one_auth")
+
+    @property
+    def scratch(self) -> str:
+        return os.path.join(self.var, ".standin")
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.xmlrpc_port}/RPC2"
 
-    @property
-    def scratch(self) -> str:
-        return os.path.join(self.location, "run")
+    def here(self, path: str) -> str:
+        """Where this process finds what the drivers see as ``path``."""
+        inside = path == self.var or path.startswith(f"{self.var}/")
+        return os.path.normpath(self.files + path[len(self.var) :]) if inside else path
 
     def datastores(self, profile: Profile) -> str:
         """The frontend's DATASTORE_LOCATION as this version spells it."""
@@ -64,15 +67,17 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         """What oned's drivers find in their environment."""
+        own = {"ONE_LOCATION": self.location} if self.location else {}
         return {
             "PATH": self.path,
-            "HOME": os.path.expanduser("~"),
+            "HOME": self.var,
             "LANG": "C.UTF-8",
-            "ONE_LOCATION": self.location,
             "ONE_AUTH": self.auth_file,
             "ONE_XMLRPC": self.url,
             "ONE_MAD_DEBUG": "",
-        } | dict(self.extra)
+            **own,
+            **self.extra,
+        }
 
     def shell(self, command: str) -> list[str]:
         """The command line that runs a shell command as one of oned's drivers does."""
@@ -81,5 +86,5 @@ class Place:
 
     def prepare(self) -> None:
         """Make the directories."""
-        for name in ("var/vms", "var/datastores", "var/remotes", ".one", "run"):
-            os.makedirs(os.path.join(self.location, name), exist_ok=True)
+        for name in ("vms", "datastores", "remotes", ".one", ".standin"):
+            os.makedirs(os.path.join(self.files, name), exist_ok=True)

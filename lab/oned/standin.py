@@ -8,7 +8,6 @@ answers and states, by version.
 """
 
 import os
-import shutil
 import threading
 from dataclasses import dataclass
 from typing import Final
@@ -79,7 +78,7 @@ class StandIn(Cloud):
         self._networks: dict[int, VirtualNetwork] = {}
         self._vms: dict[int, Vm] = {}
         place.prepare()
-        foreign.put(place.remotes, profile)
+        foreign.put(place.here(place.remotes), profile)
         self._write_settings()
         self._make_stores()
         self._documents = Documents(profile, place)
@@ -91,7 +90,7 @@ class StandIn(Cloud):
             transfers,
             hypervisor,
             lock=self._lock,
-            vm_dir=place.vm_dir,
+            vm_dir=lambda vm: place.here(place.vm_dir(vm)),
             done=self._release,
             schedule=self._schedule,
         )
@@ -128,9 +127,11 @@ class StandIn(Cloud):
         }
         if self.version >= (6, 0):
             settings["HOSTNAME"] = self.place.hostname
-        with open(os.path.join(self.place.var, "config"), "w", encoding="utf-8") as file:
+        with open(os.path.join(self.place.files, "config"), "w", encoding="utf-8") as file:
             file.writelines(f"{name}={value}\n" for name, value in settings.items())
-        descriptor = os.open(self.place.auth_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(
+            self.place.here(self.place.auth_file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600
+        )
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{SESSION}\n")
 
@@ -150,8 +151,7 @@ class StandIn(Cloud):
         for number, (name, kind, driver, manager, template) in enumerate(rows, _FIRST_STORE):
             known: Template = list(template)
             self._stores[number] = Datastore(number, name, kind, driver, manager, known)
-            base = self.place.datastores(self.profile)
-            os.makedirs(os.path.join(base, str(number)), exist_ok=True)
+            os.makedirs(os.path.join(self.place.files, "datastores", str(number)), exist_ok=True)
 
     @property
     def image_store(self) -> Datastore:
@@ -250,7 +250,7 @@ class StandIn(Cloud):
 
     def _fill(self, image: Image) -> None:
         try:
-            images.fill(image)
+            images.fill(image, self.place.here(image.source))
         except OSError:
             image.state = "ERROR"
             return
@@ -261,7 +261,12 @@ class StandIn(Cloud):
             raise NotFoundError(f"no image {image}")
         found = self._images[image]
         return ImageView(
-            found.id, found.name, found.state, found.source, found.size_mib, found.persistent
+            id=found.id,
+            name=found.name,
+            state=found.state,
+            source=self.place.here(found.source),
+            size_mib=found.size_mib,
+            persistent=found.persistent,
         )
 
     def delete_image(self, image: int) -> None:
@@ -269,7 +274,8 @@ class StandIn(Cloud):
             found = self._images[image]
             if found.vms:
                 raise RefusedError(f"image {image} is used by VMs {sorted(found.vms)}")
-            images.remove(self._images.pop(image))
+            del self._images[image]
+            os.unlink(self.place.here(found.source))
 
     def create_vm(self, template: str) -> int:
         with self._lock:
@@ -317,10 +323,6 @@ class StandIn(Cloud):
         self.settle()
         self.watch.close()
         self.api.stop()
-
-    def remove_files(self) -> None:
-        """Remove the installation."""
-        shutil.rmtree(self.place.location, ignore_errors=True)
 
     # Behind the scenes.
 

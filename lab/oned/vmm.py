@@ -64,7 +64,7 @@ class Hypervisor:
             text = self._deployment(vm)
         except CxmError as error:
             return Answer(ok=False, info=error.message)
-        with open(local, "w", encoding="utf-8") as file:
+        with open(self._scripts.place.here(local), "w", encoding="utf-8") as file:
             file.write(text)
         context = self._context(vm)
         xml = self._documents.vm(vm, full=False)

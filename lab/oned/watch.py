@@ -237,5 +237,6 @@ class Watch:
                 store_space(store, outcome.stdout)
         else:
             _log.warning("datastore %s is not monitored: %s", store.id, outcome.stderr.strip())
+            return
         self._after()
         self._end.wait(self._periods.stores)

@@ -35,7 +35,9 @@ def standin(top: str, version: str) -> Iterator[World]:
     notes.prepare()
     remote = os.path.join(top, "remote")
     place = Place(
-        os.path.join(top, "one"),
+        files=os.path.join(top, "one", "var"),
+        var=os.path.join(top, "one", "var"),
+        location=os.path.join(top, "one"),
         hostname=recorder.FRONTEND,
         remote_dir=remote,
         path=f"{recorder.tools(os.path.join(top, 'bin'))}:/usr/bin:/bin",
