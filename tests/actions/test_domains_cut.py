@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Each verb about domains, failed and killed at each of its steps and called again."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxm import interrupt
+from cxm.errors import CxmError
+from cxm.names import VmId, domain_uuid
+from tests.fakes.call import ask
+from tests.fakes.domains import (
+    NAME,
+    guest,
+    new_xen,
+    picture,
+    restore,
+    save,
+    start,
+    stop,
+)
+from tests.fakes.machine import CLOUD, Fault, How, KilledError
+from tests.fakes.xen import FakeXen
+
+Act = Callable[[FakeXen], Any]
+
+
+def _nothing(_xen: FakeXen) -> None:
+    pass
+
+
+def _started(xen: FakeXen) -> None:
+    start(xen)
+
+
+def _saved(xen: FakeXen) -> None:
+    start(xen)
+    save(xen)
+
+
+def _stopped(xen: FakeXen) -> None:
+    start(xen)
+    stop(xen)
+
+
+def _saved_elsewhere(xen: FakeXen) -> None:
+    _saved(xen)
+    os.unlink(xen.node.path("cfg", NAME))
+
+
+CASES: dict[str, tuple[Act, Act]] = {
+    "start": (_nothing, start),
+    "start over a checkpoint": (_saved, start),
+    "start again": (_stopped, start),
+    "shutdown": (_started, stop),
+    "destroy": (_started, lambda xen: stop(xen, "destroy")),
+    "reset": (_started, lambda xen: ask(xen.machine(), "domain-reset", vm=7)),
+    "save": (_started, save),
+    "restore": (_saved, restore),
+    "restore elsewhere": (_saved_elsewhere, lambda xen: restore(xen, guest())),
+}
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """The process ends by exception on TERM, as the helper does."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("how", list(How), ids=[how.value for how in How])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("_signals")
+def test_cut_at_any_step_and_run_again_ends_the_same(tmp_path: Path, case: str, how: How) -> None:
+    """A verb that fails or is killed at any of its commands is finished by calling it again."""
+    prepare, act = CASES[case]
+    whole = _world(tmp_path / "whole", prepare)
+    act(whole)
+    expected = picture(whole)
+    steps = len(whole.node.ran)
+    assert steps > 3
+    for step in range(steps):
+        xen = _world(tmp_path / f"{step}", prepare)
+        xen.node.fault = Fault(step, how)
+        interrupt.install()
+        with suppress(CxmError, KilledError):
+            act(xen)
+        xen.node.revive()
+        xen.sleep(30)
+        act(xen)
+        assert _same(picture(xen), expected, tmp_path, step), step
+        assert len([each for each in xen.state.domains if each.uuid == _uuid()]) <= 1
+
+
+def _world(path: Path, prepare: Act) -> FakeXen:
+    xen = new_xen(path)
+    prepare(xen)
+    xen.node.ran.clear()
+    return xen
+
+
+def _uuid() -> str:
+    return domain_uuid(CLOUD, VmId(7))
+
+
+def _same(found: dict[str, Any], expected: dict[str, Any], root: Path, step: int) -> bool:
+    text = repr(found).replace(f"{root}/{step}/", "/")
+    return text == repr(expected).replace(f"{root}/whole/", "/")
