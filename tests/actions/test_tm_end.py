@@ -7,6 +7,7 @@ import tarfile
 import pytest
 
 from cxm.errors import RefusedError
+from cxm.one.version import OneVersion
 from tests.fakes.hosts import FRONTEND, Cloud, run
 from tests.fakes.transfers import (
     DISK,
@@ -37,6 +38,35 @@ def test_what_is_in_use_is_refused_and_marked(cloud: Cloud, name: str) -> None:
         run(cloud, "delete", cloud.place("solo1", name), "42", "0")
     assert cloud.hosts["solo1"].content(lv) == DISK
     assert "cxm.state=delete-requested" in cloud.hosts["solo1"].state.lvs[lv].tags
+
+
+def test_3_x_deletes_while_it_cancels(cloud: Cloud) -> None:
+    """Its disks are in use for a moment still: the action waits, and removes them then."""
+    lv = volume(cloud, "solo1")
+    opened = cloud.hosts["solo1"].state.opened
+    opened.add(lv)
+    cloud.later = lambda: opened.discard(lv) if cloud.now > 5 else None
+    run(cloud, "delete", cloud.place("solo1", "disk.0"), "42", "1", version=OneVersion(3, 8))
+    assert not cloud.hosts["solo1"].state.lvs
+    assert 5 < cloud.now < 10
+
+
+def test_3_x_gives_up_in_the_end(cloud: Cloud) -> None:
+    """A domain that does not go keeps its disks, marked."""
+    lv = volume(cloud, "solo1")
+    cloud.hosts["solo1"].state.opened.add(lv)
+    with pytest.raises(RefusedError, match="in use"):
+        run(cloud, "delete", cloud.place("solo1"), "42", "0", version=OneVersion(3, 8))
+    assert 60 <= cloud.now < 70
+    assert cloud.hosts["solo1"].content(lv) == DISK
+
+
+def test_a_stopped_vm_is_deleted_by_the_name_of_its_old_host(cloud: Cloud) -> None:
+    """7.4 names the host that the VM was on; its disks are on the frontend."""
+    stopped_disk(cloud)
+    run(cloud, "delete", cloud.place("solo1", "disk.0"), "42", "1")
+    run(cloud, "delete", cloud.place("solo1"), "42", "0")
+    assert not cloud.directory(FRONTEND).exists()
 
 
 def test_the_end_of_a_vm_leaves_nothing_on_the_frontend(cloud: Cloud) -> None:

@@ -74,6 +74,8 @@ class Cloud:
         self.pool = "<HOST_POOL/>"
         self.oned_answers = True
         self.dead: set[str] = set()
+        self.now = 0.0
+        self.later: Callable[[], None] = lambda: None  # happens while an action waits
         self.steps: list[tuple[str, str]] = []
         self.cut: Cut | None = None
 
@@ -104,6 +106,11 @@ class Cloud:
                 ["cp", "-a", "--sparse=always", str(self.front), str(self.root / "killed")]
             )
         raise KilledError
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass for an action."""
+        self.now += seconds
+        self.later()
 
     def place(self, host: str, name: str = "", vm: int = 42) -> str:
         """``HOST:PATH`` of a VM's directory, or of something in it; the path is one for all."""
@@ -268,7 +275,16 @@ def run(
     assert action in ACTIONS["tm"]
     lines = "".join(f'{key.upper()}="{value}"\n' for key, value in settings.items())
     made, _warnings = config.frontend(f'CLOUD_ID="{CLOUD}"\n{lines}', "cxmrc")
-    ctx = CloudContext(made, version, System(), str(cloud.front / "remotes"), {}, cloud=cloud)
+    ctx = CloudContext(
+        made,
+        version,
+        System(),
+        str(cloud.front / "remotes"),
+        {},
+        monotonic=lambda: cloud.now,
+        sleep=cloud.wait,
+        cloud=cloud,
+    )
     return load("tm", action).run(ctx, Call("tm", action, argv, io.StringIO(stdin)))
 
 

@@ -2,7 +2,10 @@
 # Copyright The cxm for OpenNebula authors
 """oned's words become typed requests, and words that contradict each other are refused."""
 
+import json
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -235,3 +238,31 @@ def test_too_few_words_are_refused(
     """The sentence says what the action takes."""
     with pytest.raises(UsageError, match="takes"):
         parse(argv)
+
+
+RECORDED = sorted((Path(__file__).parents[1] / "data").glob("oned-calls-*.json"))
+PARSERS: dict[str, Callable[[Sequence[str]], object]] = {
+    "clone": args.clone,
+    "ln": args.clone,
+    "mkimage": args.mkimage,
+    "mkswap": args.mkswap,
+    "context": args.context,
+    "delete": args.delete,
+    "mv": args.move,
+    "mvds": args.save_back,
+}
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_every_call_that_was_recorded_from_oned_is_understood(path: Path) -> None:
+    """Real OpenNebula's own words, with the names of places as the recording has them."""
+    real = {"VAR": "/var/lib/one", "SYSTEM": "0", "IMAGES": "1"}
+    seen = set()
+    for calls in json.loads(path.read_text())["steps"].values():
+        for call in calls:
+            directory, _slash, action = call.get("script", "").rpartition("/")
+            if directory.endswith("/tm/cxm") and action in PARSERS:
+                words = [re.sub("VAR|SYSTEM|IMAGES", lambda m: real[m[0]], w) for w in call["argv"]]
+                PARSERS[action](words)
+                seen.add(action)
+    assert seen == set(PARSERS)

@@ -13,8 +13,9 @@ import io
 import logging
 import os
 import sys
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TextIO
 
@@ -112,6 +113,8 @@ class Context:
     runner: run.Runner
     remotes: str  # the root of the remotes tree that the stub lives in
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
     def node(self, host: str | None) -> Node:
         """The node that is OpenNebula's host ``host``; None is the machine that we run on."""

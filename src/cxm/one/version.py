@@ -30,6 +30,11 @@ class OneVersion(NamedTuple):
         return (6, 0) <= self < (6, 99)
 
     @property
+    def deletes_while_it_cancels(self) -> bool:
+        """In 3.x oned deletes a VM's disks while it still has its domain destroyed (recorded)."""
+        return self < (4, 0)
+
+    @property
     def gives_stdin(self) -> bool:
         """From 5.0 every VMM action gets the VM's XML; before, only deploy may read its input."""
         return self >= (5, 0)

@@ -6,10 +6,17 @@ oned calls it for things that were never made, too: that is success. What is in 
 marked by the node, because oned's own clean-up reports success whatever we answer.
 """
 
+from typing import Any, Final
+
+from cxm.errors import RefusedError
 from cxm.one import args
 from cxm.one.action import Call, Context
 from cxm.one.args import DiskPlace
 from cxm.one.tm import stopped
+
+# How long a domain that is being destroyed may keep its disks in use.
+_PATIENCE_S: Final = 60.0
+_POLL_S: Final = 1.0
 
 
 def run(ctx: Context, call: Call) -> str:
@@ -22,10 +29,25 @@ def run(ctx: Context, call: Call) -> str:
             stopped.remove_disk(target.path)
         else:
             arguments = {"vm": vm, "disk": target.disk, "dir": target.directory}
-            ctx.node(target.host).call("disk-remove", arguments)
+            _remove(ctx, target.host, "disk-remove", arguments)
         return ""
     if not is_store:
-        ctx.node(target.host).call("vm-remove", {"vm": vm, "dir": target.path})
-    # A resume that failed half-way left a part of the VM here, and oned names only its host.
+        _remove(ctx, target.host, "vm-remove", {"vm": vm, "dir": target.path})
+    # From 5.0 on a stopped VM is deleted by the name of the host that it was on (recorded), and so
+    # is one whose resume failed half-way; what is left of them is here.
     stopped.remove_directory(target.path)
     return ""
+
+
+def _remove(ctx: Context, host: str, verb: str, arguments: dict[str, Any]) -> None:
+    """Have a node remove something; where oned is too early, wait until it is not in use."""
+    deadline = ctx.monotonic() + (_PATIENCE_S if ctx.version.deletes_while_it_cancels else 0.0)
+    while True:
+        try:
+            ctx.node(host).call(verb, arguments)
+        except RefusedError:
+            if ctx.monotonic() >= deadline:
+                raise
+            ctx.sleep(_POLL_S)
+        else:
+            return
