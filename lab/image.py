@@ -130,9 +130,20 @@ def node_image(places: Places, progress: Progress) -> NodeImage:
     log = places.log("image")
     with locked(places.cached("images", "lock")):
         if not os.path.exists(image.path("complete")):
-            with progress.step("building the nodes' root file system from Debian packages", log):
+            name = "building the nodes' image from Debian packages"
+            with progress.step(name, log, usual="60 s", look=lambda: _stage(log)):
                 _build(image, log)
     return image
+
+
+def _stage(log: str) -> str:
+    """What mmdebstrap is doing, by the last of its own headings in its log."""
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            headings = [line[3:].strip() for line in file if line.startswith("I: ")]
+    except OSError:
+        return ""
+    return headings[-1].rstrip(".")[:80] if headings else ""
 
 
 @contextmanager

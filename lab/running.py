@@ -30,6 +30,7 @@ from lab.spec import DATA_SERIAL, LabSpec
 
 STATE = "lab.json"
 _BOOTED = "booted"
+_BOOT_ALONE_S = 50  # measured, two cores without KVM
 
 
 class Lab:
@@ -111,7 +112,9 @@ class Lab:
         self.save()
         for machine in machines:
             machine.go()
-        with self.progress.step(f"{names}: booting Debian on Xen", machines[0].files.console_log):
+        console = machines[0].files.console_log
+        usual = f"{_BOOT_ALONE_S * max(1, len(machines) * 0.7):.0f} s"
+        with self.progress.step(f"{names}: booting Debian on Xen", console, usual=usual):
             snapshot.in_parallel([machine.wait_for_ssh for machine in machines])
         for machine in machines:
             with self.progress.step(f"{machine.name}: waiting for its services", machine.files.log):
