@@ -6,7 +6,7 @@ The verbs and their arguments are the contract in docs/design/0002; this module 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from cxm import API_VERSION, __version__, run, wire
@@ -52,6 +52,45 @@ class Node(Protocol):
         """Run a verb that gives data, hand the data to ``take``, and return the verb's result."""
 
 
+class Dialogue(Protocol):
+    """A process that answers each line with a line, as :class:`cxm.run.Dialogue` does."""
+
+    def ask(self, line: bytes, *, timeout_s: float) -> bytes:
+        """Send a line and return the answer."""
+
+    def close(self) -> None:
+        """End the process."""
+
+
+Start = Callable[[Sequence[str]], Dialogue]
+Ask = Callable[[Dialogue, dict[str, Any], float], dict[str, Any]]
+
+
+class Conversation:
+    """A helper that stays for one request after the other; started when it is needed."""
+
+    def __init__(self, start: Callable[[], Dialogue], ask: Ask) -> None:
+        self._start = start
+        self._ask = ask
+        self._dialogue: Dialogue | None = None
+
+    def ask(self, args: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """The verb's result; raises as a call does, and the next request starts a new helper."""
+        if self._dialogue is None:
+            self._dialogue = self._start()
+        try:
+            return self._ask(self._dialogue, args, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the helper go."""
+        dialogue, self._dialogue = self._dialogue, None
+        if dialogue is not None:
+            dialogue.close()
+
+
 class RemoteNode:
     """A node reached by ssh, or the machine itself when ``host`` is None."""
 
@@ -68,16 +107,15 @@ class RemoteNode:
         local = ["sudo", "-n", HELPER, verb]
         return local if self._host is None else run.ssh(self._host, local)
 
-    def _request(self, args: dict[str, Any], *, pack: bool) -> bytes:
-        return wire.encode_json(
-            {
-                "api": API_VERSION,
-                "version": __version__,
-                "cloud": self._cloud,
-                "pack": pack,
-                "args": args,
-            }
-        )
+    def _request(self, args: dict[str, Any], *, pack: bool, stay: bool = False) -> bytes:
+        request = {
+            "api": API_VERSION,
+            "version": __version__,
+            "cloud": self._cloud,
+            "pack": pack,
+            "args": args,
+        }
+        return wire.encode_json(request | ({"stay": True} if stay else {}))
 
     def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         try:
@@ -87,6 +125,19 @@ class RemoteNode:
         except CommandError as error:
             raise self._explain(verb, error) from error
         return self._open(wire.parse_reply(result.stdout.encode()))
+
+    def converse(self, verb: str, start: Start = run.Dialogue) -> "Conversation":
+        """Run a verb again and again in one helper process; for verbs that change nothing."""
+
+        def ask(dialogue: Dialogue, args: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+            request = self._request(args, pack=False, stay=True)
+            try:
+                reply = dialogue.ask(request, timeout_s=timeout_s)
+            except CommandError as error:
+                raise self._explain(verb, error) from error
+            return self._open(wire.parse_reply(reply))
+
+        return Conversation(lambda: start(self._argv(verb)), ask)
 
     def upload(
         self, verb: str, args: dict[str, Any], items: Iterable[wire.Item], *, pack: bool

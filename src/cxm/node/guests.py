@@ -43,6 +43,7 @@ class Guest:
     boot_id: str = ""  # of the host, when its domain was last started
     falls: tuple[float, ...] = ()  # when it crashed or vanished, while that still counts
     next_start: float | None = None  # when a crashed guest is started again
+    released: bool = False  # it has no domain, and its disks have been deactivated
 
     @property
     def wanted(self) -> bool:
@@ -51,7 +52,7 @@ class Guest:
 
     def now(self, life: Life, reason: str, *, since: float) -> "Guest":
         """The record after a change."""
-        return replace(self, life=life, reason=reason, since=since, next_start=None)
+        return replace(self, life=life, reason=reason, since=since, next_start=None, released=False)
 
 
 def _directory(machine: Machine) -> str:
@@ -96,6 +97,7 @@ def _parse(text: str, path: str) -> Guest:
             boot_id=str(raw["boot_id"]),
             falls=tuple(float(at) for at in raw["falls"]),
             next_start=None if following is None else float(following),
+            released=raw["released"] is True,
         )
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise DataError(f"the record {path} cannot be read: {error}") from error

@@ -22,6 +22,9 @@ Around it, this module
   and context managers undo, inside of ``interrupt.held_off()``. A broken pipe is an OSError;
 - is the only place in a node's verbs that catches errors: raise classes of ``cxm.errors``.
 
+A caller of a verb with ``stays=True`` that asks the helper to ``stay`` gets a reply to each request
+line that follows, until it closes the input. Only verbs that change nothing may stay.
+
 A verb with ``request=False`` (for services) reads nothing, writes no reply and takes no lock; it
 says what it did in the log.
 """
@@ -32,7 +35,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, BinaryIO, Final
@@ -159,6 +162,7 @@ class Verb:
     args: str = ""
     data: Data = Data.NONE
     request: bool = True
+    stays: bool = False
     lock: bool = True  # False: the verb waits long, and takes the VM's lock itself when it acts
 
     def arguments(self) -> dict[str, tuple[Argument, bool]]:
@@ -188,7 +192,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "domain-reset": Verb("domains", "reset", "vm"),
     "domain-save": Verb("memory", "save", "vm"),
     "domain-restore": Verb("memory", "restore", "vm dir guest?"),
-    "observe": Verb("observe", "observe", "detail"),
+    "observe": Verb("observe", "observe", "detail", stays=True),
     "tend": Verb("tend", "tend", request=False),
 }
 
@@ -295,6 +299,7 @@ class _Output:
         self._runner = runner
         self.data = False
         self.pack = False
+        self.stay = False
 
     def _write(self, chunks: Iterable[bytes]) -> None:
         for chunk in chunks:
@@ -333,7 +338,13 @@ class _Output:
 
 
 def _perform(
-    verb: str, stdin: BinaryIO, output: _Output, machine: Machine, refusal: CxmError | None
+    verb: str,
+    stdin: BinaryIO,
+    output: _Output,
+    machine: Machine,
+    *,
+    refusal: CxmError | None,
+    head: bytes,
 ) -> dict[str, Any]:
     row = VERBS.get(verb)
     if row is None:
@@ -342,8 +353,9 @@ def _perform(
     call = Call(machine, CloudId(""), send=output.send)
     arguments: dict[str, Any] = {}
     with ExitStack() as stack:
-        request = wire.read_line(stdin.read) if row.request else {}
+        request = wire.read_line(stdin.read, head) if row.request else {}
         pack = output.pack = request.get("pack") is True
+        output.stay = row.stays and request.get("stay") is True
         if refusal is not None:
             raise refusal
         if row.request:
@@ -389,9 +401,28 @@ def serve(
     With a ``refusal``, nothing is done: it is what the reply says, in the form the caller asks for.
     """
     output = _Output(stdout, machine.runner)
+    code = _answer(verb, stdin, output, machine, refusal=refusal)
+    with suppress(InterruptedBySignalError):
+        while output.stay and (head := stdin.read(1)):
+            code = _answer(verb, stdin, output, machine, refusal=refusal, head=head)
+    return code
+
+
+def _answer(
+    verb: str,
+    stdin: BinaryIO,
+    output: _Output,
+    machine: Machine,
+    *,
+    refusal: CxmError | None,
+    head: bytes = b"",
+) -> int:
+    """Do what one request asks for, ``head`` being its first bytes, and reply."""
+    output.stay = False
     with _collected() as lines:
         try:
-            reply = wire.success(_perform(verb, stdin, output, machine, refusal), lines)
+            result = _perform(verb, stdin, output, machine, refusal=refusal, head=head)
+            reply = wire.success(result, lines)
             code = 0
         except (Exception, InterruptedBySignalError) as error:  # noqa: BLE001 - the boundary
             failure = _explain(error, verb, machine.hostname)
@@ -403,6 +434,7 @@ def serve(
         output.reply(reply)
     except OSError as error:
         _log.warning("%s: the caller has gone before the reply: %s", verb, error)
+        output.stay = False
         return FAILURE_CODE
     return code
 

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cxm import interrupt, names
@@ -192,3 +192,10 @@ def note(vm: Vm, life: Life, reason: str) -> None:
     if life in (Life.OFF, Life.STOPPED):
         for entry in found:
             configs.set_autostart(machine, os.path.basename(entry.path), wanted=False)
+
+
+def note_released(vm: Vm) -> None:
+    """Record that nothing of the VM is left to clean up."""
+    known = vm.record()
+    if known is not None and not known.released:
+        guests.write(vm.machine, replace(known, released=True))

@@ -16,7 +16,7 @@ from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.lvm import Group
 from cxm.names import CHECKPOINT, LvName, State
 from cxm.node import volumes as store
-from cxm.node.life import Vm, end, note_running, running, undoing, waits
+from cxm.node.life import Vm, end, note_released, note_running, running, undoing, waits
 from cxm.node.volumes import Owned
 from cxm.xen import xl
 from cxm.xen.xl import Domain
@@ -91,8 +91,11 @@ def release(vm: Vm) -> None:
                 lvm.deactivate(machine.runner, group, each.name)
         held = [each.name for each in owned if each.volume.in_use]
         if not held:
-            return
-    _log.warning("VM %d is off, but something on this node still uses %s", vm.vm, ", ".join(held))
+            break
+    if held:
+        what = ", ".join(held)
+        _log.warning("VM %d is off, but something on this node still uses %s", vm.vm, what)
+    note_released(vm)
 
 
 def launch(vm: Vm, make: Callable[[], None]) -> Domain:

@@ -2,8 +2,9 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what a standalone host does when guests do something by themselves (docs/design/0004).
 
-Run whenever Xen says that a domain is gone, and once a minute. It looks at all domains and records once; only a VM that looks odd is locked, looked
-at again and dealt with. A VM whose lock is held is left to the action that holds it.
+Run whenever Xen says that a domain is gone, and once a minute. It looks at all domains and records
+once; only a VM that looks odd is locked, looked at again and dealt with. A VM whose lock is held is
+left to the action that holds it.
 """
 
 import logging
@@ -30,7 +31,8 @@ _log = logging.getLogger(__name__)
 
 # A guest that has run for so long has recovered: its next fall is its first.
 RECOVERED_S: Final = 600.0
-# How long after each fall in a row it is started again; the last one for all that follow.
+# How long after each fall in a row it is started again, at the next turn after that; the last one
+# for all that follow.
 DELAYS_S: Final = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 # A stop that was cut short is forgotten, and the guest looked after again, when it ran on so long.
 STOP_FORGOTTEN_S: Final = 900.0
@@ -43,7 +45,7 @@ class Deed(Enum):
     ADOPT = "adopt"  # it runs: record that
     FORGIVE = "forgive"  # it has run well for long: forget its falls
     SWITCH_OFF = "switch off"  # it switched itself off: record that and clean up
-    CLEAN = "clean"  # remains of a VM that was stopped
+    CLEAN = "clean"  # it is off, but its remains are there
     FALLEN = "fallen"  # it crashed or vanished: record that, start it now or later
     HOST_RESTARTED = "host restarted"  # it ran before the host went down
     START = "start"  # its time to be started again has come
@@ -80,8 +82,10 @@ def _about_remains(domain: Domain, record: Guest | None, *, kept: bool) -> Deed:
 
 
 def _about_nothing(record: Guest | None, view: View) -> Deed:
-    if record is None or not record.wanted or view.kept:
+    if record is None or view.kept:
         return Deed.NOTHING
+    if not record.wanted:
+        return Deed.NOTHING if record.released else Deed.CLEAN
     if record.boot_id != view.boot:
         return Deed.HOST_RESTARTED
     if view.saved:
@@ -159,12 +163,11 @@ def _act(vm: Vm, deed: Deed, present: list[Domain], record: Guest | None) -> Non
     elif deed is Deed.FORGIVE and record is not None:
         guests.write(machine, replace(record, falls=()))
     elif deed in (Deed.SWITCH_OFF, Deed.CLEAN):
-        life = Life.OFF if deed is Deed.SWITCH_OFF else Life.STOPPED
-        what = "its guest switched itself off"
-        note(vm, life, what)
+        if deed is Deed.SWITCH_OFF:
+            note(vm, Life.OFF, "its guest switched itself off")
+            _log.info("VM %d: its guest switched itself off", vm.vm)
         end(vm)
         release(vm)
-        _log.info("VM %d: %s; its remains are gone", vm.vm, what)
     elif deed is Deed.FALLEN:
         _fallen(vm, present, record)
     elif deed is Deed.HOST_RESTARTED:
