@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns what the lab says while it works: each step, its seconds, and which failed with which log."""
+"""Owns what the lab says while it works: each step, its seconds, which failed and its log."""
 
 import sys
 import threading
