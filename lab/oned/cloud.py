@@ -131,6 +131,10 @@ class Cloud(ABC):
     def vm_log(self, vm: int) -> str:
         """What oned wrote about the VM."""
 
+    @abstractmethod
+    def left_behind(self) -> list[str]:
+        """What VMs that are gone have left on the frontend, but for logs: a path each."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns how oned turns a user's template into a VM: disks, targets, addresses, context."""
 
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -16,6 +17,7 @@ _KNOWN: Final = (
 )  # fmt: skip
 _FIRST_VNC_PORT: Final = 5900
 _OS, _CDROM = 0, 1
+_OF_NIC: Final = re.compile(r"\$NIC\[([A-Z0-9_]+)[^\]]*\]")
 
 
 class Catalogue:
@@ -161,7 +163,13 @@ def _nic(number: int, index: int, nic: Vector, catalogue: Catalogue, profile: Pr
 
 
 def _context(context: Vector, name: str, nics: list[Vector], profile: Profile) -> Vector:
-    made = {key: value.replace("$NAME", name) for key, value in context.items()}
+    first = nics[0] if nics else {}
+
+    def fill(value: str) -> str:
+        value = value.replace("$NAME", name)
+        return _OF_NIC.sub(lambda match: first.get(match[1], ""), value)
+
+    made = {key: fill(value) for key, value in context.items()}
     if profile.version >= (4, 4) and made.get("NETWORK", "").upper() == "YES":
         for index, nic in enumerate(nics):
             made |= {

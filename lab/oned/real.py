@@ -179,6 +179,11 @@ class RealOned(Cloud):
                 return result.stdout
         return ""
 
+    def left_behind(self) -> list[str]:
+        top = f"{self._location}/var/datastores"
+        argv = [*self._prefix, "find", top, "-mindepth", "2", "-maxdepth", "2", "-type", "d"]
+        return self._runner.run(argv).stdout.splitlines()
+
     def close(self) -> None:
         """Leave oned as it is: whoever started it ends it."""
 

@@ -315,6 +315,11 @@ class StandIn(Cloud):
     def vm_log(self, vm: int) -> str:
         return "\n".join(self._vm(vm).log) + "\n"
 
+    def left_behind(self) -> list[str]:
+        system = os.path.join(self.place.files, "datastores", str(self.system_store.id))
+        places = (system, self.place.here(self.place.scratch))
+        return [os.path.join(place, name) for place in places for name in os.listdir(place)]
+
     def settle(self, timeout_s: float = 60.0) -> None:
         """Wait for what oned does behind a user's back, such as the cleanup of a deleted VM."""
         self._life.finish(timeout_s)

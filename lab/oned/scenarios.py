@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what tests, demo and benchmarks play on an OpenNebula, whichever it is: the main jobs.
+
+A scenario asks for things as a user does and raises CxmError where something else happens. What
+is true outside of OpenNebula (guests, volumes, files) its caller looks at, at the stages named.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cxm.errors import CxmError
+from lab.oned.cloud import Cloud, Network, VmView
+from lab.oned.inlab import open_standin
+from lab.oned.standin import StandIn
+
+# Called at each stage with its name and the VM; what it raises ends the scenario.
+Look = Callable[[str, VmView], None]
+
+_VALUES: Final = ("CPU", "MEMORY", "NETRX", "NETTX")
+
+
+def _ignore(_stage: str, _vm: VmView) -> None:
+    """Look at nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a scenario works with."""
+
+    host: str
+    image_file: str  # a root file system as tar.gz
+    network: Network
+    memory_mib: int = 112
+    lv_size: str = "256"
+    guest_type: str = "auto"
+    more: str = ""  # further lines of the VM's template
+
+    def vm_template(self, name: str, image: int, *, context: str) -> str:
+        """A VM with one disk and one network interface."""
+        return (
+            f'NAME="{name}"\nCPU="0.5"\nVCPU="1"\nMEMORY="{self.memory_mib}"\n'
+            f'XEN_TYPE="{self.guest_type}"\nDISK=[IMAGE_ID="{image}"]\n'
+            f'NIC=[NETWORK="{self.network.name}"]\n{context}\n{self.more}\n'
+        )
+
+
+def context_of(cloud: Cloud, name: str) -> str:
+    """A context that tells the guest its name and address; before 4.4 a user writes the latter."""
+    own = f'SET_HOSTNAME="{name}"'
+    if cloud.version >= (4, 4):
+        return f'CONTEXT=[NETWORK="YES",{own}]'
+    return f'CONTEXT=[ETH0_IP="$NIC[IP]",ETH0_MASK="255.255.255.0",{own}]'
+
+
+def prepare(cloud: Cloud, parts: Parts) -> None:
+    """Add the host and the network, and wait until the host can take VMs."""
+    cloud.add_host(parts.host)
+    cloud.create_network(parts.network)
+    cloud.wait_host(parts.host)
+
+
+def register(cloud: Cloud, parts: Parts, name: str, *, persistent: bool = False) -> int:
+    """Register the image file; the image is ready."""
+    keep = "YES" if persistent else "NO"
+    image = cloud.register_image(
+        parts.image_file,
+        f'NAME="{name}"\nTYPE="OS"\nPERSISTENT="{keep}"\nDEV_PREFIX="xvd"\n'
+        f'LV_SIZE="{parts.lv_size}"\nFSTYPE="ext4"\n',
+    )
+    cloud.wait_image(image)
+    return image
+
+
+def deploy(cloud: Cloud, parts: Parts, name: str, image: int) -> int:
+    """Create a VM and wait until it runs."""
+    vm = cloud.create_vm(parts.vm_template(name, image, context=context_of(cloud, name)))
+    cloud.wait(vm, "RUNNING")
+    return vm
+
+
+def main_job(cloud: Cloud, parts: Parts, look: Look = _ignore) -> None:
+    """A VM's whole life: run, watch, suspend, power off, stop, save its disk back, end.
+
+    Stages: running, suspended, resumed, off, on again, stopped, back, done. The host and the
+    network are there (:func:`prepare`).
+    """
+    image = register(cloud, parts, "main", persistent=True)
+    vm = deploy(cloud, parts, "main", image)
+    look("running", cloud.wait_monitored(vm, *_VALUES))
+    cloud.suspend(vm)
+    look("suspended", cloud.wait(vm, "SUSPENDED"))
+    cloud.resume(vm)
+    look("resumed", cloud.wait(vm, "RUNNING"))
+    cloud.poweroff(vm)
+    look("off", cloud.wait(vm, "POWEROFF"))
+    cloud.resume(vm)
+    look("on again", cloud.wait(vm, "RUNNING"))
+    cloud.stop(vm)
+    look("stopped", cloud.wait(vm, "STOPPED"))
+    cloud.resume(vm)
+    look("back", cloud.wait(vm, "RUNNING"))
+    cloud.terminate(vm)
+    look("done", cloud.wait(vm, "DONE"))
+    cloud.wait_image(image)
+
+
+def undeploy_and_back(cloud: Cloud, parts: Parts, look: Look = _ignore) -> None:
+    """A VM leaves its host without its memory and starts again (5.0 and later here).
+
+    Stages: running, undeployed, back, done.
+    """
+    image = register(cloud, parts, "undeployed")
+    vm = deploy(cloud, parts, "undeployed", image)
+    look("running", cloud.vm(vm))
+    cloud.undeploy(vm)
+    look("undeployed", cloud.wait(vm, "UNDEPLOYED"))
+    cloud.resume(vm)
+    look("back", cloud.wait(vm, "RUNNING"))
+    cloud.terminate(vm, hard=True)
+    look("done", cloud.wait(vm, "DONE"))
+    cloud.delete_image(image)
+
+
+def second_try(
+    cloud: Cloud, parts: Parts, spoil: Callable[[], None], mend: Callable[[], None]
+) -> VmView:
+    """A deployment fails (``spoil`` sees to that), is mended and tried again."""
+    image = register(cloud, parts, "retried")
+    spoil()
+    try:
+        vm = cloud.create_vm(parts.vm_template("retried", image, context=context_of(cloud, "r")))
+        failed = await_failure(cloud, vm)
+    finally:
+        mend()
+    cloud.retry(vm)
+    cloud.wait(vm, "RUNNING")
+    cloud.terminate(vm, hard=True)
+    cloud.wait(vm, "DONE")
+    cloud.delete_image(image)
+    return failed
+
+
+def await_failure(cloud: Cloud, vm: int) -> VmView:
+    """Wait until the deployment of a VM has failed."""
+    state = "BOOT_FAILURE" if cloud.version >= (5, 0) else "FAILED"
+    try:
+        return cloud.wait(vm, state)
+    except CxmError:
+        view = cloud.vm(vm)
+        if view.state == "PROLOG_FAILURE":
+            return view
+        raise
+
+
+def left_on_frontend(cloud: Cloud) -> list[str]:
+    """What VMs have left on the frontend: one line each, none when all is well.
+
+    Logs and what oned itself keeps of every VM (its directory ``vms``) are no leftovers.
+    """
+    return cloud.left_behind()
+
+
+__all__ = ["StandIn", "open_standin"]
