@@ -69,18 +69,18 @@ def make(vm: Vm, spec: GuestSpec, *, directory: str, group: Group, owned: Sequen
         ramdisk = kernels.stage(machine, spec.ramdisk, directory) if spec.ramdisk else ""
         choice = kernels.choose(machine, spec, kernel)
         store.check_name(group, vm.owner, name)
+        text = domcfg.render(
+            replace(spec, name=name),
+            cloud=vm.owner.cloud,
+            vm=vm.vm,
+            choice=choice,
+            ramdisk=ramdisk,
+            devices={each.tags.kind: machine.device(each.name) for each in owned},
+        )
     except CxmError as error:
         if str(vm.vm) not in error.message.split():
             error.message = f"VM {vm.vm}: {error.message}"
         raise
-    text = domcfg.render(
-        replace(spec, name=name),
-        cloud=vm.owner.cloud,
-        vm=vm.vm,
-        choice=choice,
-        ramdisk=ramdisk,
-        devices={each.tags.kind: machine.device(each.name) for each in owned},
-    )
     return Plan(name, choice, text, spec.memory_mib)
 
 

@@ -23,6 +23,8 @@ from cxm.xen.options import Value
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+_LAST_IDE: Final = "d"
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -34,10 +36,36 @@ class Stored:
     volumes: tuple[str, ...]  # the last parts of its disks' paths
 
 
-def _disk(disk: Disk, device: str, guest_type: GuestType) -> str:
-    # Only an HVM guest sees a CD drive; for the others a CD is a disk that cannot be written.
-    cdrom = ":cdrom" if disk.cdrom and guest_type is GuestType.HVM else ""
-    return f"phy:{device},{disk.target}{cdrom},{'r' if disk.readonly else 'w'}"
+def _target(disk: Disk, guest_type: GuestType) -> str:
+    """The name that Xen gives a disk.
+
+    OpenNebula's default is hda, hdb and so on. An HVM guest has four of those. To the others Linux
+    shows hda as xvda, and Xen knows no hde: what the guest sees is what Xen is told.
+    """
+    name, letter = disk.target[:2], disk.target[2]
+    if guest_type is GuestType.HVM:
+        if name == "hd" and letter > _LAST_IDE:
+            raise UsageError(
+                f"disk {disk.disk}: an HVM guest has no {disk.target}, only hda to hdd",
+                hint="set DEV_PREFIX to xvd",
+            )
+        return disk.target
+    return f"xvd{disk.target[2:]}" if name == "hd" else disk.target
+
+
+def _disks(spec: GuestSpec, devices: Mapping[str, str], guest_type: GuestType) -> Iterator[str]:
+    targets: dict[str, str] = {}
+    for disk in spec.disks:
+        target = _target(disk, guest_type)
+        if target in targets:
+            raise UsageError(
+                f"disks {targets[target]} and {disk.disk} are both {target} to the guest",
+                hint="set DEV_PREFIX or TARGET to xvd for all of them",
+            )
+        targets[target] = disk.disk
+        # Only an HVM guest sees a CD drive; for the others a CD is a disk that cannot be written.
+        cdrom = ":cdrom" if disk.cdrom and guest_type is GuestType.HVM else ""
+        yield f"phy:{devices[disk.disk]},{target}{cdrom},{'r' if disk.readonly else 'w'}"
 
 
 def _nic(nic: Nic, guest_type: GuestType) -> str:
@@ -105,8 +133,7 @@ def render(
     ]
     if spec.cpu_weight is not None:
         lines.append(cfgtext.write("cpu_weight", spec.cpu_weight))
-    disks = tuple(_disk(disk, devices[disk.disk], choice.guest_type) for disk in spec.disks)
-    lines.append(cfgtext.write("disk", disks))
+    lines.append(cfgtext.write("disk", tuple(_disks(spec, devices, choice.guest_type))))
     lines.append(cfgtext.write("vif", tuple(_nic(nic, choice.guest_type) for nic in spec.nics)))
     if spec.vnc is not None:
         lines += _vnc(spec.vnc, choice.guest_type)

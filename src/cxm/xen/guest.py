@@ -25,7 +25,7 @@ _MAX_WEIGHT: Final = 65535
 _MAX_DISPLAY: Final = 59635  # port 65535
 
 # The names under which Linux knows a Xen disk. Xen has no name for KVM's vda.
-_TARGET: Final = re.compile(r"(?:xvd[a-z]{1,2}|hd[a-d]|sd[a-p])(?:[1-9][0-9]?)?")
+_TARGET: Final = re.compile(r"(?:xvd[a-z]{1,2}|hd[a-p]|sd[a-p])(?:[1-9][0-9]?)?")
 _MAC: Final = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 _BRIDGE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}")
 _MODEL: Final = re.compile(r"[A-Za-z0-9_-]{0,20}")
