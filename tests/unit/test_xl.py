@@ -2,10 +2,17 @@
 # Copyright The cxm for OpenNebula authors
 """The reading of xl's output."""
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
-from cxm.errors import DataError
+from cxm.errors import CommandError, DataError
+from cxm.run import Result, System
 from cxm.xen import xl
+
+ERRORS = Path(__file__).parents[1] / "data" / "xl-4.17-errors.txt"
 
 _HEAD = (
     "Name                                        ID   Mem VCPUs\tState\tTime(s)"
@@ -49,7 +56,9 @@ def test_tells_how_a_domain_ended() -> None:
     assert off.powered_off
     assert not off.alive
     assert crashed.crashed
-    assert not (reboots.crashed or reboots.powered_off or reboots.alive)
+    assert not reboots.crashed
+    assert not reboots.powered_off
+    assert not reboots.alive
     assert dying.dying
     assert not dying.alive
 
@@ -66,3 +75,106 @@ def test_refuses_what_it_cannot_read(text: str) -> None:
     """Output of another shape is an error, never an empty list."""
     with pytest.raises(DataError):
         xl.parse_list(text)
+
+
+class Shell(System):
+    """A runner that knows one answer."""
+
+    def __init__(self, stdout: str = "", stderr: str = "", code: int = 0) -> None:
+        self.ran: list[tuple[str, ...]] = []
+        self._answer = (stdout, stderr, code)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        timeout_s: float = 60.0,
+        ok: Sequence[int] = (0,),
+    ) -> Result:
+        self.ran.append(tuple(argv))
+        stdout, stderr, code = self._answer
+        if code not in ok:
+            raise CommandError("failed", argv=tuple(argv), exit_code=code, stderr=stderr)
+        return Result(tuple(argv), code, stdout, stderr, 0.0)
+
+
+PS = """\
+      1 /sbin/init
+    942 /usr/lib/xen-4.17/bin/xl restore -p /etc/xen/vm/one /dev/vg/lv-one-1-checkpoint
+    943 /usr/lib/xen-4.17/bin/xl create -q /etc/xen/vm/one
+    944 xl create -q /etc/xen/auto/one
+    945 xl create -q /etc/xen/vm/one0
+    946 vi /etc/xen/vm/one create x
+    947 xl save 3 /etc/xen/vm/one
+    948 xl list
+"""
+
+
+def test_keepers_are_found_exactly() -> None:
+    """The processes that keep a domain are told from others, and one's from one0's."""
+    paths = ["/etc/xen/vm/one", "/etc/xen/auto/one"]
+    assert xl.keepers(Shell(PS), paths) == [942, 943, 944]
+    assert xl.keepers(Shell(PS), ["/etc/xen/vm/one0"]) == [945]
+    assert xl.keepers(Shell(PS), ["/etc/xen/vm/on"]) == []
+
+
+def _recorded() -> dict[str, str]:
+    parts = re.split(r"^=== (\w+)\n", ERRORS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "cause", "hint"),
+    [
+        ("memory", "can't allocate low memory for domain: Out of memory", "free memory"),
+        ("bridge", "/etc/xen/scripts/vif-bridge online", "set BRIDGE"),
+        ("vnc", "device model /usr/libexec/xen-qemu-system-i386 is not exec", "qemu-system-xen"),
+        ("hvm", "failed to read BIOS file: No such file", "qemu-system-xen"),
+        ("kernel", "no loader found: Invalid kernel", "not a kernel"),
+        ("nokernel", "failed to open file '/root/nothere': No such file", None),
+        ("disk", "Disk vdev=xvda failed to stat: /dev/LVM_XEN/t9", None),
+        ("vda", "Invalid or unsupported virtual disk identifier vda", None),
+        ("type", 'Domain with name "e1" already exists', None),
+    ],
+)
+def test_the_cause_is_told(name: str, cause: str, hint: str | None) -> None:
+    """Of the many lines that xl prints, the first is the cause; some have a hint."""
+    with pytest.raises(CommandError) as caught:
+        xl.create(Shell(stderr=_recorded()[name], code=3), "/etc/xen/vm/x")
+    assert caught.value.message.startswith(f"xl create failed: {cause}")
+    assert (hint or "") in (caught.value.hint or "")
+
+
+def test_a_failure_without_a_known_line_is_told_as_it_is() -> None:
+    """When xl says something else, that is kept."""
+    with pytest.raises(CommandError, match="failed"):
+        xl.create(Shell(stderr=_recorded()["cpus"], code=1), "/etc/xen/vm/x")
+
+
+def test_a_keeper_has_a_scope_of_its_own() -> None:
+    """What starts a domain outlives the service or session that asked for it."""
+    shell = Shell()
+    xl.create(shell, "/etc/xen/vm/x")
+    assert shell.ran[0][:5] == ("systemd-run", "--scope", "--collect", "--quiet", "--")
+
+
+def test_destroying_what_is_gone_is_success() -> None:
+    """A domain that ended by itself in the meantime is what was wanted."""
+
+    class Gone(Shell):
+        def run(
+            self,
+            argv: Sequence[str],
+            *,
+            stdin: bytes | None = None,
+            timeout_s: float = 60.0,
+            ok: Sequence[int] = (0,),
+        ) -> Result:
+            if argv[1] == "list":
+                return Result(tuple(argv), 0, _HEAD + _row("other", "r-----", domid=4), "", 0.0)
+            raise CommandError("gone", stderr="libxl: error: x.c:1:f: Domain 3:Non-existant domain")
+
+    xl.destroy(Gone(), 3)
+    with pytest.raises(CommandError):
+        xl.destroy(Gone(), 4)
