@@ -9,6 +9,7 @@ the whole group is ended. Its failure is one :class:`~cxm.errors.CommandError`.
 
 import logging
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -285,6 +286,46 @@ def _settle(child: _Child, source: BaseException | None, ok: Sequence[int]) -> N
         child.abandon()
         raise source
     child.finish(b"", ok)
+
+
+class Dialogue:
+    """A running command that answers each line of its input with one line.
+
+    A question must be short enough for a pipe's buffer (64 KiB); an answer may have any length.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._child = _Child(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, timeout_s=None)
+        self._rest = b""
+
+    def ask(self, line: bytes, *, timeout_s: float) -> bytes:
+        """Send a line and return the answer; raises CommandError, and the dialogue is over then."""
+        deadline = time.monotonic() + timeout_s
+        pipe, output = self._child.stdin, self._child.stdout
+        if pipe is None or output is None:
+            raise _failure(self._child.argv, _NOT_FOUND, "", timed_out=None)
+        with suppress(BrokenPipeError):  # its output ends as well, and its exit code tells why
+            pipe.write(line)
+            pipe.flush()
+        while b"\n" not in self._rest:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([output], [], [], left)[0]:
+                self._child.abandon()
+                raise _failure(self._child.argv, 0, "", timed_out=timeout_s)
+            part = os.read(output.fileno(), CHUNK)
+            if not part:
+                self._child.finish(b"", ())
+            self._rest += part
+        answer, _newline, self._rest = self._rest.partition(b"\n")
+        return answer
+
+    def close(self) -> None:
+        """End the input; a command that does not end by itself then is ended."""
+        if self._child.stdin is not None:
+            with suppress(OSError):
+                self._child.stdin.close()
+        self._child.has_ended(patience_s=5.0)
+        self._child.abandon()
 
 
 class System:

@@ -75,12 +75,13 @@ def _decode_json(line: bytes) -> dict[str, Any]:
     return value
 
 
-def read_line(read: Read) -> dict[str, Any]:
+def read_line(read: Read, head: bytes = b"") -> dict[str, Any]:
     """The JSON line at the front of a stream; takes not one byte more than the line.
 
-    ``read`` must be able to return a single byte, as that of an unbuffered file does.
+    ``read`` must be able to return a single byte, as that of an unbuffered file does. ``head`` is
+    what has been read of the line already.
     """
-    line = bytearray()
+    line = bytearray(head)
     while not line.endswith(b"\n"):
         byte = read(1)
         if not byte:

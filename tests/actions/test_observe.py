@@ -2,6 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """The verb ``observe``: what it says of a node, its guests and its disks."""
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,71 +12,13 @@ import pytest
 
 from cxm import names
 from cxm.names import CloudId, LvName, State, Tags, VmId
-from cxm.node import guests
+from cxm.node import guests, helper
 from cxm.node.guests import Guest, Life
-from tests.fakes.call import ask
-from tests.fakes.machine import CLOUD, FakeNode, Outcome
+from tests.fakes.call import ask, request
+from tests.fakes.machine import CLOUD, FakeNode
+from tests.fakes.xl_list import Xen
 
-INFO = """host                   : node1
-release                : 6.1.0-28-amd64
-nr_cpus                : 4
-cpu_mhz                : 2799.998
-total_memory           : 8191
-free_memory            : 5000
-xen_version            : 4.17.5-pre
-xen_commandline        : placeholder console=com1{dom0_mem}
-"""
-HEAD = "Name ID Mem VCPUs\tState\tTime(s)   UUID                            Reason-Code\tLabel\n"
 OTHER = "11111111-2222-4333-8444-555555555555"
-
-
-class Xen:
-    """Domains as rows of ``xl list``, and a machine."""
-
-    def __init__(self, node: FakeNode) -> None:
-        self.rows: list[str] = []
-        self.dom0_mem = " dom0_mem=1024M"
-        self.add(
-            "Domain-0",
-            0,
-            "r-----",
-            memory=1024,
-            seconds=100.0,
-            uuid="0" * 8 + "-0000" * 3 + "-" + "0" * 12,
-        )
-        node.model("xl", self._xl)
-
-    def add(
-        self,
-        name: str,
-        domid: int,
-        state: str,
-        *,
-        uuid: str,
-        memory: int = 256,
-        seconds: float = 1.0,
-        reason: str = "-",
-    ) -> None:
-        self.rows.append(
-            f"{name:<40} {domid:5} {memory:5}     1     {state}  {seconds:8.1f} "
-            f"{uuid} {reason:>8}   -\n"
-        )
-
-    def vm(self, vm: int, domid: int, state: str = "-b----", **changes: Any) -> None:
-        """A domain of our cloud."""
-        self.add(
-            changes.pop("name", f"one-{vm}"),
-            domid,
-            state,
-            uuid=names.domain_uuid(CLOUD, VmId(vm)),
-            **changes,
-        )
-
-    def _xl(self, argv: tuple[str, ...], _input: bytes) -> Outcome:
-        if argv[1:] == ("list", "-v"):
-            return Outcome(HEAD + "".join(self.rows))
-        assert argv[1:] == ("info",)
-        return Outcome(INFO.format(dom0_mem=self.dom0_mem))
 
 
 @pytest.fixture
@@ -263,3 +207,30 @@ def test_disks_and_space(xen: Xen, node: FakeNode, observe: Callable[..., dict[s
         "free_mib": 960,
         "shared": False,
     }
+
+
+def test_a_helper_that_stays_answers_until_its_input_ends(xen: Xen, node: FakeNode) -> None:
+    """One process, a reply to each line, a failure among them; other verbs never stay."""
+    xen.vm(1, 1)
+    lines = [
+        request({"detail": "state"}, stay=True),
+        request({"detail": "nonsense"}, stay=True),
+        request({"detail": "state"}, stay=True),
+    ]
+    said = io.BytesIO()
+    helper.serve("observe", io.BytesIO(b"".join(lines)), said, node.machine())
+    replies = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert [reply["ok"] for reply in replies] == [True, False, True]
+    said = io.BytesIO()
+    lines = [request({}, stay=True), request({}, stay=True)]
+    helper.serve("vg-usage", io.BytesIO(b"".join(lines)), said, node.machine())
+    assert len(said.getvalue().splitlines()) == 1
+
+
+def test_a_helper_that_need_not_stay_leaves(xen: Xen, node: FakeNode) -> None:
+    """What follows a request that does not ask to stay is not read."""
+    both = request({"detail": "state"}) * 2
+    sent, said = io.BytesIO(both), io.BytesIO()
+    assert helper.serve("observe", sent, said, node.machine()) == 0
+    assert len(said.getvalue().splitlines()) == 1
+    assert sent.tell() == len(both) // 2

@@ -25,23 +25,43 @@ from tests.fakes import template
 LAUNCHER = """
 import sys
 sys.path[:0] = {path!r}
-from dataclasses import replace
-from cxm import config
-from cxm.errors import CommandError
-from cxm.one.action import Call
+from cxm import config, run
+from cxm.node.client import RemoteNode
+from cxm.one.action import Call, Context
 from cxm.one.im import control
+from cxm.one.im.observation import Watcher
 from cxm.one.version import OneVersion
-from tests.fakes.observations import FakeObserver, context, guest
-ctx = context({remotes!r}, OneVersion(7, 4), guest(7))
-ctx = replace(ctx, config=config.FrontendConfig(cloud_id={cloud!r}))
-if {broken!r}:
-    ctx = replace(ctx, observer=FakeObserver(CommandError("'xl list' failed")))
+settings = config.FrontendConfig(cloud_id={cloud!r})
+ctx = Context(settings, OneVersion(7, 4), run.System(), {remotes!r})
 call = Call("im", "cxm.d/monitord-client_control.sh", tuple(sys.argv[1:]), sys.stdin)
-sys.stdout.write(control.run(ctx, call))
+here = RemoteNode(ctx.runner, None, {cloud!r})
+talk = here.converse("observe", lambda _sudo: run.Dialogue([sys.executable, "-B", {helper!r}]))
+sys.stdout.write(control.control(ctx, call, Watcher(talk)))
+"""
+# The root helper as sudo would start it, on a model of a node; each start leaves a mark.
+HELPER = """
+import os, sys
+sys.path[:0] = {path!r}
+from dataclasses import replace
+from cxm import names
+from cxm.errors import CommandError
+from cxm.node import helper
+from tests.fakes.machine import FakeNode
+from tests.fakes.xl_list import Xen
+os.write(os.open({starts!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT), b"x")
+node = FakeNode({world!r} + str(os.getpid()))
+xen = Xen(node)
+xen.add("one-7", 1, "-b----", uuid=names.domain_uuid({cloud!r}, 7))
+if {broken!r}:
+    node.has_vg = False
+machine = node.machine()
+machine = replace(machine, config=replace(machine.config, clouds=({cloud!r},)))
+stdin, stdout = open(0, "rb", buffering=0), open(1, "wb", buffering=0)
+sys.exit(helper.serve("observe", stdin, stdout, machine))
 """
 CONFIGURATION = """<MONITOR_CONFIGURATION><NETWORK><MONITOR_ADDRESS>127.0.0.1</MONITOR_ADDRESS>
 <PORT>{port}</PORT><PUBKEY/></NETWORK><PROBES_PERIOD><BEACON_HOST>1</BEACON_HOST>
-<SYSTEM_HOST>2</SYSTEM_HOST><MONITOR_HOST>1</MONITOR_HOST><STATE_VM>1</STATE_VM>
+<SYSTEM_HOST>{system_s}</SYSTEM_HOST><MONITOR_HOST>1</MONITOR_HOST><STATE_VM>1</STATE_VM>
 <MONITOR_VM>1</MONITOR_VM><SYNC_STATE_VM>1</SYNC_STATE_VM></PROBES_PERIOD>
 <HOST_ID>3</HOST_ID></MONITOR_CONFIGURATION>"""
 
@@ -99,20 +119,27 @@ class Host:
         (self.directory / "im/cxm.d").mkdir(parents=True, exist_ok=True)
         path = self.directory / "im/cxm.d/monitord-client_control.sh"
         root = Path(__file__).parents[2]
-        path.write_text(
-            LAUNCHER.format(
-                path=[str(root / "src"), str(root)],
-                remotes=str(self.directory),
-                cloud=self.cloud,
-                broken=broken,
-            )
-        )
+        given = {
+            "path": [str(root / "src"), str(root)],
+            "remotes": str(self.directory),
+            "cloud": self.cloud,
+            "broken": broken,
+            "helper": str(self.directory / "helper"),
+            "starts": str(self.directory / "starts"),
+            "world": str(self.directory / "world"),
+        }
+        (self.directory / "helper").write_text(HELPER.format(**given))
+        path.write_text(LAUNCHER.format(**given))
         return str(path)
 
-    def run(self, *argv: str, port: int = 1, broken: bool = False) -> str:
+    def helpers(self) -> int:
+        """How many helpers have been started."""
+        return len((self.directory / "starts").read_text())
+
+    def run(self, *argv: str, port: int = 1, broken: bool = False, system_s: int = 2) -> str:
         """Run the script to its end; a background process must not hold its output."""
         command = [sys.executable, "-B", self.script(broken=broken), *argv]
-        configuration = " ".join(CONFIGURATION.format(port=port).split())
+        configuration = " ".join(CONFIGURATION.format(port=port, system_s=system_s).split())
         return System().run(command, stdin=configuration.encode(), timeout_s=20).stdout
 
     def holder(self, what: str) -> int | None:
@@ -153,6 +180,16 @@ def test_client_starts_speaks_and_stops(host: Host, monitord: Monitord) -> None:
     assert host.holder("id/3") is None
 
 
+def test_many_looks_cost_one_helper(host: Host, monitord: Monitord) -> None:
+    """Sudo and Python start once for the first words, and once for all that follow."""
+    host.run("cxm", "3", "solo1", port=monitord.port, system_s=600)
+    end = time.monotonic() + 15
+    while time.monotonic() < end and len(monitord.heard) < 12:
+        monitord.listen(0.5)
+    assert len([kind for _way, kind, _host, _text in monitord.heard if kind == "STATE_VM"]) >= 2
+    assert host.helpers() == 2
+
+
 def test_newer_client_replaces_the_older(host: Host, monitord: Monitord) -> None:
     """Started again, and made anew under another id: one client is left."""
     host.run("cxm", "3", "solo1", port=monitord.port)
@@ -169,7 +206,7 @@ def test_newer_client_replaces_the_older(host: Host, monitord: Monitord) -> None
 
 def test_a_client_that_cannot_observe_does_not_start(host: Host, monitord: Monitord) -> None:
     """The start fails, and no process is left."""
-    with pytest.raises(CommandError, match="xl list"):
+    with pytest.raises(CommandError, match="volume group"):
         host.run("cxm", "3", "solo1", port=monitord.port, broken=True)
     assert host.holder("id/3") is None
 

@@ -419,15 +419,18 @@ def _answer(
 ) -> int:
     """Do what one request asks for, ``head`` being its first bytes, and reply."""
     output.stay = False
+    failure: CxmError | None = None
+    result: dict[str, Any] = {}
     with _collected() as lines:
         try:
             result = _perform(verb, stdin, output, machine, refusal=refusal, head=head)
-            reply = wire.success(result, lines)
-            code = 0
         except (Exception, InterruptedBySignalError) as error:  # noqa: BLE001 - the boundary
             failure = _explain(error, verb, machine.hostname)
-            _log.error("%s: %s", verb, failure.sentence())
-            reply, code = wire.failure(failure, lines), FAILURE_CODE
+    if failure is None:
+        reply, code = wire.success(result, lines), 0
+    else:
+        _log.error("%s: %s", verb, failure.sentence())
+        reply, code = wire.failure(failure, lines), FAILURE_CODE
     if verb in VERBS and not VERBS[verb].request:
         return code
     try:

@@ -20,12 +20,12 @@ from typing import Final
 import cxm
 from cxm import log
 from cxm.errors import UsageError
-from cxm.node.client import Node
+from cxm.node.client import RemoteNode
 from cxm.one import version as one_version
 from cxm.one.action import Call, Context
-from cxm.one.im import channel, observation, settings, single
+from cxm.one.im import channel, settings, single
 from cxm.one.im.client import Client
-from cxm.one.im.observation import Observation
+from cxm.one.im.observation import Observation, Watcher
 from cxm.one.im.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ _LOOK_EVERY_S: Final = 15.0
 class ThisNode:
     """The world of a client that runs on its host."""
 
-    def __init__(self, node: Node, conf: Settings) -> None:
-        self._node = node
+    def __init__(self, watcher: Watcher, conf: Settings) -> None:
+        self._watcher = watcher
         self._conf = conf
 
     def observe(self, detail: str) -> Observation:
         """Let this node observe itself."""
-        return observation.take(self._node, detail)
+        return self._watcher.look(detail)
 
     def deliver(self, kind: channel.Kind, line: bytes) -> None:
         """Send a message to monitord; raises OSError."""
@@ -147,6 +147,12 @@ def _into_background(client: Client, script: str, doors: Sequence[socket.socket]
 
 def run(ctx: Context, call: Call) -> str:
     """Start or stop; what a start prints is monitord's first information about the host."""
+    this_node = RemoteNode(ctx.runner, None, ctx.config.cloud_id)
+    return control(ctx, call, Watcher(this_node.converse("observe")))
+
+
+def control(ctx: Context, call: Call, watcher: Watcher) -> str:
+    """The same with a watcher of the caller's choice."""
     argv = list(call.argv)
     stop = argv[:1] == ["stop"]
     if stop:
@@ -161,7 +167,7 @@ def run(ctx: Context, call: Call) -> str:
     conf = settings.parse(call.read_input(), host_name, ctx.environ)
     _log_to_syslog()
     doors = single.claim(names, uid=os.getuid())
-    client = Client(conf, ThisNode(ctx.node(None), conf), one_version.text_of_remotes(ctx.remotes))
+    client = Client(conf, ThisNode(watcher, conf), one_version.text_of_remotes(ctx.remotes))
     greeting = client.greeting()
     _into_background(client, os.path.join(ctx.remotes, "im", call.action), doors)
     return greeting

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cxm.errors import DataError
-from cxm.node.client import Node
+from cxm.node.client import Conversation, Node
 from cxm.node.sight import GuestState
 
 # A node whose xl or LVM hangs for longer is not well: its probe fails rather than wait.
@@ -119,3 +119,21 @@ def parse(result: dict[str, Any]) -> Observation:
 def take(node: Node, detail: str) -> Observation:
     """Let a node observe itself; ``detail`` is ``state``, ``usage`` or ``all``."""
     return parse(node.call("observe", {"detail": detail}, timeout_s=_TIMEOUT_S))
+
+
+class Watcher:
+    """Observes the machine it runs on again and again, with one helper for many looks.
+
+    sudo and Python cost more than the look itself. A look at everything is the last one of a
+    helper: changed settings and packages take effect after it.
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+
+    def look(self, detail: str) -> Observation:
+        """One observation."""
+        result = self._conversation.ask({"detail": detail}, timeout_s=_TIMEOUT_S)
+        if detail == "all":
+            self._conversation.close()
+        return parse(result)
