@@ -170,5 +170,7 @@ def _explain(error: CommandError) -> CommandError | DataError:
 
 def pack(runner: Runner, directory: str) -> Producer:
     """All files of a file system as a tar archive."""
+    # When a file was last read or renamed is no part of an image.
     keep = ("--sparse", "--one-file-system", "--exclude=./lost+found", *_TAR_UNIX)
-    return runner.produce(["tar", "-c", "-f", "-", *keep, "-C", directory, "."])
+    times = "--pax-option=delete=atime,delete=ctime"
+    return runner.produce(["tar", "-c", "-f", "-", *keep, times, "-C", directory, "."])

@@ -17,30 +17,42 @@ from cxm.errors import LockTimeoutError
 _POLL_S: Final = 0.05
 
 
+def _try(path: str) -> int | None:
+    """Take the lock if nobody has it; returns its open file, or None."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except FileNotFoundError:
+            pass
+        # Its last holder has removed the file since it was opened here.
+        os.close(fd)
+
+
 @contextmanager
 def hold(directory: str, name: str, *, timeout_s: float) -> Iterator[None]:
-    """Hold the lock ``name`` of ``directory`` while the block runs.
+    """Hold the lock ``name`` of ``directory`` while the block runs; its file goes afterwards.
 
     Raises LockTimeoutError when somebody else holds it for longer than ``timeout_s``.
     """
     os.makedirs(directory, mode=0o700, exist_ok=True)
     path = os.path.join(directory, f"{name}.lock")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + timeout_s
+    while (fd := _try(path)) is None:
+        if time.monotonic() >= deadline:
+            message = f"another action holds the lock '{name}' for more than {timeout_s:g} s"
+            raise LockTimeoutError(message, hint="run the action again")
+        time.sleep(_POLL_S)
     try:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    message = (
-                        f"another action holds the lock '{name}' for more than {timeout_s:g} s"
-                    )
-                    raise LockTimeoutError(message, hint="run the action again") from None
-                time.sleep(_POLL_S)
         yield
     finally:
+        # Only a holder may do this: whoever has opened the file meanwhile finds it nameless.
+        os.unlink(path)
         os.close(fd)
 
 

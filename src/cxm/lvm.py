@@ -144,10 +144,12 @@ def create(runner: Runner, vg: Group, name: LvName, size_mib: int, tags: Sequenc
     _log.info("created volume %s (%d MiB) in %s", name, size_mib, vg.name)
 
 
-def remove(runner: Runner, vg: Group, name: LvName) -> None:
-    """Remove a volume, active or not; raises CommandError while it is open."""
-    runner.run(["lvremove", "-f", "-y", f"{vg.name}/{name}"], timeout_s=_TIMEOUT_S)
-    _log.info("removed volume %s from %s", name, vg.name)
+def remove(runner: Runner, vg: Group, *names: LvName) -> None:
+    """Remove volumes, active or not; raises CommandError when one of them is open."""
+    volumes = [f"{vg.name}/{name}" for name in names]
+    runner.run(["lvremove", "-f", "-y", *volumes], timeout_s=_TIMEOUT_S)
+    for name in names:
+        _log.info("removed volume %s from %s", name, vg.name)
 
 
 def activate(runner: Runner, vg: Group, name: LvName) -> None:

@@ -365,18 +365,21 @@ class FakeNode:
         return self.state.lvs[name], Outcome()
 
     def _lvremove(self, argv: tuple[str, ...], _input: bytes) -> Outcome:
-        assert argv[1:-1] == ("-f", "-y")
-        lv, outcome = self._named(argv[-1])
-        if lv is None:
-            return outcome
-        if self.in_use(lv.name):
-            return Outcome(stderr=f"  Logical volume {argv[-1]} in use.\n", code=5)
-        self._put(replace(lv, active=False))
-        del self.state.lvs[lv.name]
-        os.unlink(self.path("backing", lv.name))
-        if lv.filesystem:
-            shutil.rmtree(self.tree(lv.name))
-        return Outcome()
+        assert argv[1:3] == ("-f", "-y")
+        worst = Outcome()
+        for word in argv[3:]:
+            lv, outcome = self._named(word)
+            if lv is not None and self.in_use(lv.name):
+                outcome = Outcome(stderr=f"  Logical volume {word} in use.\n", code=5)
+            if lv is None or outcome.code:
+                worst = outcome
+                continue
+            self._put(replace(lv, active=False))
+            del self.state.lvs[lv.name]
+            os.unlink(self.path("backing", lv.name))
+            if lv.filesystem:
+                shutil.rmtree(self.tree(lv.name))
+        return worst
 
     def _lvchange(self, argv: tuple[str, ...], _input: bytes) -> Outcome:
         lv, outcome = self._named(argv[-1])

@@ -5,6 +5,7 @@
 import importlib
 import inspect
 import io
+import json
 import logging
 import re
 from dataclasses import replace
@@ -171,6 +172,20 @@ class TestReplies:
         with pytest.raises(CxmError) as caught:
             ask(node.machine(), "vg-usage")
         assert caught.value.message == "node1: the volume group LVM_XEN does not exist"
+
+    def test_log_of_a_failure_holds_changes_only(self, node: FakeNode) -> None:
+        """What was undone has been done; the failure itself stands in its own place."""
+        out = io.BytesIO()
+        node.model("lvchange", lambda _argv, _input: Outcome(stderr="no", code=5))
+        line = io.BytesIO(
+            request(WRITE | {"dir": node.path("datastores", "0", "42")})
+            + b"".join(wire.encode([wire.Section("disk.0", {}), b"x"]))
+        )
+        assert helper.serve("disk-write", line, out, node.machine()) == FAILURE_CODE
+        assert json.loads(out.getvalue())["log"] == [
+            "created volume lv-one-42-0 (8 MiB) in LVM_XEN",
+            "removed volume lv-one-42-0 from LVM_XEN",
+        ]
 
     def test_error_of_the_system(self, node: FakeNode) -> None:
         """A full disk or a missing right is a sentence with the path, not a traceback."""

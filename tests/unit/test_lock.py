@@ -2,6 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """One holder at a time, and nothing left when the holder is gone."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,25 @@ def test_released_lock_can_be_taken_again(tmp_path: Path) -> None:
         raise ValueError("x")
     with lock.hold(str(tmp_path), "vm-1", timeout_s=0), lock.hold(str(tmp_path), "b", timeout_s=0):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["b.lock", "vm-1.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_holder_though_files_come_and_go(tmp_path: Path) -> None:
+    """Many takers in a row never overlap, although each removes the lock's file."""
+    inside: list[int] = []
+    overlaps: list[int] = []
+
+    def work(number: int) -> None:
+        for _round in range(50):
+            with lock.hold(str(tmp_path), "vm-1", timeout_s=60):
+                inside.append(number)
+                overlaps.extend(inside[:-1])
+                time.sleep(0)
+                inside.remove(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert overlaps == []

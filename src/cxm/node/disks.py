@@ -361,8 +361,7 @@ def _remove_all(machine: Machine, group: Group, owner: Owner, found: list[Owned]
             f"VM {owner.vm} is not removed: {what}",
             hint="stop the VM; its volumes are marked delete-requested until they are removed",
         )
-    for owned in found:
-        lvm.remove(machine.runner, group, owned.name)
+    lvm.remove(machine.runner, group, *(owned.name for owned in found))
     return [owned.name for owned in found]
 
 
