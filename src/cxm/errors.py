@@ -24,6 +24,10 @@ class CxmError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        # Whoever passes an error on may put before it what it was about.
+        return self.message
+
     def sentence(self) -> str:
         """The message and what to do next, on one line."""
         text = self.message if self.hint is None else f"{self.message} ({self.hint})"

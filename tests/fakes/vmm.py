@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how tests run a VMM action as oned does on a node: arguments, input, and the real helper."""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from cxm import config, wire
+from cxm.node.client import Node
+from cxm.one.action import Call, Context, load
+from cxm.one.version import OneVersion
+from tests.fakes.call import ask
+from tests.fakes.machine import CLOUD
+from tests.fakes.xen import FakeXen
+
+
+class LocalNode:
+    """The node itself: calls go as bytes into the helper on the modelled machine."""
+
+    name = "this node"
+
+    def __init__(self, xen: FakeXen) -> None:
+        self._xen = xen
+
+    def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
+        return ask(self._xen.machine(), verb, **args).result
+
+    def upload(
+        self, verb: str, args: dict[str, Any], items: Iterable[wire.Item], *, pack: bool
+    ) -> NoReturn:
+        raise AssertionError(f"no VMM action uploads: {verb}")
+
+    def download(
+        self,
+        verb: str,
+        args: dict[str, Any],
+        take: Callable[[Iterator[wire.Item]], None],
+        *,
+        pack: bool,
+    ) -> NoReturn:
+        raise AssertionError(f"no VMM action downloads: {verb}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Here(Context):
+    """The context of an action on the modelled node."""
+
+    xen: FakeXen = field(kw_only=True)
+
+    def node(self, host: str | None) -> Node:
+        assert host is None, "a VMM action runs on the node"
+        return LocalNode(self.xen)
+
+
+class Stream(io.StringIO):
+    """The ssh stream of 3.6 to 4.14: whoever reads it swallows the commands that follow."""
+
+    def read(self, size: int | None = -1) -> str:
+        raise AssertionError("the ssh stream was read")
+
+    readline = read  # type: ignore[assignment]
+
+
+class Oned:
+    """An oned of one version that runs VMM actions on a modelled node."""
+
+    def __init__(self, xen: FakeXen, version: OneVersion, **settings: Any) -> None:
+        self.xen = xen
+        self.version = version
+        given: dict[str, Any] = {"cloud_id": CLOUD, "shutdown_timeout": 60}
+        self.config = config.FrontendConfig(**given | settings)
+
+    def directory(self, vm: int = 7) -> str:
+        """The VM's directory, as oned writes it."""
+        return self.xen.node.path("datastores", "", "0", str(vm))
+
+    def run(self, action: str, *argv: str, vm: int = 7, stdin: str | None = None) -> str:
+        """Run an action with its own arguments; oned adds the VM's id and the host."""
+        sent = io.StringIO(stdin) if stdin is not None else Stream()
+        words = tuple(word for word in argv if word or self.version >= (4, 4))
+        context = _Here(
+            self.config, self.version, self.xen.node, "/var/tmp/one", os.environ, xen=self.xen
+        )
+        call = Call("vmm", action, (*words, str(vm), "solo1"), sent)
+        return load("vmm", action).run(context, call)
