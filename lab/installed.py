@@ -108,7 +108,7 @@ def ssh_config(lab: Lab) -> str:
     return f"""Host {names}
     User oneadmin
     IdentityFile {key}
-    ConnectTimeout 5
+    ConnectTimeout 30
     KexAlgorithms curve25519-sha256
     LogLevel ERROR
 """

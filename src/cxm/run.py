@@ -389,7 +389,7 @@ def ssh(host: str, argv: Sequence[str], *, options: Sequence[str] = ()) -> list[
     return [
         "ssh",
         "-o", "BatchMode=yes",
-        "-o", "ConnectTimeout=5",
+        "-o", "ConnectTimeout=10",
         "-o", "ServerAliveInterval=5",
         "-o", "ServerAliveCountMax=3",
         *options,
