@@ -10,6 +10,7 @@ from cxm import run
 from cxm.errors import CommandError, RefusedError
 from cxm.names import CloudId
 from cxm.node.client import Dialogue, RemoteNode
+from cxm.one.im.observation import Watcher
 
 
 def test_each_line_has_its_answer() -> None:
@@ -79,3 +80,18 @@ def test_a_conversation_begins_anew_after_a_failure() -> None:
     assert b'"stay":true' in helpers[1].asked[0]
     talk.close()
     assert helpers[1].closed
+
+
+def test_a_helper_is_replaced_now_and_then() -> None:
+    """Ten minutes after its start, so that new settings of the node count."""
+    answer = b'{"ok":true,"result":{"guests":[],"foreign":[]},"log":[]}'
+    helpers = [Scripted(*[answer] * 9) for _each in range(2)]
+    left, times = list(helpers), iter([0.0, 5.0, 599.0, 600.0, 600.0, 605.0])
+    talk = RemoteNode(run.System(), None, CloudId("cloudone1")).converse(
+        "observe", lambda _argv: left.pop(0)
+    )
+    watcher = Watcher(talk, lambda: next(times))
+    for _look in range(4):
+        watcher.look("state")
+    assert [len(helper.asked) for helper in helpers] == [2, 2]
+    assert helpers[0].closed

@@ -169,5 +169,6 @@ def control(ctx: Context, call: Call, watcher: Watcher) -> str:
     doors = single.claim(names, uid=os.getuid())
     client = Client(conf, ThisNode(watcher, conf), one_version.text_of_remotes(ctx.remotes))
     greeting = client.greeting()
+    watcher.rest()  # a helper answers the process that started it, and this one ends
     _into_background(client, os.path.join(ctx.remotes, "im", call.action), doors)
     return greeting

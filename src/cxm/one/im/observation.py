@@ -2,6 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the typed form of what a node's ``observe`` verb returns, and the asking for it."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,8 +11,9 @@ from cxm.errors import DataError
 from cxm.node.client import Conversation, Node
 from cxm.node.sight import GuestState
 
-# A node whose xl or LVM hangs for longer is not well: its probe fails rather than wait.
-_TIMEOUT_S: Final = 25.0
+# Within the 90 s that one_im_ssh gives a probe; a node that needs longer is not well.
+_TIMEOUT_S: Final = 60.0
+_HELPER_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +127,24 @@ def take(node: Node, detail: str) -> Observation:
 class Watcher:
     """Observes the machine it runs on again and again, with one helper for many looks.
 
-    sudo and Python cost more than the look itself. A look at everything is the last one of a
-    helper: changed settings and packages take effect after it.
+    sudo and Python cost more than the look itself. A helper is replaced now and then, so that
+    changed settings of the node take effect.
     """
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(
+        self, conversation: Conversation, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._conversation = conversation
+        self._clock = clock
+        self._since = clock()
 
     def look(self, detail: str) -> Observation:
         """One observation."""
-        result = self._conversation.ask({"detail": detail}, timeout_s=_TIMEOUT_S)
-        if detail == "all":
-            self._conversation.close()
-        return parse(result)
+        if self._clock() - self._since >= _HELPER_S:
+            self.rest()
+        return parse(self._conversation.ask({"detail": detail}, timeout_s=_TIMEOUT_S))
+
+    def rest(self) -> None:
+        """Let the helper go; the next look starts another."""
+        self._conversation.close()
+        self._since = self._clock()
