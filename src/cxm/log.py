@@ -46,7 +46,8 @@ class _Syslog(logging.Handler):
             (found for level, found in self._PRIORITIES if record.levelno >= level),
             syslog.LOG_DEBUG,
         )
-        syslog.syslog(priority, self.format(record))
+        for line in self.format(record).splitlines():
+            syslog.syslog(priority, line)
 
 
 def to_syslog(*, ident: str, debug: bool) -> None:

@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 
 _PACK: Final = ("zstd", "-q", "-1", "-c")
 _UNPACK: Final = ("zstd", "-q", "-d", "-c")
+_NOT_FOUND: Final = 127
 _MAX_SIZE_MIB: Final = 1 << 26  # 64 TiB
 
 
@@ -149,7 +150,7 @@ ARGUMENTS: Final[Mapping[str, Argument]] = {
     "guest": Argument("guest", _mapping),
     "how": Argument("how", _word("shutdown", "destroy")),
     "timeout_s": Argument("timeout_s", _integer(1, 86400)),
-    "detail": Argument("detail", _word("state", "usage", "all")),
+    "detail": Argument("detail", _word("state", "usage", "host", "all")),
 }
 
 
@@ -247,7 +248,8 @@ class _Collector(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(" ".join(record.getMessage().split()))
+        if record.levelno < logging.ERROR:
+            self.lines.append(" ".join(record.getMessage().split()))
 
 
 @contextmanager
@@ -283,7 +285,7 @@ def _uploaded(stdin: BinaryIO, runner: run.Runner, *, pack: bool) -> Iterator[It
             for _rest in items:
                 pass
     except CommandError as error:
-        if error.argv != _UNPACK:
+        if error.argv != _UNPACK or error.exit_code == _NOT_FOUND:
             raise
         raise DataError(
             "the data stream was cut or damaged on its way",
@@ -381,7 +383,7 @@ def _explain(error: BaseException, verb: str, hostname: str) -> CxmError:
     if isinstance(error, OSError):
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         return CxmError(f"{hostname}: {verb}: {what}")
-    _log.debug("unexpected failure of %s", verb, exc_info=error)
+    _log.error("unexpected failure of %s", verb, exc_info=error)
     return CxmError(
         f"{hostname}: {verb} failed unexpectedly: {type(error).__name__}: {error}",
         hint="this is a defect of cxm; please report it with the node's log",
