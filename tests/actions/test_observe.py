@@ -111,13 +111,17 @@ def test_a_vm_at_work_is_busy(
 def test_state_costs_one_command(
     xen: Xen, node: FakeNode, observe: Callable[..., dict[str, Any]]
 ) -> None:
-    """What is asked every five seconds starts one process; all of it starts three."""
+    """What is asked every few seconds starts one process; all of it starts three."""
     xen.vm(1, 1)
-    observe("state")
-    assert node.ran == [("xl", "list", "-v")]
-    node.ran.clear()
-    observe("all")
-    assert [argv[0] for argv in node.ran] == ["xl", "xl", "lvm"]
+    for detail, commands in (
+        ("state", [("xl", "list")]),
+        ("usage", [("xl", "list")]),
+        ("host", [("xl", "list"), ("xl", "info")]),
+        ("all", [("xl", "list"), ("xl", "info"), ("lvm", "fullreport")]),
+    ):
+        node.ran.clear()
+        observe(detail)
+        assert [argv[:2] for argv in node.ran] == commands
 
 
 def _count(tmp_path: Path, device: str, **values: int) -> None:
@@ -165,7 +169,7 @@ def test_facts_of_the_machine(
     _count(tmp_path, "class/net/eth0", rx_bytes=11, tx_bytes=22)
     (tmp_path / "sys/class/net/eth0/device").mkdir()
     _count(tmp_path, "class/net/br0", rx_bytes=11, tx_bytes=22)
-    node = observe("usage", now=30.0)["node"]
+    node = observe("host", now=30.0)["node"]
     assert node["model"] == "A CPU, fast"
     assert (node["total_cpu"], node["used_cpu"], node["free_cpu"]) == (400, 50, 350)
     assert node["total_memory_kib"] == (5000 + 256) * 1024
@@ -180,7 +184,7 @@ def test_memory_that_dom0_would_give_is_free(
     """Without dom0_mem Xen takes what it needs from dom0, down to what we leave it."""
     xen.dom0_mem = ""
     xen.rows[0] = xen.rows[0].replace(" 1024 ", " 7000 ")
-    assert observe("usage")["node"]["free_memory_kib"] == (5000 + 7000 - 1024) * 1024
+    assert observe("host")["node"]["free_memory_kib"] == (5000 + 7000 - 1024) * 1024
 
 
 def test_disks_and_space(xen: Xen, node: FakeNode, observe: Callable[..., dict[str, Any]]) -> None:

@@ -129,7 +129,8 @@ def test_one_observation_serves_all_that_is_due() -> None:
     live(client, world, 600)
     assert len(world.observed) == 120
     assert world.observed.count("all") == 1
-    assert world.observed.count("usage") == 19
+    assert world.observed.count("host") == 4
+    assert world.observed.count("usage") == 15
     counts = {kind: len(world.of(kind)) for kind in Kind}
     assert counts == {
         "BEACON_HOST": 20,

@@ -25,7 +25,7 @@ _DOM0_KEEPS_MIB: Final = 1024
 
 
 def observe(call: Call, *, detail: str) -> dict[str, Any]:
-    """What is here now; ``detail`` is ``state``, ``usage`` or ``all``."""
+    """What is here now; ``detail`` (state, usage, host, all) says how much of it."""
     machine, cloud = call.machine, call.cloud
     domains = xl.all_domains(machine.runner)
     now = machine.monotonic()
@@ -48,7 +48,8 @@ def observe(call: Call, *, detail: str) -> dict[str, Any]:
         domain = ours.get(VmId(guest["vm"]))
         if domain is not None:
             guest.update(_usage(domain, percent[_key(domain)], traffic.get(domain.domid)))
-    result["node"] = _node(machine, domains, percent)
+    if detail != "usage":
+        result["node"] = _node(machine, domains, percent)
     if detail == "all":
         result |= _storage(machine, cloud, guests)
     return result

@@ -18,6 +18,12 @@ from cxm.one.im.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+# What a message needs to be seen; the first that is due decides, for each sees all of the next.
+_DETAIL: Final = {
+    Kind.SYSTEM_HOST: "all",
+    Kind.MONITOR_HOST: "host",
+    Kind.MONITOR_VM: "usage",
+}
 # One slow xl must not turn a host to ERROR, and its VMs to UNKNOWN with it.
 _FAILURES: Final = 3
 
@@ -100,10 +106,7 @@ class Client:
             self._send(Kind.BEACON_HOST, "alive")
 
     def _observe(self, due: set[Kind]) -> Observation:
-        if Kind.SYSTEM_HOST in due:
-            detail = "all"
-        else:
-            detail = "state" if due <= {Kind.STATE_VM, Kind.BEACON_HOST} else "usage"
+        detail = next((detail for kind, detail in _DETAIL.items() if kind in due), "state")
         seen = self._world.observe(detail)
         if detail == "all":
             self._disks = {guest.vm: guest.disks for guest in seen.guests}

@@ -120,7 +120,7 @@ def parse(result: dict[str, Any]) -> Observation:
 
 
 def take(node: Node, detail: str) -> Observation:
-    """Let a node observe itself; ``detail`` is ``state``, ``usage`` or ``all``."""
+    """Let a node observe itself; ``detail`` is ``state``, ``usage``, ``host`` or ``all``."""
     return parse(node.call("observe", {"detail": detail}, timeout_s=_TIMEOUT_S))
 
 

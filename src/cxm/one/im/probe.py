@@ -37,7 +37,7 @@ def _system(ctx: Context, call: Call) -> str:
 
 
 def _monitor(ctx: Context, _call: Call) -> str:
-    return messages.monitor_host(take(ctx.node(None), "usage"))
+    return messages.monitor_host(take(ctx.node(None), "host"))
 
 
 def _beacon(_ctx: Context, _call: Call) -> str:

@@ -82,7 +82,7 @@ def all_of_host(ctx: Context, seen: Observation, location: str) -> str:
 def run(ctx: Context, call: Call) -> str:
     """The probe: its arguments begin with the directory's name and the datastores' location."""
     if ctx.version < _FROM_HOST:
-        return host.pulled_old(take(ctx.node(None), "usage")).rstrip()
+        return host.pulled_old(take(ctx.node(None), "host")).rstrip()
     location = call.argv[1] if len(call.argv) > 1 else ""
     seen = take(ctx.node(None), "all")
     return all_of_host(
