@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from contextlib import suppress
-from typing import Final
+from typing import BinaryIO, Final
 
 from cxm.config import GuestType
 from cxm.errors import DataError, RefusedError
@@ -58,34 +58,40 @@ def stage(machine: Machine, path: str, directory: str) -> str:
     )
 
 
-def _copy(machine: Machine, path: str) -> str:
+def _open(machine: Machine, path: str) -> BinaryIO:
+    """A plain file of the VM's directory, opened with oneadmin's rights and through no link."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with machine.as_caller():
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(path, flags)
         except OSError as error:
             raise RefusedError(
                 f"the kernel or ramdisk {path} cannot be read: {error.strerror}"
             ) from error
-    with open(fd, "rb") as source:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_SIZE:
-            raise RefusedError(f"the kernel or ramdisk {path} is not a file, or too large")
-        store = _store(machine)
-        os.makedirs(store, mode=0o755, exist_ok=True)
-        fresh = os.path.join(store, f"new.{os.getpid()}")
-        digest = hashlib.sha256()
-        try:
-            with open(fresh, "wb") as target:
-                while chunk := source.read(CHUNK):
-                    digest.update(chunk)
-                    target.write(chunk)
-                target.flush()
-                os.fsync(target.fileno())
-            final = os.path.join(store, digest.hexdigest())
-            os.replace(fresh, final)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(fresh)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_SIZE:
+        os.close(fd)
+        raise RefusedError(f"the kernel or ramdisk {path} is not a file, or too large")
+    return open(fd, "rb")
+
+
+def _copy(machine: Machine, path: str) -> str:
+    store = _store(machine)
+    os.makedirs(store, mode=0o755, exist_ok=True)
+    fresh = os.path.join(store, f"new.{os.getpid()}")
+    digest = hashlib.sha256()
+    try:
+        with _open(machine, path) as source, open(fresh, "wb") as target:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                target.write(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        final = os.path.join(store, digest.hexdigest())
+        os.replace(fresh, final)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(fresh)
     return final
 
 
