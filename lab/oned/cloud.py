@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 from cxm.errors import CxmError
 from cxm.one.version import OneVersion
 
+PATIENCE_S = 900.0  # an emulated host on a busy machine is slow; failures are seen at once
 _GRACE_S = 3.0  # a state of before a request may be seen for a moment
 _View = TypeVar("_View")
 
@@ -176,7 +177,7 @@ class Cloud(ABC):
         """A second try of what failed, as an operator of that version makes it."""
         self.act(vm, Action.RETRY)
 
-    def wait(self, vm: int, state: str, *, timeout_s: float = 240.0) -> VmView:
+    def wait(self, vm: int, state: str, *, timeout_s: float = PATIENCE_S) -> VmView:
         """Wait until the VM is in ``state``; fail at once when it ends somewhere else."""
         ends = {"FAILED", "DONE"} - {state}
         began = time.monotonic()
@@ -195,7 +196,7 @@ class Cloud(ABC):
 
         return self._wait(look, timeout_s, lambda: f"VM {vm} is {self.vm(vm).state}, not {state}")
 
-    def wait_monitored(self, vm: int, *names: str, timeout_s: float = 240.0) -> VmView:
+    def wait_monitored(self, vm: int, *names: str, timeout_s: float = PATIENCE_S) -> VmView:
         """Wait until monitoring gave all of the values ``names`` of the VM."""
 
         def look() -> VmView | None:
@@ -219,7 +220,7 @@ class Cloud(ABC):
         return self._wait(look, timeout_s, lambda: f"image {image} is {self.image(image).state}")
 
     def wait_host(
-        self, name: str, state: str = "MONITORED", *, timeout_s: float = 180.0
+        self, name: str, state: str = "MONITORED", *, timeout_s: float = PATIENCE_S
     ) -> HostView:
         """Wait until the host is in ``state``; a working host becomes MONITORED."""
 

@@ -161,7 +161,7 @@ class Stream:
         self._scripts = scripts
         self.host = host
         self._thread: threading.Thread | None = None
-        self._dead = False
+        self._dead: Outcome | None = None
         self._read = {"out": 0, "err": 0}
 
     def run(self, command: str, stdin: str | None = None) -> Outcome:
@@ -203,7 +203,7 @@ class Stream:
 
     def _execute(self, command: str, stdin: str = "") -> Outcome:
         if self._dead:
-            return Outcome(_BROKEN, "", f"Error connecting to {self.host}")
+            return self._dead
         end = 'echo "ExitCode: $? EOF_ERR" 1>&2; echo "EOF_OUT"'
         self._write(f"({command}); {end}\n{stdin}".encode())
         out = err = ""
@@ -213,14 +213,19 @@ class Stream:
             err += self._more("err")
             lost = _SSH_END.search(err)
             if lost:
-                self._dead = True
-                return Outcome(int(lost[1]), out, f"{err}Error connecting to {self.host}")
+                self._dead = Outcome(int(lost[1]), out, err + self._lost())
+                return self._dead
             ended = _END_ERR.search(err)
             if ended and _END_OUT in out:
                 code = int(ended[1] or _BROKEN)
                 return Outcome(code, out.replace(_END_OUT, "", 1), err.replace(" EOF_ERR\n", "", 1))
             time.sleep(_POLL_S)
         return Outcome(_BROKEN, out, err + "\nTimeout Error")
+
+    def _lost(self) -> str:
+        text = f"Error connecting to {self.host}"
+        marked = self._scripts.profile.error_markers
+        return f"{_OPEN}\n{text}\n{_CLOSE}" if marked else text
 
     def _write(self, data: bytes) -> None:
         while data:

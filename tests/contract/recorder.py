@@ -149,7 +149,7 @@ def play(cloud: Cloud, notes: Notes, settle: Callable[[], None]) -> None:
         made: list[int] = []
         text = template(name, old=old, with_data=with_data)
         step(label, lambda: made.append(cloud.create_vm(text)))
-        _reach(cloud, made[0], state)
+        reach(cloud, made[0], state)
         return made[0]
 
     vm = create("one", "create", with_data=True)
@@ -192,7 +192,8 @@ def play(cloud: Cloud, notes: Notes, settle: Callable[[], None]) -> None:
     step("end", lambda: None)
 
 
-def _reach(cloud: Cloud, vm: int, state: str) -> None:
+def reach(cloud: Cloud, vm: int, state: str) -> None:
+    """Wait for a state, also for one that is a failure."""
     try:
         cloud.wait(vm, state)
     except CxmError:
