@@ -35,6 +35,26 @@ def test_reads_one_domain() -> None:
     assert not domain.paused
 
 
+def test_rows_of_a_real_xen() -> None:
+    """What xl 4.17 printed at moments of guests' lives is read as what it was."""
+    text = (ERRORS.parent / "xl-4.17-list.txt").read_text(encoding="utf-8")
+    seen = [
+        (domain.state, domain.reason, domain.alive, domain.powered_off, domain.crashed)
+        for domain in xl.parse_list(text)
+    ]
+    assert seen == [
+        ("r-----", None, True, False, False),  # Domain-0
+        ("------", None, True, False, False),
+        ("-b----", None, True, False, False),
+        ("---s--", 0, False, True, False),
+        ("--psr-", 1, False, False, False),
+        ("--p---", None, True, False, False),  # being made, its memory not yet there
+        ("--p---", None, True, False, False),
+        ("---sc-", 3, False, False, True),
+        ("--psc-", 3, False, False, True),
+    ]
+
+
 @pytest.mark.parametrize("name", ["a" * 128, "(null)", "with  two blanks", "7", "--3.vm.home.net"])
 def test_reads_any_name(name: str) -> None:
     """Long names and other people's odd names are read whole."""
