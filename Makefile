@@ -22,7 +22,7 @@ check: setup
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 	@.venv/bin/codespell
-	@$(PYTEST) -q
+	@$(PYTEST) -q -n 2
 
 test: check
 	@$(PYTEST) -m "lab and not extensive"

@@ -391,7 +391,7 @@ def ssh(host: str, argv: Sequence[str], *, options: Sequence[str] = ()) -> list[
         "-o", "BatchMode=yes",
         "-o", "ConnectTimeout=10",
         "-o", "ServerAliveInterval=5",
-        "-o", "ServerAliveCountMax=3",
+        "-o", "ServerAliveCountMax=6",
         *options,
         host,
         "--",
