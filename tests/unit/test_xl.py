@@ -198,3 +198,26 @@ def test_destroying_what_is_gone_is_success() -> None:
     xl.destroy(Gone(), 3)
     with pytest.raises(CommandError):
         xl.destroy(Gone(), 4)
+
+
+_INFO = """host                   : solo1
+nr_cpus                : 1
+cpu_mhz                : 2596.150
+total_memory           : 1151
+free_memory            : 751
+xen_version            : 4.17.7
+xen_commandline        : console=com1 com1=115200 dom0_mem=384M,max:384M
+xend_config_format     : 4
+"""
+
+
+def test_reads_the_machine() -> None:
+    """What Xen says of itself, as a Debian 12 node printed it."""
+    assert xl.parse_info(_INFO) == xl.Info("4.17.7", 1, 2596, 1151, 751, dom0_fixed=True)
+    assert not xl.parse_info(_INFO.replace("dom0_mem=", "x=")).dom0_fixed
+
+
+def test_refuses_what_is_no_information() -> None:
+    """An error text is not taken for a machine."""
+    with pytest.raises(DataError, match="xl info"):
+        xl.parse_info("xencall: error: Could not obtain handle on privileged command interface")
