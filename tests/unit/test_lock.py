@@ -50,3 +50,13 @@ def test_one_holder_though_files_come_and_go(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert overlaps == []
+
+
+def test_a_held_lock_is_seen_without_taking_it(tmp_path: Path) -> None:
+    """Held while somebody holds it, and only then; to ask leaves no file behind."""
+    assert not lock.is_held(str(tmp_path), "vm-1")
+    assert not list(tmp_path.iterdir())
+    with lock.hold(str(tmp_path), "vm-1", timeout_s=0):
+        assert lock.is_held(str(tmp_path), "vm-1")
+        assert not lock.is_held(str(tmp_path), "vm-10")
+    assert not lock.is_held(str(tmp_path), "vm-1")
