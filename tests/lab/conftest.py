@@ -2,12 +2,14 @@
 # Copyright The cxm for OpenNebula authors
 """The lab as fixtures: one lab a session, every test from a snapshot.
 
-The labs are named after CXM_LAB_NAME (default "test"). With CXM_LAB_KEEP=1 they stay up after the
-session, and a failed test is followed by how to log in.
+The labs are named after CXM_LAB_NAME (default "test"), with a number beside another session. With
+CXM_LAB_KEEP=1 they stay up after the session, and a failed test is followed by how to log in.
 """
 
+import fcntl
 import os
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -46,15 +48,31 @@ def pytest_runtest_makereport(
     return report
 
 
+@contextmanager
+def free_name(name: str) -> Iterator[str]:
+    """``name``, or with a number when another session on this machine uses it just now."""
+    for number in range(1, 10):
+        chosen = name if number == 1 else f"{name}{number}"
+        with open(places(chosen).cached("locks", f"session-{chosen}"), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield chosen
+            return
+    raise RuntimeError(f"nine sessions use labs called {name}")
+
+
 def bring_up(name: str, *hosts: str) -> Iterator[Lab]:
     """A lab of its own for a session, booted once ever, ended afterwards."""
-    lab.down(name)
-    running = lab.up(make_spec(hosts), name=name, progress=Progress())
-    try:
-        yield running
-    finally:
-        if not _KEEP:
-            running.down()
+    with free_name(name) as chosen:
+        lab.down(chosen)
+        running = lab.up(make_spec(hosts), name=chosen, progress=Progress())
+        try:
+            yield running
+        finally:
+            if not _KEEP:
+                running.down()
 
 
 @pytest.fixture(scope="session")
