@@ -36,7 +36,7 @@ def _listing(package: Path) -> dict[str, str]:
 
 
 def test_sudo_allows_exactly_the_verbs() -> None:
-    """Each verb that takes a request is one command without arguments; the service's verb is none."""
+    """Each verb with a request is one command without arguments; the service's verb is none."""
     text = SUDOERS.read_text().replace("\\\n", " ")
     aliases = dict(re.findall(r"^Cmnd_Alias (\w+) = (.*)$", text, re.MULTILINE))
     allowed = re.findall(r"^oneadmin ALL=\(root\) NOPASSWD: (.*)$", text, re.MULTILINE)
