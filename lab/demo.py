@@ -177,8 +177,9 @@ def _describe_images(stage: Stage, images: tuple[int, int]) -> str:
 
 
 def _create(cloud: Cloud, name: str, image_id: int, address: str, kind: str = "auto") -> int:
+    memory = 176 if kind == "pv" else 112  # grub itself needs more in a PV guest
     return cloud.create_vm(
-        f'NAME="{name}" CPU="0.5" VCPU="1" MEMORY="112" XEN_TYPE="{kind}" '
+        f'NAME="{name}" CPU="0.5" VCPU="1" MEMORY="{memory}" XEN_TYPE="{kind}" '
         f'DISK=[IMAGE_ID="{image_id}"] NIC=[NETWORK="lab",IP="{address}"] '
         f'CONTEXT=[NETWORK="YES",SET_HOSTNAME="{name}"]'
     )

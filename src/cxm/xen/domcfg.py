@@ -9,7 +9,7 @@ can see how it ended (docs/design/0004-guest-life.md).
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,8 +39,8 @@ class Stored:
 def _target(disk: Disk, guest_type: GuestType) -> str:
     """The name that Xen gives a disk.
 
-    OpenNebula's default is hda, hdb and so on. An HVM guest has four of those. To the others Linux
-    shows hda as xvda, and Xen knows no hde: what the guest sees is what Xen is told.
+    OpenNebula's default is hda or sda. An HVM guest has four of the former. To the others Linux
+    shows both as xvda, and Xen knows no hde: what the guest sees is what Xen is told.
     """
     name, letter = disk.target[:2], disk.target[2]
     if guest_type is GuestType.HVM:
@@ -50,22 +50,43 @@ def _target(disk: Disk, guest_type: GuestType) -> str:
                 hint="set DEV_PREFIX to xvd",
             )
         return disk.target
-    return f"xvd{disk.target[2:]}" if name == "hd" else disk.target
+    return f"xvd{disk.target[2:]}" if name in ("hd", "sd") else disk.target
+
+
+def _free(taken: Iterable[str]) -> str:
+    """A name that no disk of the guest has."""
+    used = {target[3] for target in taken if target.startswith("xvd")}
+    return f"xvd{next(letter for letter in 'edcbafghijklmnopqrstuvwxyz' if letter not in used)}"
+
+
+def _targets(spec: GuestSpec, guest_type: GuestType) -> dict[str, str]:
+    """The name of each disk.
+
+    The context has oned's default prefix, whatever the others have. Where that makes its name
+    another's, it gets a free one: a guest finds it by its label.
+    """
+    wanted = {disk.disk: _target(disk, guest_type) for disk in spec.disks}
+    owners: dict[str, str] = {}
+    for disk in sorted(spec.disks, key=lambda disk: disk.readonly):
+        target = wanted[disk.disk]
+        if target in owners and disk.readonly and guest_type is not GuestType.HVM:
+            target = _free([*wanted.values(), *owners])
+        if target in owners:
+            raise UsageError(
+                f"disks {owners[target]} and {disk.disk} are both {target} to the guest",
+                hint="set DEV_PREFIX or TARGET to xvd for all of them",
+            )
+        owners[target] = disk.disk
+    return {disk: target for target, disk in owners.items()}
 
 
 def _disks(spec: GuestSpec, devices: Mapping[str, str], guest_type: GuestType) -> Iterator[str]:
-    targets: dict[str, str] = {}
+    targets = _targets(spec, guest_type)
     for disk in spec.disks:
-        target = _target(disk, guest_type)
-        if target in targets:
-            raise UsageError(
-                f"disks {targets[target]} and {disk.disk} are both {target} to the guest",
-                hint="set DEV_PREFIX or TARGET to xvd for all of them",
-            )
-        targets[target] = disk.disk
         # Only an HVM guest sees a CD drive; for the others a CD is a disk that cannot be written.
         cdrom = ":cdrom" if disk.cdrom and guest_type is GuestType.HVM else ""
-        yield f"phy:{devices[disk.disk]},{target}{cdrom},{'r' if disk.readonly else 'w'}"
+        mode = "r" if disk.readonly else "w"
+        yield f"phy:{devices[disk.disk]},{targets[disk.disk]}{cdrom},{mode}"
 
 
 def _nic(nic: Nic, guest_type: GuestType) -> str:
