@@ -201,7 +201,9 @@ def _suspend_and_resume(stage: Stage, vm: int) -> str:
     before = visit.status(stage.lab, _PVH)
     stage.cloud.suspend(vm)
     stage.cloud.wait(vm, "SUSPENDED")
-    domains = [line for line in traces.of_vms(stage.lab.machine(_HOST)) if "domain:" in line]
+    domains = [
+        line for line in traces.of_vms(stage.lab.machine(_HOST)) if line.startswith("domain:")
+    ]
     _require(len(domains) == 1, f"a suspended VM has left only the other domain, not {domains}")
     stage.cloud.resume(vm)
     stage.cloud.wait(vm, "RUNNING")

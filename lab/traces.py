@@ -13,7 +13,7 @@ _LOOKS = {
     "file": "find /var/lib/one/datastores -mindepth 2 2>/dev/null",
     "record": "find /var/lib/cxm/guests -type f 2>/dev/null",
     "temporary file": "find /tmp /var/tmp -mindepth 1 -name '*cxm*' 2>/dev/null",
-    "process": "pgrep -fa 'cxm-helper|xl create|xl restore|xl save' || true",
+    "process": "pgrep -fa '[c]xm-helper (disk|domain|dir|file|vm)|[x]l (restore|save)' || true",
 }
 
 
