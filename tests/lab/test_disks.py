@@ -34,6 +34,9 @@ DIRECTORY = "/var/lib/one/datastores/0/42"
 SECRET = "what an old tenant wrote"
 
 
+pytestmark = pytest.mark.extensive
+
+
 class InPlace:
     """A Runner whose commands run in the frontend's place."""
 

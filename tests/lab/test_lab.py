@@ -113,6 +113,7 @@ def test_a_guest_lives_through_a_restore(guest_lab: Lab, guest: GuestImage) -> N
     assert int(after["count"]) >= int(before["count"])
 
 
+@pytest.mark.extensive
 @pytest.mark.parametrize("kind", ["pvh", "pv"])
 def test_a_guest_ends_as_it_is_told(guest_lab: Lab, guest: GuestImage, kind: str) -> None:
     """Xen's shutdown, and the guest's own poweroff and crash, are what Xen then reports."""
@@ -227,6 +228,7 @@ def test_the_pairs_networks_are_apart_and_can_be_cut(pair_lab: Lab) -> None:
     assert first.run(ping).code == 0
 
 
+@pytest.mark.extensive
 def test_fencing_through_the_bmc_and_its_faults(pair_lab: Lab) -> None:
     """A node switches the other off and on; slow, cut and powerless BMCs behave as such."""
     first, second = pair_lab.machine("node1"), pair_lab.machine("node2")
