@@ -9,7 +9,7 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: setup demo test test-all check bench lab-up lab-down deb clean
+.PHONY: setup demo test test-all check lab-up lab-down deb clean
 
 setup:
 	@./tools/setup
@@ -29,9 +29,6 @@ test: check
 
 test-all: check
 	@$(PYTEST) -m "lab"
-
-bench: setup
-	@$(PYTHON) -m bench
 
 lab-up: setup
 	@.venv/bin/cxm-lab up --keep
