@@ -19,6 +19,10 @@ _HOST = "solo1"
 _ADDRESS = "10.77.1.150"
 
 
+# Not seen green yet on real Xen; the whole module moves to make test when it has been.
+pytestmark = pytest.mark.extensive
+
+
 @pytest.fixture
 def cxm_lab(solo_session: Lab) -> Lab:
     """The lab with cxm on solo1 and in the frontend's place."""
@@ -39,8 +43,8 @@ def _left(lab: Lab, cloud: Cloud) -> list[str]:
     [
         "3.8",
         "7.4",
-        pytest.param("5.10", marks=pytest.mark.extensive),
-        pytest.param("6.10", marks=pytest.mark.extensive),
+        "5.10",
+        "6.10",
     ],
 )
 def test_a_vm_lives_its_whole_life(cxm_lab: Lab, guest: GuestImage, version: str) -> None:
