@@ -11,6 +11,8 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
 
 from cxm.names import CloudId, cloud_id
 from cxm.run import System
@@ -28,11 +30,18 @@ _NODE_PACKAGES = ("cxm-common", "cxm-node")
 _FRONTEND_PACKAGES = ("cxm-common", "cxm-frontend")
 
 
-def build_packages() -> dict[str, str]:
-    """Build the packages; their files by package name."""
-    printed = System().run([os.path.join(_ROOT, "packaging", "build")], timeout_s=_BUILD_S).stdout
-    files = [os.path.join(_ROOT, word) for word in printed.split() if word.endswith(".deb")]
-    return {os.path.basename(path).partition("_")[0]: path for path in files}
+def build_packages(places: Places) -> dict[str, str]:
+    """Build the packages for one lab; their files by package name.
+
+    In a directory of the lab's own: others build meanwhile. A lab that is up keeps its packages, so
+    a change in the middle of a session of tests does not reach the second half of it.
+    """
+    out = places.of("packages", "deb")
+    if not os.path.isdir(out):
+        build = os.path.join(_ROOT, "packaging", "build")
+        System().run([build, f"{out}.new"], timeout_s=_BUILD_S)
+        os.rename(f"{out}.new", out)
+    return {name.partition("_")[0]: os.path.join(out, name) for name in os.listdir(out)}
 
 
 def cloud(places: Places) -> CloudId:
@@ -48,13 +57,26 @@ def cloud(places: Places) -> CloudId:
 
 
 def label(places: Places, packages: dict[str, str]) -> str:
-    """A snapshot's label that changes with everything that :func:`on_nodes` puts on a node."""
+    """A label that changes with all that :func:`on_nodes` puts on a node, but manuals."""
     digest = hashlib.sha256(keys.public_key(places, ONEADMIN_KEY).encode())
     digest.update(cloud(places).encode())
     for name in _NODE_PACKAGES:
-        with open(packages[name], "rb") as file:
-            digest.update(file.read())
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(packages[name])) as tree:
+            System().run(["dpkg-deb", "-R", packages[name], tree])
+            for path in sorted(_files(tree)):
+                digest.update(os.path.relpath(path, tree).encode())
+                if os.path.islink(path):
+                    digest.update(os.readlink(path).encode())
+                    continue
+                with open(path, "rb") as file:
+                    digest.update(file.read())
     return f"cxm-{digest.hexdigest()[:12]}"
+
+
+def _files(tree: str) -> Iterator[str]:
+    for directory, _names, files in os.walk(tree):
+        if not directory.startswith(os.path.join(tree, "usr/share/doc")):
+            yield from (os.path.join(directory, name) for name in files if name != "md5sums")
 
 
 def on_nodes(lab: Lab, packages: dict[str, str]) -> None:
@@ -80,7 +102,7 @@ def bring_up(lab: Lab) -> str:
 
     Returns the snapshot's name. The frontend's place has cxm too.
     """
-    packages = build_packages()
+    packages = build_packages(lab.places)
     on_frontend(lab, packages)
     return lab.prepared(label(lab.places, packages), lambda lab: on_nodes(lab, packages))
 
@@ -94,6 +116,9 @@ def on_frontend(lab: Lab, packages: dict[str, str]) -> None:
     shutil.rmtree(tree, ignore_errors=True)
     for name in _FRONTEND_PACKAGES:
         System().run(["dpkg-deb", "-x", packages[name], os.path.dirname(tree)])
+    # As the package does it when it is installed: a driver is a process per action.
+    compiling = ["python3", "-m", "compileall", "-q", "-s", tree, "-p", "/usr"]
+    System().run([*compiling, os.path.join(tree, "lib", "cxm", "python")])
     lab.frontend.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={tree}:/usr", "/usr"])
     with open(
         lab.places.of("etc", "ssh", "ssh_config.d", "cxm-lab.conf"), "w", encoding="utf-8"
