@@ -4,12 +4,13 @@
 # make demo       everything set up, then the main job on a real lab
 # make test       everything set up, then all tests (CI)
 # make test-all   every case, without limit
+# make bench      round trips, start-up and overhead of each action; clone beside the original's way
 # make check      lint, types and the tests that need no lab
 
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: setup demo test test-all check lab-up lab-down deb clean
+.PHONY: setup demo test test-all check bench lab-up lab-down deb clean
 
 setup:
 	@./tools/setup
@@ -29,6 +30,9 @@ test: check
 
 test-all: check
 	@$(PYTEST) -m "lab"
+
+bench: setup
+	@$(PYTHON) -m bench.main $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 lab-up: setup
 	@.venv/bin/cxm-lab up --keep

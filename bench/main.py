@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""``make bench``: all benchmarks on a lone host of a lab; tables here, JSON in build/bench."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from typing import Any, Final, Protocol
+
+from bench import stage
+from bench.actions import Actions
+from bench.clones import Case, Clones
+from bench.payload import larger
+from bench.stage import Stage
+from cxm import __version__
+from cxm.errors import CxmError
+
+_RESULTS: Final = "build/bench"
+_ROUNDS: Final = 3
+_SMALL_MIB: Final = 64
+
+
+class _Report(Protocol):
+    def text(self) -> str:
+        """Tables for people."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for programs."""
+
+
+def _machine(on: Stage, rounds: int) -> dict[str, Any]:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "cxm": __version__,
+        "machine": f"{os.cpu_count()} x {models[0] if models else platform.machine()}",
+        "load": round(os.getloadavg()[0], 1),
+        "host": f"{stage.HOST} in QEMU with {on.lab.accelerator}",
+        "rounds": rounds,
+    }
+
+
+def _keep(name: str, report: _Report, facts: dict[str, Any]) -> None:
+    os.makedirs(_RESULTS, exist_ok=True)
+    path = os.path.join(_RESULTS, f"{name}.json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(facts | report.to_json(), file, indent=1)
+        file.write("\n")
+    print(f"\n{report.text()}\n\n({path})", flush=True)
+
+
+def _cases(on: Stage) -> list[Case]:
+    guest = on.guest.tgz
+    big = larger(on.lab.places, guest)
+    return [
+        Case("a small guest", guest, _SMALL_MIB, raw=on.guest.raw("ext4", _SMALL_MIB)),
+        Case("a small guest", guest, 8 << 10),
+        Case("a larger system", big, 8 << 10),
+    ]
+
+
+def _play(on: Stage, rounds: int, only: str) -> None:
+    facts = _machine(on, rounds)
+    clones = Clones(on, _cases(on)) if only != "actions" else None
+    # First without the instruments: what is compared with others is the product as it is.
+    if clones is not None:
+        for number in range(rounds):
+            with on.lab.progress.step(f"clones, round {number + 1} of {rounds}"):
+                clones.round(number)
+        _keep("clone", clones.report(), facts)
+    if only != "clones":
+        actions = Actions(on)
+        for number in range(rounds):
+            with on.lab.progress.step(f"actions, round {number + 1} of {rounds}"):
+                actions.round(number)
+        _keep("actions", actions.report(), facts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmarks."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    parser.add_argument("--only", choices=("actions", "clones"), default="")
+    options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error("at least one round is needed")
+    name = os.environ.get("CXM_LAB_NAME", "bench")
+    try:
+        with stage.opened(name) as on:
+            _play(on, options.rounds, options.only)
+    except CxmError as error:
+        print(f"\nbench: {error.sentence()}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; everything it started is gone", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

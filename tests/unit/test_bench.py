@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""What the benchmarks make of measured values, and that their instruments fit the programs."""
+
+import json
+import logging
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from bench import clones, figures, notes, payload, probe
+from bench.timed import instrumented
+from cxm.run import System
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_series_is_its_median_and_its_ends() -> None:
+    """An outlier shows in the ends and does not move the middle."""
+    one = figures.series([3.0, 100.0, 1.0])
+    assert (one.median, one.low, one.high) == (3.0, 1.0, 100.0)
+    assert one.shown(1) == "3.0 (1.0-100.0)"
+    assert one.to_json() == {"median": 3.0, "min": 1.0, "max": 100.0, "rounds": [3.0, 100.0, 1.0]}
+    with pytest.raises(ValueError, match="nothing"):
+        figures.series([])
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """A round in which the machine was busy for both does not disturb it."""
+    ours, other = figures.series([1.0, 10.0, 1.0]), figures.series([2.0, 20.0, 3.0])
+    assert figures.ratio(other, ours).values == (2.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="same rounds"):
+        figures.ratio(other, figures.series([1.0]))
+
+
+@pytest.mark.parametrize(
+    ("spans", "length"),
+    [
+        ([], 0.0),
+        ([(1.0, 2.0)], 1.0),
+        ([(3.0, 4.0), (1.0, 2.0)], 2.0),
+        ([(1.0, 4.0), (2.0, 3.0)], 3.0),
+        ([(1.0, 3.0), (2.0, 4.0)], 3.0),
+    ],
+)
+def test_what_runs_side_by_side_counts_once(
+    spans: list[tuple[float, float]], length: float
+) -> None:
+    """Gzip and tar of one pipeline are one piece of work."""
+    assert figures.covered(spans) == length
+
+
+def test_bars_are_in_proportion() -> None:
+    """The longest fills the width; what is there at all is visible."""
+    assert figures.bar(10, 10, width=8) == "#" * 8
+    assert figures.bar(5, 10, width=8) == "#" * 4
+    assert figures.bar(0.01, 10, width=8) == "#"
+    assert figures.bar(0, 10) == ""
+    assert figures.chart([("ours", 1.0, "1 s"), ("theirs", 2.0, "22 s")]).splitlines() == [
+        "ours     1 s  " + "#" * 20,
+        "theirs  22 s  " + "#" * 40,
+    ]
+
+
+def test_a_table_aligns_words_left_and_figures_right() -> None:
+    """Columns are as wide as their widest cell."""
+    assert figures.table(("action", "ms"), [("ln", "5"), ("clone", "1234")]).splitlines() == [
+        "action    ms",
+        "------  ----",
+        "ln         5",
+        "clone   1234",
+    ]
+
+
+def _line(name: str, began: str, ended: float, **more: object) -> str:
+    return json.dumps({"name": name, "began": began, "ended": ended} | more)
+
+
+def test_overhead_is_what_no_other_program_did() -> None:
+    """Work of the host counts by its own clock, work of the frontend up to the first ssh."""
+    action = _line(
+        "tm/cxm/context", "100.0", 102.0,
+        started=[("genisoimage", 100.1), ("zstd", 100.5), ("ssh", 100.5)],
+        spans=[("genisoimage", 100.1, 100.4), ("zstd", 100.5, 101.8), ("ssh", 100.5, 101.9)],
+    )  # fmt: skip
+    helper = _line(
+        "disk-write", "", 901.0,
+        started=[("lvm", 900.0), ("gzip", 900.3), ("tar", 900.3)],
+        spans=[("lvm", 900.0, 900.2), ("gzip", 900.3, 900.8), ("tar", 900.3, 900.9)],
+    )  # fmt: skip
+    helpers = notes.parse(helper)
+    found = notes.figures(notes.parse(action)[0], helpers)
+    assert found.ssh == 1
+    assert found.startup == pytest.approx(100)
+    assert found.wall == pytest.approx(2000)
+    assert found.overhead == pytest.approx(2000 - 300 - 200 - 600)
+
+
+def test_an_action_that_started_nothing_is_no_measurement() -> None:
+    """It has failed before its work, or does nothing."""
+    idle = notes.parse(_line("tm/cxm/mv", "1.0", 2.0, started=[], spans=[]))[0]
+    with pytest.raises(ValueError, match="no command"):
+        notes.figures(idle, [])
+
+
+@pytest.mark.parametrize("program", ["remotes/cxm/action", "packaging/bin/cxm-helper"])
+def test_the_probe_fits_into_our_programs(program: str) -> None:
+    """It comes when cxm can be imported and before anything of it is, and is valid there."""
+    text = (ROOT / program).read_text(encoding="utf-8")
+    changed = instrumented(text, Path(probe.__file__).read_text(encoding="utf-8"), "/tmp/here")
+    compile(changed, program, "exec")
+    assert changed.index("sys.path.insert") < changed.index("\ninstall()\n")
+    assert changed.index("\ninstall()\n") < changed.index("from cxm.")
+    assert "PATH = '/tmp/here'\n" in changed
+    with pytest.raises(ValueError, match="where cxm is"):
+        instrumented("#!/bin/sh\n", "", "")
+
+
+def test_the_probe_understands_what_run_logs() -> None:
+    """The texts of cxm.run's log lines are what the notes are made of."""
+    took = probe.Notes()
+    logger = logging.getLogger("cxm.run")
+    level = logger.level
+    logger.addHandler(took)
+    logger.setLevel(logging.DEBUG)
+    try:
+        System().run(["/bin/true", "a b"])
+    finally:
+        logger.removeHandler(took)
+        logger.setLevel(level)
+    assert [name for name, _at in took.started] == ["true"]
+    assert [(name, begin <= end) for name, begin, end in took.spans] == [("true", True)]
+
+
+def test_the_original_opens_seven_connections() -> None:
+    """As its description says; names with blanks do not break it."""
+    script = clones.original("ssh -l root h", "/a b.tar.gz", "/var/lib/one/7", "lv-one-7-0", 64)
+    assert script.count("ssh -l root h") == 7
+    assert "'/a b.tar.gz'" in script
+    assert clones.dump("ssh h", "/raw", "/d", "lv", 64).count("ssh h") == 3
+
+
+def test_the_larger_image_is_always_the_same() -> None:
+    """A third of each file cannot be packed."""
+    assert payload.content(1) == payload.content(1)
+    assert payload.content(1) != payload.content(2)
+    assert len(payload.content(1)) == pytest.approx(48 << 10, rel=0.05)
+
+
+def test_the_larger_image_holds_the_guest(tmp_path: Path) -> None:
+    """It boots nothing, but a benchmark looks for the guest's init in what was made."""
+    guest = tmp_path / "guest.tar.gz"
+    (tmp_path / "init").write_bytes(b"#!")
+    with tarfile.open(guest, "w:gz") as archive:
+        archive.add(tmp_path / "init", "sbin/init")
+    payload.write(str(guest), str(tmp_path / "larger"), files=3)
+    with tarfile.open(tmp_path / "larger") as archive:
+        assert archive.getnames()[0] == "sbin/init"
+        assert len(archive.getnames()) == 4
