@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
-from cxm.names import VmId
-from cxm.node import guests
-from cxm.node.guests import Life
+from cxm.names import DomainName, VmId
+from cxm.node import configs, guests
+from cxm.node.guests import Guest, Life
 from cxm.xen.guest import Disk, Nic
 from tests.fakes.call import Answer, ask
 from tests.fakes.domains import (
@@ -406,6 +406,21 @@ class TestForgetting:
         assert os.listdir(xen.node.path("cfg")) == []
         assert life(xen) is None
         assert xen.node.state.lvs == {}
+
+    def test_what_was_being_written_goes_too(self, xen: FakeXen) -> None:
+        """A start that is killed in the middle of a file, and never run again, leaves nothing."""
+        machine, vm = xen.machine(), VmId(7)
+        with pytest.raises(UnicodeEncodeError):
+            configs.write(machine, CLOUD, vm, DomainName(NAME), "name = '\ud800'")
+        unwritable: Any = object()
+        with pytest.raises(TypeError):
+            guests.write(machine, Guest(CLOUD, vm, NAME, Life.RUNNING, unwritable, 0.0))
+        assert len(os.listdir(xen.node.path("cfg"))) == 1
+        assert len(os.listdir(xen.node.path("state", "guests"))) == 1
+        directory = xen.node.path("datastores", "0", "7")
+        assert ask(machine, "vm-remove", vm=7, dir=directory).result["removed"] == ["lv-one-7-0"]
+        assert os.listdir(xen.node.path("cfg")) == []
+        assert os.listdir(xen.node.path("state", "guests")) == []
 
     def test_a_kernel_is_kept_while_it_is_used(self, xen: FakeXen) -> None:
         """A copied kernel goes when the last VM that boots it has gone, and is old."""

@@ -103,18 +103,23 @@ def _whose(machine: Machine, uuid: str) -> str:
     return "a domain that cxm did not make"
 
 
-def _fresh(path: str) -> str:
-    directory, name = os.path.split(path)
-    return os.path.join(directory, f".{name}.new")
+def _unfinished(machine: Machine, cloud: CloudId, vm: VmId) -> str:
+    """Where a configuration lies until it is complete: found by the VM alone, whatever its name."""
+    return os.path.join(machine.config.cfg_dir, f".{cloud}-{vm}.new")
 
 
-def write(machine: Machine, name: DomainName, text: str) -> str:
+def drop_unfinished(machine: Machine, cloud: CloudId, vm: VmId) -> None:
+    """Remove what a killed start has left of a configuration; nothing there is success."""
+    with suppress(FileNotFoundError):
+        os.unlink(_unfinished(machine, cloud, vm))
+
+
+def write(machine: Machine, cloud: CloudId, vm: VmId, name: DomainName, text: str) -> str:
     """Store a configuration, readable by root alone (it may hold a password); returns its path."""
     os.makedirs(machine.config.cfg_dir, exist_ok=True)
     path = path_of(machine, name)
-    fresh = _fresh(path)
-    with suppress(FileNotFoundError):
-        os.unlink(fresh)
+    fresh = _unfinished(machine, cloud, vm)
+    drop_unfinished(machine, cloud, vm)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
         file.write(text)
@@ -140,8 +145,6 @@ def remove(machine: Machine, found: list[StoredAt]) -> list[str]:
     removed = []
     for entry in found:
         name = os.path.basename(entry.path)
-        with suppress(FileNotFoundError):
-            os.unlink(_fresh(entry.path))
         if os.path.islink(link_of(machine, name)):
             set_autostart(machine, name, wanted=False)
             removed.append(link_of(machine, name))

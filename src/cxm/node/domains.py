@@ -165,6 +165,7 @@ def reset(call: Call, *, vm: VmId) -> dict[str, Any]:
 
 def forget(machine: Machine, cloud: CloudId, vm: VmId) -> list[str]:
     """Remove the VM's configuration, autostart link and record; returns the paths removed."""
+    configs.drop_unfinished(machine, cloud, vm)
     removed = configs.remove(machine, configs.of_vm(machine, cloud, vm))
     guests.forget(machine, cloud, vm)
     kernels.drop_unused(machine)

@@ -63,11 +63,15 @@ def _path(machine: Machine, cloud: CloudId, vm: VmId) -> str:
     return os.path.join(_directory(machine), f"{cloud}-{vm}.json")
 
 
+def _unfinished(path: str) -> str:
+    return f"{path}.new"
+
+
 def write(machine: Machine, guest: Guest) -> None:
     """Store a record; after a power loss there is the old one or the new one."""
     os.makedirs(_directory(machine), mode=0o755, exist_ok=True)
     path = _path(machine, guest.cloud, guest.vm)
-    fresh = f"{path}.new"
+    fresh = _unfinished(path)
     with open(fresh, "w", encoding="utf-8") as file:
         json.dump({"version": _VERSION, **asdict(guest)}, file, indent=1)
         file.flush()
@@ -76,9 +80,11 @@ def write(machine: Machine, guest: Guest) -> None:
 
 
 def forget(machine: Machine, cloud: CloudId, vm: VmId) -> None:
-    """Remove the record of a VM that is gone for good; none is success."""
-    with suppress(FileNotFoundError):
-        os.unlink(_path(machine, cloud, vm))
+    """Remove the record of a VM that is gone for good, and one whose writing was killed."""
+    path = _path(machine, cloud, vm)
+    for each in (_unfinished(path), path):
+        with suppress(FileNotFoundError):
+            os.unlink(each)
 
 
 def _parse(text: str, path: str) -> Guest:

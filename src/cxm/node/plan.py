@@ -94,7 +94,7 @@ def stored(vm: Vm, plan: Plan) -> Iterator[str]:
     with configs.names_lock(machine):
         domains = xl.domains(machine.runner)
         configs.check_name(machine, vm.owner.cloud, vm.vm, plan.name, domains)
-        path = configs.write(machine, plan.name, plan.text)
+        path = configs.write(machine, vm.owner.cloud, vm.vm, plan.name, plan.text)
         configs.remove(machine, [entry for entry in vm.stored() if entry.path != path])
     try:
         yield path
