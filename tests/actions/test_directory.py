@@ -4,13 +4,14 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cxm import wire
-from cxm.errors import DataError, RefusedError
+from cxm.errors import CxmError, DataError, RefusedError
 from cxm.names import State, VmId
 from cxm.node import guests
 from cxm.wire import Item, Section, Zeros
@@ -195,6 +196,31 @@ class TestFiles:
                     dir=directory(node, 42),
                     file="kernel",
                 )
+
+
+class TestDatastoresOfOthers:
+    """A self-contained OpenNebula names a path on the host that nobody has made."""
+
+    @pytest.mark.parametrize("put_in", [write, put], ids=["link", "file"])
+    def test_says_how_to_make_it(
+        self,
+        node: FakeNode,
+        monkeypatch: pytest.MonkeyPatch,
+        put_in: Callable[[FakeNode, list[Item]], Answer],
+    ) -> None:
+        """The error names what is missing, and the command that makes it."""
+        make = os.makedirs
+
+        def refuse(path: str, **more: Any) -> None:
+            if path == directory(node, 42):
+                raise PermissionError(13, "Permission denied", "/srv/cloud")
+            make(path, **more)
+
+        monkeypatch.setattr(os, "makedirs", refuse)
+        with pytest.raises(CxmError, match="cannot be made: /srv/cloud belongs to") as caught:
+            put_in(node, section(b"x", name="vm.xml"))
+        assert f"install -d -o oneadmin {node.path('datastores')}" in (caught.value.hint or "")
+        assert node.state.lvs == {}
 
 
 class TestRemoveVm:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from cxm import blockdev, interrupt
-from cxm.errors import DataError
+from cxm.errors import CxmError, DataError
 from cxm.names import CHECKPOINT, DomainName, State, Tags, VmId
 from cxm.node import volumes as store
 from cxm.node.helper import Call
@@ -25,6 +25,18 @@ from cxm.wire import Item, Section, Zeros
 _log = logging.getLogger(__name__)
 
 _VOLUME = "volume"
+
+
+def _make(directory: str) -> None:
+    """Make the VM's directory; to be called as the caller."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except PermissionError as error:
+        datastores = os.path.dirname(os.path.dirname(directory))
+        raise CxmError(
+            f"the VM's directory {directory} cannot be made: {error.filename} belongs to others",
+            hint=f"once, as root on the host: install -d -o oneadmin {datastores}",
+        ) from error
 
 
 def _link_path(directory: str, disk: str) -> str:
@@ -44,7 +56,7 @@ def linked(machine: Machine, directory: str, disk: str, device: str) -> Iterator
     is_new = not os.path.lexists(path)
     try:
         with machine.as_caller():
-            os.makedirs(directory, exist_ok=True)
+            _make(directory)
             fresh = f"{path}.new"
             with suppress(FileNotFoundError):
                 os.unlink(fresh)
@@ -172,7 +184,7 @@ def _put(
     size = 0
     try:
         with machine.as_caller():
-            os.makedirs(directory, exist_ok=True)
+            _make(directory)
             with suppress(FileNotFoundError):
                 os.unlink(fresh)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
