@@ -54,6 +54,7 @@ class HostSpec:
     dom0_mib: int
     san: bool
     data_gib: int  # a local data disk with a volume group; 0 for none
+    cpus: int = 1
 
     @property
     def address(self) -> str:
@@ -77,6 +78,7 @@ HOSTS = (
     HostSpec("node2", 12, memory_mib=1024, dom0_mib=416, san=True, data_gib=0),
     HostSpec("solo1", 21, memory_mib=1152, dom0_mib=384, san=False, data_gib=40),
 )
+_CPUS_ALONE = 2
 SAN_GIB = 40
 SAN_SERIAL = "CXMSAN0"
 DATA_SERIAL = "CXMDATA0"
@@ -119,14 +121,19 @@ class LabSpec:
 
 
 def make_spec(names: Sequence[str] = (), memory_mib: Mapping[str, int] | None = None) -> LabSpec:
-    """The lab of the hosts called ``names`` (all when empty), with changed memory sizes."""
+    """The lab of the hosts called ``names`` (all when empty), with changed memory sizes.
+
+    A host that is alone gets two processors: emulation uses one core of this machine for each.
+    """
     everything = LabSpec(HOSTS, vg_name=os.environ.get("CXM_LAB_VG", "LVM_XEN"))
     wanted = [everything.host(name) for name in names] or list(HOSTS)
     memory = dict(memory_mib or {})
     for name in memory:
         everything.host(name)
+    chosen = sorted(set(wanted), key=lambda host: host.number)
+    cpus = _CPUS_ALONE if len(chosen) == 1 else 1
     hosts = (
-        replace(host, memory_mib=memory.get(host.name, host.memory_mib))
-        for host in sorted(set(wanted), key=lambda host: host.number)
+        replace(host, memory_mib=memory.get(host.name, host.memory_mib), cpus=cpus)
+        for host in chosen
     )
     return replace(everything, hosts=tuple(hosts))
