@@ -8,11 +8,13 @@ from lab.machine import Machine
 _LOOKS = {
     "domain": "xl list | awk 'NR > 1 && $1 != \"Domain-0\" {print $1}'",
     "volume": "lvs --noheadings -o vg_name,lv_name | awk '{print $1 \"/\" $2}'",
-    "mount": "awk '$1 ~ /mapper|LVM_XEN|loop/ {print $2}' /proc/mounts",
+    "mount": 'awk \'$1 ~ "^/dev/" && $2 != "/" {print $2}\' /proc/mounts',
     "configuration": "find /etc/xen/vm /etc/xen/auto -mindepth 1 2>/dev/null",
     "file": "find /var/lib/one/datastores -mindepth 2 2>/dev/null",
     "record": "find /var/lib/cxm/guests -type f 2>/dev/null",
-    "temporary file": "find /tmp /var/tmp -mindepth 1 -name '*cxm*' 2>/dev/null",
+    # OpenNebula's copy of the drivers and the empty TMP_ROOT are no VM's.
+    "temporary file": "find /tmp /var/tmp -path /var/tmp/one -prune -o "
+    "-path '*cxm*' ! -path /var/tmp/cxm -print 2>/dev/null",
     "process": "pgrep -fa '[c]xm-helper (disk|domain|dir|file|vm)|[x]l (restore|save)' || true",
 }
 
