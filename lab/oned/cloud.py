@@ -181,12 +181,15 @@ class Cloud(ABC):
         """Wait until the VM is in ``state``; fail at once when it ends somewhere else."""
         ends = {"FAILED", "DONE"} - {state}
         began = time.monotonic()
+        known = self.vm(vm).error
 
         def look() -> VmView | None:
             view = self.vm(vm)
             if view.state == state:
                 return view
             ended = view.state in ends or view.state.endswith("_FAILURE")
+            # What could not be suspended, stopped or switched off runs on.
+            ended |= view.state == "RUNNING" and view.error != known
             if ended and time.monotonic() - began > _GRACE_S:
                 raise CxmError(
                     f"VM {vm} is {view.state}, not {state}: {view.error or 'no reason given'}",

@@ -35,14 +35,16 @@ class Parts:
     memory_mib: int = 112
     lv_size: str = "256"
     guest_type: str = "auto"
+    address: str = ""  # any of the network when empty
     more: str = ""  # further lines of the VM's template
 
     def vm_template(self, name: str, image: int, *, context: str) -> str:
         """A VM with one disk and one network interface."""
+        address = f',IP="{self.address}"' if self.address else ""
         return (
             f'NAME="{name}"\nCPU="0.5"\nVCPU="1"\nMEMORY="{self.memory_mib}"\n'
             f'XEN_TYPE="{self.guest_type}"\nDISK=[IMAGE_ID="{image}"]\n'
-            f'NIC=[NETWORK="{self.network.name}"]\n{context}\n{self.more}\n'
+            f'NIC=[NETWORK="{self.network.name}"{address}]\n{context}\n{self.more}\n'
         )
 
 

@@ -28,14 +28,19 @@ _COLLECTD_PORT: Final = 4124
 
 @dataclass(frozen=True, slots=True)
 class Periods:
-    """Seconds between looks; a real oned's are far longer."""
+    """Seconds between looks; a real oned's are longer.
 
-    hosts: float = 10.0
-    stores: float = 10.0
-    beacon: float = 10.0
-    state: float = 3.0
-    sync: float = 15.0
-    silence: float = 40.0  # without a word for this long, the client is started again
+    An emulated host works several seconds for a look at everything: with shorter periods it would
+    do nothing else, and its own scripts, which have 40 s, would not end in time.
+    """
+
+    hosts: float = 20.0
+    stores: float = 20.0
+    beacon: float = 20.0
+    system: float = 120.0  # cxm's client says it by itself when VMs come and go
+    state: float = 5.0  # as long as a real oned's
+    sync: float = 30.0
+    silence: float = 80.0  # without a word for this long, the client is started again
 
 
 class Watch:
@@ -151,8 +156,9 @@ class Watch:
             ("DATASTORE_LOCATION", place.host_datastores()),
             ("NETWORK", {"ADDRESS": "::", "MONITOR_ADDRESS": "auto", "PRIKEY": "", "PUBKEY": "",
                          "PORT": str(place.monitor_port), "THREADS": "8"}),
-            ("PROBES_PERIOD", {"BEACON_HOST": quick, "SYSTEM_HOST": quick, "MONITOR_HOST": quick,
-                               "MONITOR_VM": quick, "STATE_VM": str(max(1, round(periods.state))),
+            ("PROBES_PERIOD", {"BEACON_HOST": quick, "MONITOR_HOST": quick, "MONITOR_VM": quick,
+                               "SYSTEM_HOST": str(max(1, round(periods.system))),
+                               "STATE_VM": str(max(1, round(periods.state))),
                                "SYNC_STATE_VM": str(max(1, round(periods.sync)))}),
         ]  # fmt: skip
         xml = to_xml(rows, "MONITOR_CONFIGURATION")

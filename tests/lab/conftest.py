@@ -21,6 +21,7 @@ from lab.machine import Machine
 from lab.places import places
 from lab.progress import Progress
 from lab.spec import make_spec
+from tests.lab.sites import Site, Sites
 
 _NAME = os.environ.get("CXM_LAB_NAME", "test")
 _KEEP = bool(os.environ.get("CXM_LAB_KEEP"))
@@ -125,3 +126,17 @@ def guest_lab(solo_session: Lab, guest: GuestImage) -> Lab:
 
     solo_session.prepared(f"guest-{guest.key}", prepare)
     return solo_session
+
+
+@pytest.fixture(scope="module")
+def sites(solo_session: Lab, guest: GuestImage) -> Iterator[Sites]:
+    """OpenNebulas with solo1 attached, for the tests of a module."""
+    made = Sites(solo_session, guest)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, sites: Sites) -> Site:
+    """An OpenNebula of the version that the test's parameter names, solo1 attached to it."""
+    return sites.get(getattr(request, "param", "7.4"))
