@@ -2,20 +2,40 @@
 # Copyright The cxm for OpenNebula authors
 """Fixtures for tests of verbs and of driver actions."""
 
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.domains import new_xen
 from tests.fakes.hosts import FRONTEND, Cloud
 from tests.fakes.machine import FakeNode
 from tests.fakes.transfers import new_cloud
+from tests.fakes.xen import FakeXen
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> FakeNode:
     """A node with an empty volume group of 1 GiB, full of an old tenant's bytes."""
     return FakeNode(str(tmp_path / "node1"))
+
+
+@pytest.fixture
+def xen(tmp_path: Path) -> FakeXen:
+    """A standalone host with Xen, and the disk of VM 7."""
+    return new_xen(tmp_path / "node1")
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What a test makes of signals (the helper turns TERM into an exception) ends with it."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 """Every verb about disks ends at every step and is run again: the same state, nothing left."""
 
 import gzip
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,22 +104,12 @@ SCENARIOS = {
 }
 
 
-@pytest.fixture
-def _signals() -> Iterator[None]:
-    """The process ends by exception on TERM, as the helper does."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("how", list(How), ids=[how.value for how in How])
 @pytest.mark.parametrize(
     ("name", "shared"),
     [(name, shared) for name, scenario in SCENARIOS.items() for shared in scenario.shared],
 )
-@pytest.mark.usefixtures("_signals")
+@pytest.mark.usefixtures("own_signals")
 def test_fault_at_every_step(tmp_path: Path, name: str, how: How, *, shared: bool) -> None:
     """A verb that ends at any step and is run again does what it does undisturbed."""
     scenario = SCENARIOS[name]

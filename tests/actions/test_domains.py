@@ -22,7 +22,6 @@ from tests.fakes.domains import (
     guest,
     life,
     link,
-    new_xen,
     picture,
     save,
     start,
@@ -30,12 +29,6 @@ from tests.fakes.domains import (
 )
 from tests.fakes.machine import CLOUD
 from tests.fakes.xen import FakeXen
-
-
-@pytest.fixture
-def xen(tmp_path: Path) -> FakeXen:
-    """A standalone host with Xen, and the disk of VM 7."""
-    return new_xen(tmp_path / "node1")
 
 
 class TestStart:

@@ -3,8 +3,7 @@
 """Each verb about domains, failed and killed at each of its steps and called again."""
 
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,19 +66,9 @@ CASES: dict[str, tuple[Act, Act]] = {
 }
 
 
-@pytest.fixture
-def _signals() -> Iterator[None]:
-    """The process ends by exception on TERM, as the helper does."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("how", list(How), ids=[how.value for how in How])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("_signals")
+@pytest.mark.usefixtures("own_signals")
 def test_cut_at_any_step_and_run_again_ends_the_same(tmp_path: Path, case: str, how: How) -> None:
     """A verb that fails or is killed at any of its commands is finished by calling it again."""
     prepare, act = CASES[case]

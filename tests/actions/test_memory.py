@@ -17,7 +17,6 @@ from tests.fakes.domains import (
     guest,
     life,
     link,
-    new_xen,
     picture,
     restore,
     save,
@@ -25,12 +24,6 @@ from tests.fakes.domains import (
     stop,
 )
 from tests.fakes.xen import FakeXen
-
-
-@pytest.fixture
-def xen(tmp_path: Path) -> FakeXen:
-    """A standalone host with Xen, and the disk of VM 7."""
-    return new_xen(tmp_path / "node1")
 
 
 class TestMemory:

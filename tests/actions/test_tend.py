@@ -4,8 +4,6 @@
 
 import io
 import os
-import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -324,18 +322,9 @@ def test_decision(domain: Domain | None, known: Guest | None, view: View, deed: 
     assert decide([] if domain is None else [domain], known, view) is deed
 
 
-@pytest.fixture
-def _signals() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("how", list(How), ids=[how.value for how in How])
 @pytest.mark.parametrize("does", ["off", "crashed", "vanished"])
-@pytest.mark.usefixtures("_signals")
+@pytest.mark.usefixtures("own_signals")
 def test_cut_at_any_step(tmp_path: Path, does: str, how: How) -> None:
     """A turn that fails or is killed at any of its commands is made good by later turns."""
     whole = _fallen(tmp_path / "whole", does)
