@@ -10,7 +10,7 @@ _LOOKS = {
     "volume": "lvs --noheadings -o vg_name,lv_name | awk '{print $1 \"/\" $2}'",
     "mount": 'awk \'$1 ~ "^/dev/" && $2 != "/" {print $2}\' /proc/mounts',
     "configuration": "find /etc/xen/vm /etc/xen/auto -mindepth 1 2>/dev/null",
-    "file": "find /var/lib/one/datastores -mindepth 2 2>/dev/null",
+    "file": 'find "$DATASTORES" -mindepth 2 2>/dev/null',
     "record": "find /var/lib/cxm/guests -type f 2>/dev/null",
     # OpenNebula's copy of the drivers and the empty TMP_ROOT are no VM's.
     "temporary file": "find /tmp /var/tmp -path /var/tmp/one -prune -o "
@@ -19,7 +19,8 @@ _LOOKS = {
 }
 
 
-def of_vms(machine: Machine) -> list[str]:
+def of_vms(machine: Machine, datastores: str = "/var/lib/one/datastores") -> list[str]:
     """Every trace of a VM on the node, one line each; empty on a clean node."""
     script = "\n".join(f"({look}) | sed 's|^|{kind}: |'" for kind, look in _LOOKS.items())
-    return machine.run(["sh", "-c", script]).stdout.splitlines()
+    given = f"DATASTORES={datastores}"
+    return machine.run(["env", given, "sh", "-c", script]).stdout.splitlines()

@@ -136,6 +136,15 @@ class Cloud(ABC):
     def left_behind(self) -> list[str]:
         """What VMs that are gone have left on the frontend, but for logs: a path each."""
 
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait for what oned does behind a user's back, such as the cleanup of a deleted VM."""
+
+    @property
+    @abstractmethod
+    def host_datastores(self) -> str:
+        """The directory on the hosts that VMs' directories are made in."""
+
     def __enter__(self) -> Self:
         return self
 

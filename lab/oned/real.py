@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from xml.etree import ElementTree as ET
 from cxm.errors import CxmError, UsageError
 from cxm.one.version import OneVersion
 from cxm.run import Runner
+from cxm.setup import datastores, parts
 from lab.oned import states
 from lab.oned.cloud import Action, Cloud, HostView, ImageView, Network, VmView
 
 _CALL: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "call.py")
 _TIMEOUT_S: Final = 60.0
-_NO_CLUSTER: Final = -1
 _RECOVER: Final = {Action.RETRY: 2, Action.DELETE: 3}
 _TODAY: Final = {
     Action.SUSPEND: "suspend",
@@ -52,14 +53,18 @@ _FIRST_WITH_RECOVER: Final = (5, 0)
 class Names:
     """What a frontend calls cxm's drivers and datastores."""
 
-    im_mad: str = "cxm"
-    vm_mad: str = "vmm_cxm"
+    im_mad: str = parts.IM_MAD
+    vm_mad: str = parts.VM_MAD
     vn_mad: str = "dummy"  # the host's network driver, up to 4.14
-    image_datastore: str = "cxm_images"
+    image_datastore: str = datastores.IMAGES
+    cluster: str = datastores.LOCAL.name
 
 
 class RealOned(Cloud):
-    """A running oned; ``prefix`` are the words that make a command run where oned is reached."""
+    """A running oned; ``prefix`` are the words that make a command run where oned is reached.
+
+    Files of images are copied to ``inbox`` first, where oned's account can read them.
+    """
 
     def __init__(
         self,
@@ -68,14 +73,16 @@ class RealOned(Cloud):
         prefix: Sequence[str],
         url: str,
         session: str,
-        location: str = "",
+        var: str = "/var/lib/one",
+        inbox: str = "",
         names: Names | None = None,
     ) -> None:
         self._runner = runner
         self._prefix = tuple(prefix)
         self._url = url
         self._session = session
-        self._location = location
+        self._var = var
+        self._inbox = inbox
         self.names = names or Names()
         major, minor, patch = str(self._call("one.system.version")).split(".")[:3]
         self.version = OneVersion(int(major), int(minor), int(patch))
@@ -101,11 +108,14 @@ class RealOned(Cloud):
                 return entry
         raise CxmError(f"{method} knows nothing called '{name}'")
 
+    def _cluster(self) -> int:
+        return _number(self._named("one.clusterpool.info", self.names.cluster), "ID")
+
     def add_host(self, name: str) -> int:
         drivers = [self.names.im_mad, self.names.vm_mad]
         if self.version < (5, 0):
             drivers.append(self.names.vn_mad)
-        return int(self._call("one.host.allocate", name, *drivers, _NO_CLUSTER))
+        return int(self._call("one.host.allocate", name, *drivers, self._cluster()))
 
     def host(self, name: str) -> HostView:
         found = self._named("one.hostpool.info", name)
@@ -130,10 +140,13 @@ class RealOned(Cloud):
                 f'NAME="{network.name}"\nVN_MAD="{network.vn_mad}"\nBRIDGE="{network.bridge}"\n'
                 f'AR=[TYPE="IP4",IP="{network.first_ip}",SIZE="{network.size}"]\n'
             )
-        return int(self._call("one.vn.allocate", text, _NO_CLUSTER))
+        return int(self._call("one.vn.allocate", text, self._cluster()))
 
     def register_image(self, path: str, template: str) -> int:
         store = self._named("one.datastorepool.info", self.names.image_datastore)
+        if path and self._inbox:
+            path = shutil.copy(path, self._inbox)
+            os.chmod(path, 0o644)
         text = f'PATH="{path}"\n{template}' if path else template
         return int(self._call("one.image.allocate", text, _number(store, "ID")))
 
@@ -172,7 +185,11 @@ class RealOned(Cloud):
         self._call("one.vm.action", word, vm)
 
     def vm_log(self, vm: int) -> str:
-        for path in (f"{self._location}/var/vms/{vm}/vm.log", f"/var/log/one/{vm}.log"):
+        for path in (
+            f"{self._var}/vms/{vm}/vm.log",
+            f"{self._var}/{vm}/vm.log",
+            f"/var/log/one/{vm}.log",
+        ):
             argv = [*self._prefix, "cat", path]
             result = self._runner.run(argv, ok=(0, 1))
             if result.code == 0:
@@ -180,9 +197,16 @@ class RealOned(Cloud):
         return ""
 
     def left_behind(self) -> list[str]:
-        top = f"{self._location}/var/datastores"
+        top = f"{self._var}/datastores"
         argv = [*self._prefix, "find", top, "-mindepth", "2", "-maxdepth", "2", "-type", "d"]
         return self._runner.run(argv).stdout.splitlines()
+
+    def settle(self) -> None:
+        """Nothing to wait for: a VM that a real oned calls DONE has been cleaned up."""
+
+    @property
+    def host_datastores(self) -> str:
+        return f"{self._var}/datastores"
 
     def close(self) -> None:
         """Leave oned as it is: whoever started it ends it."""

@@ -7,10 +7,13 @@ is true outside of OpenNebula (guests, volumes, files) its caller looks at, at t
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
 from cxm.errors import CxmError
+from lab.lab import Lab
+from lab.oned import attached
 from lab.oned.cloud import Cloud, Network, VmView
 from lab.oned.inlab import open_standin
 from lab.oned.standin import StandIn
@@ -80,6 +83,15 @@ def deploy(cloud: Cloud, parts: Parts, name: str, image: int) -> int:
     vm = cloud.create_vm(parts.vm_template(name, image, context=context_of(cloud, name)))
     cloud.wait(vm, "RUNNING")
     return vm
+
+
+def open_cloud(lab: Lab, version: str) -> AbstractContextManager[Cloud]:
+    """An OpenNebula in the lab's frontend: the one of this machine, or the stand-in's ``version``.
+
+    The latter where no OpenNebula is installed (``lab/oned/attached.py`` says where it is sought).
+    """
+    one = attached.find()
+    return open_standin(lab, version) if one is None else attached.open_real(lab, one)
 
 
 def main_job(cloud: Cloud, parts: Parts, look: Look = _ignore) -> None:

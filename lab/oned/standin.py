@@ -325,6 +325,10 @@ class StandIn(Cloud):
         places = (system, self.place.here(self.place.scratch))
         return [os.path.join(place, name) for place in places for name in os.listdir(place)]
 
+    @property
+    def host_datastores(self) -> str:
+        return os.path.normpath(self.place.host_datastores())
+
     def settle(self, timeout_s: float = 60.0) -> None:
         """Wait for what oned does behind a user's back, such as the cleanup of a deleted VM."""
         self._life.finish(timeout_s)

@@ -8,28 +8,39 @@ ended with :meth:`Site.finish`; after a failure, or for another version, there i
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from lab import installed, traces, visit
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
-from lab.oned import scenarios
-from lab.oned.cloud import Network
+from lab.oned import attached, scenarios
+from lab.oned.cloud import Cloud, Network
 from lab.oned.scenarios import Parts
-from lab.oned.standin import StandIn
 from lab.spec import BRIDGE
 
 HOST: Final = "solo1"
 ADDRESS: Final = "10.77.1.150"
 
 
+def versions(*standins: Any, since: tuple[int, int] = (3, 6)) -> list[Any]:
+    """The versions that a test is for: the OpenNebula of this machine, else these stand-ins.
+
+    ``since`` is the first version that has what the test asks for.
+    """
+    one = attached.find()
+    if one is None:
+        return list(standins)
+    real = attached.version_of(one)
+    return [f"{real.major}.{real.minor}"] if real >= since else []
+
+
 @dataclass(slots=True)
 class Site:
-    """A stand-in for oned, and solo1 monitored by it."""
+    """An OpenNebula, real or a stand-in, and solo1 monitored by it."""
 
     lab: Lab
-    cloud: StandIn
+    cloud: Cloud
     parts: Parts
     clean: bool = False
 
@@ -49,7 +60,8 @@ class Site:
     def left(self) -> list[str]:
         """Whatever of a VM is still there, on the host or on the frontend."""
         self.cloud.settle()
-        return traces.of_vms(self.host) + self.cloud.left_behind()
+        on_host = traces.of_vms(self.host, self.cloud.host_datastores)
+        return on_host + self.cloud.left_behind()
 
     def finish(self) -> None:
         """The end of a test that went well: nothing is left, and the next test may go on here."""
@@ -78,7 +90,7 @@ class Sites:
 
     def _open(self, version: str) -> Site:
         installed.bring_up(self._lab)
-        cloud = self._stack.enter_context(scenarios.open_standin(self._lab, version))
+        cloud = self._stack.enter_context(scenarios.open_cloud(self._lab, version))
         network = Network("lan", BRIDGE, ADDRESS)
         parts = Parts(HOST, self._guest.tgz, network, address=ADDRESS)
         scenarios.prepare(cloud, parts)

@@ -2,6 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """The main jobs on a real Xen host, driven by the stand-in for oned of each version.
 
+Where an OpenNebula is installed (ONE_LOCATION, or oned on the path), by that one instead.
+
 # Requirements: the lab with solo1, cxm installed on it.
 """
 
@@ -9,16 +11,16 @@ import pytest
 
 from lab.oned import scenarios
 from lab.oned.cloud import VmView
-from tests.lab.sites import Site
+from tests.lab.sites import Site, versions
 
 _HELPER = "/usr/lib/cxm/cxm-helper"
 
-_EVERY_VERSION = [
+_EVERY_VERSION = versions(
     "7.4",
     "3.8",
     pytest.param("5.10", marks=pytest.mark.extensive),
     pytest.param("6.10", marks=pytest.mark.extensive),
-]
+)
 
 
 @pytest.mark.parametrize("site", _EVERY_VERSION, indirect=True, scope="module")
@@ -39,7 +41,7 @@ def test_a_vm_lives_its_whole_life(site: Site) -> None:
     site.finish()
 
 
-@pytest.mark.parametrize("site", ["7.4", "3.8"], indirect=True, scope="module")
+@pytest.mark.parametrize("site", versions("7.4", "3.8"), indirect=True, scope="module")
 def test_a_failed_deployment_is_tried_again(site: Site) -> None:
     """Without the helper a deployment fails; when it is back, the second try runs."""
 
@@ -53,7 +55,7 @@ def test_a_failed_deployment_is_tried_again(site: Site) -> None:
     site.finish()
 
 
-@pytest.mark.parametrize("site", ["7.4"], indirect=True, scope="module")
+@pytest.mark.parametrize("site", versions("7.4", since=(4, 4)), indirect=True, scope="module")
 def test_an_undeployed_vm_comes_back(site: Site) -> None:
     """Its disk goes to the frontend and returns."""
     scenarios.undeploy_and_back(site.cloud, site.parts)
