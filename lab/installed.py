@@ -10,7 +10,6 @@ are unpacked beside its /usr and seen through an overlay there, never installed 
 import hashlib
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -111,19 +110,24 @@ def on_frontend(lab: Lab, packages: dict[str, str]) -> None:
     """Let programs in the frontend's place see the packages as installed, and log in to nodes.
 
     They log in as oneadmin, whichever account they run in: this machine may have no oneadmin.
+    The packages come once in the life of a lab: the kernel stacks overlays only two deep.
     """
     tree = lab.places.of("frontend", "usr")
-    shutil.rmtree(tree, ignore_errors=True)
+    if not os.path.isdir(tree):
+        _show_packages(lab, packages, tree)
+    with open(
+        lab.places.of("etc", "ssh", "ssh_config.d", "cxm-lab.conf"), "w", encoding="utf-8"
+    ) as file:
+        file.write(ssh_config(lab))
+
+
+def _show_packages(lab: Lab, packages: dict[str, str], tree: str) -> None:
     for name in _FRONTEND_PACKAGES:
         System().run(["dpkg-deb", "-x", packages[name], os.path.dirname(tree)])
     # As the package does it when it is installed: a driver is a process per action.
     compiling = ["python3", "-m", "compileall", "-q", "-s", tree, "-p", "/usr"]
     System().run([*compiling, os.path.join(tree, "lib", "cxm", "python")])
     lab.frontend.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={tree}:/usr", "/usr"])
-    with open(
-        lab.places.of("etc", "ssh", "ssh_config.d", "cxm-lab.conf"), "w", encoding="utf-8"
-    ) as file:
-        file.write(ssh_config(lab))
 
 
 def ssh_config(lab: Lab) -> str:

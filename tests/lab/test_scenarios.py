@@ -17,7 +17,7 @@ _HELPER = "/usr/lib/cxm/cxm-helper"
 
 _EVERY_VERSION = versions(
     "7.4",
-    "3.8",
+    pytest.param("3.8", marks=pytest.mark.extensive),
     pytest.param("5.10", marks=pytest.mark.extensive),
     pytest.param("6.10", marks=pytest.mark.extensive),
 )
@@ -41,7 +41,12 @@ def test_a_vm_lives_its_whole_life(site: Site) -> None:
     site.finish()
 
 
-@pytest.mark.parametrize("site", versions("7.4", "3.8"), indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "site",
+    versions("7.4", pytest.param("3.8", marks=pytest.mark.extensive)),
+    indirect=True,
+    scope="module",
+)
 def test_a_failed_deployment_is_tried_again(site: Site) -> None:
     """Without the helper a deployment fails; when it is back, the second try runs."""
 
@@ -55,6 +60,7 @@ def test_a_failed_deployment_is_tried_again(site: Site) -> None:
     site.finish()
 
 
+@pytest.mark.extensive
 @pytest.mark.parametrize("site", versions("7.4", since=(4, 4)), indirect=True, scope="module")
 def test_an_undeployed_vm_comes_back(site: Site) -> None:
     """Its disk goes to the frontend and returns."""
