@@ -45,6 +45,10 @@ CONTEXT=[NETWORK="YES",SET_HOSTNAME="bench"]
 """
 
 
+def _address(vm: Vm) -> str:
+    return vm.nics[0]["IP"]
+
+
 class Actions:
     """Plays a VM's life round by round and keeps what each action took."""
 
@@ -101,25 +105,25 @@ class Actions:
         """The VM on its host, from its start to its end."""
         on, hypervisor = self._on, self._on.hypervisor
         self._deploy(vm)
-        boot = visit.await_status(on.lab, stage.ADDRESS).boot
+        boot = visit.await_status(on.lab, _address(vm)).boot
         self._watch(vm)
         self._vmm("save", lambda: hypervisor.save(vm, vm.say))
         self._vmm("restore", lambda: hypervisor.restore(vm, vm.say))
-        visit.await_status(on.lab, stage.ADDRESS, lambda seen: seen.boot == boot)
+        visit.await_status(on.lab, _address(vm), lambda seen: seen.boot == boot)
         for action in ("reboot", "reset"):
             self._vmm(action, partial(hypervisor.restart, vm, action, vm.say))
-            boot = self._await_boot_other_than(boot)
+            boot = self._await_boot_other_than(vm, boot)
         self._vmm("shutdown", lambda: hypervisor.end(vm, "shutdown", vm.say))
         on.again(vm)
         vm.state = "BOOT_POWEROFF"
         check(hypervisor.deploy(vm, vm.say), "deploy")
         self._vmm("cancel", lambda: hypervisor.end(vm, "cancel", vm.say))
 
-    def _await_boot_other_than(self, boot: str) -> str:
+    def _await_boot_other_than(self, vm: Vm, boot: str) -> str:
         def is_new(seen: visit.Status) -> bool:
             return seen.boot != boot
 
-        return visit.await_status(self._on.lab, stage.ADDRESS, is_new).boot
+        return visit.await_status(self._on.lab, _address(vm), is_new).boot
 
     def _deploy(self, vm: Vm) -> None:
         vm.state = "BOOT"

@@ -16,7 +16,7 @@ from typing import Any, Final
 from bench import figures
 from bench.actions import check_code
 from bench.figures import Series
-from bench.stage import HOST, Stage
+from bench.stage import Stage
 from lab.oned.model import Vm
 
 HEADING = """\
@@ -109,9 +109,10 @@ class Clones:
             ways = list(self._ways(taken).items())
             turn = number % len(ways)
             for name, way in [*ways[turn:], *ways[:turn]]:
-                began = time.monotonic()
-                way()
-                taken.seconds.setdefault(name, []).append(time.monotonic() - began)
+                with self._on.lab.progress.step(f"{taken.case.title}: {name}"):
+                    began = time.monotonic()
+                    way()
+                    taken.seconds.setdefault(name, []).append(time.monotonic() - began)
                 self._check(taken, name)
                 self._clean(taken)
 
@@ -184,7 +185,6 @@ class Report:
         return {
             "unit": "s",
             "definition": HEADING,
-            "host": HOST,
             "cases": {
                 title: {
                     way: seconds.to_json()
