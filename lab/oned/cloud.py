@@ -209,11 +209,15 @@ class Cloud(ABC):
         return self._wait(look, timeout_s, lambda: f"VM {vm} is {self.vm(vm).state}, not {state}")
 
     def wait_monitored(self, vm: int, *names: str, timeout_s: float = PATIENCE_S) -> VmView:
-        """Wait until monitoring gave all of the values ``names`` of the VM."""
+        """Wait until monitoring gave all of the values ``names`` of the VM, and its memory.
+
+        Before 4.14 oned shows zeros until the first values have come.
+        """
 
         def look() -> VmView | None:
             view = self.vm(vm)
-            return view if all(view.monitoring.get(name) for name in names) else None
+            came = float(view.monitoring.get("MEMORY") or 0) > 0
+            return view if came and all(view.monitoring.get(name) for name in names) else None
 
         wanted = " ".join(names)
         return self._wait(look, timeout_s, lambda: f"VM {vm} has no monitoring values {wanted}")
