@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from cxm.errors import CxmError
 from lab import guest_image, image, installed, lab, traces, visit
 from lab.lab import Lab
-from lab.oned import scenarios
 from lab.oned.cloud import Cloud, Network
+from lab.oned.inlab import open_standin
 from lab.places import places
 from lab.progress import Progress
 from lab.spec import BRIDGE, make_spec
@@ -90,7 +90,7 @@ def _play(story: Story, *, keep: bool) -> None:
     finished = False
     try:
         _prepare(story, running)
-        with scenarios.open_standin(running, "7.4") as cloud:
+        with open_standin(running, "7.4") as cloud:
             stage = Stage(running, cloud, story)
             _main_job(stage)
         finished = True
@@ -138,7 +138,7 @@ def _main_job(stage: Stage) -> None:
         cloud.wait(web, "DONE")
         row.happened = "OpenNebula says DONE for both"
     with story.step("See that nothing is left") as row:
-        left = traces.of_vms(stage.lab.machine(_HOST)) + scenarios.left_on_frontend(cloud)
+        left = traces.of_vms(stage.lab.machine(_HOST)) + cloud.left_behind()
         _require(not left, f"left behind: {', '.join(left)}")
         row.happened = "no domain, volume, mount, configuration, file or process of a VM"
 
@@ -186,7 +186,7 @@ def _create(cloud: Cloud, name: str, image_id: int, address: str, kind: str = "a
 
 
 def _monitoring(cloud: Cloud, vms: list[int]) -> str:
-    views = [cloud.wait_monitored(vm, "CPU", "MEMORY", "NETRX", "NETTX") for vm in vms]
+    views = [cloud.wait_monitored(vm) for vm in vms]
     parts = []
     for view in views:
         seen = view.monitoring

@@ -14,6 +14,7 @@ from cxm.one.version import OneVersion
 
 PATIENCE_S = 900.0  # an emulated host on a busy machine is slow; failures are seen at once
 _GRACE_S = 3.0  # a state of before a request may be seen for a moment
+_COUNTED = ("MEMORY", "NETRX", "NETTX")
 _View = TypeVar("_View")
 
 
@@ -208,19 +209,22 @@ class Cloud(ABC):
 
         return self._wait(look, timeout_s, lambda: f"VM {vm} is {self.vm(vm).state}, not {state}")
 
-    def wait_monitored(self, vm: int, *names: str, timeout_s: float = PATIENCE_S) -> VmView:
-        """Wait until monitoring gave all of the values ``names`` of the VM, and its memory.
+    def wait_monitored(self, vm: int, *, timeout_s: float = PATIENCE_S) -> VmView:
+        """Wait until monitoring has seen the VM's processor, memory and traffic.
 
-        Before 4.14 oned shows zeros until the first values have come.
+        For a guest that has answered over the network; zeros are what oned shows before 4.14 until
+        the first values have come, and of the traffic what a look before the answer has seen.
         """
 
         def look() -> VmView | None:
             view = self.vm(vm)
-            came = float(view.monitoring.get("MEMORY") or 0) > 0
-            return view if came and all(view.monitoring.get(name) for name in names) else None
+            counted = all(float(view.monitoring.get(name) or 0) > 0 for name in _COUNTED)
+            return view if counted and view.monitoring.get("CPU") else None
 
-        wanted = " ".join(names)
-        return self._wait(look, timeout_s, lambda: f"VM {vm} has no monitoring values {wanted}")
+        def lacking() -> str:
+            return f"VM {vm} is not monitored: {self.vm(vm).monitoring}"
+
+        return self._wait(look, timeout_s, lacking)
 
     def wait_image(
         self, image: int, state: str = "READY", *, timeout_s: float = 120.0

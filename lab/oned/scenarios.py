@@ -9,19 +9,15 @@ is true outside of OpenNebula (guests, volumes, files) its caller looks at, at t
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final
 
 from cxm.errors import CxmError
 from lab.lab import Lab
 from lab.oned import attached
 from lab.oned.cloud import Cloud, Network, VmView
 from lab.oned.inlab import open_standin
-from lab.oned.standin import StandIn
 
 # Called at each stage with its name and the VM; what it raises ends the scenario.
 Look = Callable[[str, VmView], None]
-
-_VALUES: Final = ("CPU", "MEMORY", "NETRX", "NETTX")
 
 
 def _ignore(_stage: str, _vm: VmView) -> None:
@@ -102,7 +98,8 @@ def main_job(cloud: Cloud, parts: Parts, look: Look = _ignore) -> None:
     """
     image = register(cloud, parts, "main", persistent=True)
     vm = deploy(cloud, parts, "main", image)
-    look("running", cloud.wait_monitored(vm, *_VALUES))
+    look("running", cloud.vm(vm))
+    cloud.wait_monitored(vm)
     cloud.suspend(vm)
     look("suspended", cloud.wait(vm, "SUSPENDED"))
     cloud.resume(vm)
@@ -166,14 +163,3 @@ def await_failure(cloud: Cloud, vm: int) -> VmView:
         if view.state == "PROLOG_FAILURE":
             return view
         raise
-
-
-def left_on_frontend(cloud: Cloud) -> list[str]:
-    """What VMs have left on the frontend: one line each, none when all is well.
-
-    Logs and what oned itself keeps of every VM (its directory ``vms``) are no leftovers.
-    """
-    return cloud.left_behind()
-
-
-__all__ = ["StandIn", "open_standin"]

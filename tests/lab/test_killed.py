@@ -26,6 +26,7 @@ from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.oned import scenarios
 from lab.oned.cloud import Network, VmView
+from lab.oned.inlab import open_standin
 from lab.oned.scenarios import Parts
 from lab.oned.standin import StandIn
 from lab.spec import BRIDGE
@@ -198,7 +199,7 @@ def stage(solo_session: Lab, guest: GuestImage) -> Iterator[Stage]:
     installed.bring_up(solo_session)
     machine = solo_session.machine(_HOST)
     machine.push(guest.tgz, "/root/")
-    with scenarios.open_standin(solo_session, "7.4") as cloud:
+    with open_standin(solo_session, "7.4") as cloud:
         parts = Parts(_HOST, guest.tgz, Network("lan", BRIDGE, _ADDRESS, size=1), lv_size="96")
         scenarios.prepare(cloud, parts)
         Kills(machine).install()
