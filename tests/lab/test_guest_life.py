@@ -51,9 +51,9 @@ def test_a_guest_ends_by_itself(site: Site) -> None:
 
     tell(site, "poweroff")
     cloud.wait(vm, "POWEROFF")
-    host.wait_until(lambda: site.domains() == [])
-    rows = host.run(["lvs", "--noheadings", "-o", "lv_active", "LVM_XEN"]).stdout.split()
-    assert "active" not in rows
+    active = ["lvs", "--noheadings", "-o", "lv_name", "-S", "lv_active=active", "LVM_XEN"]
+    host.wait_until(lambda: host.run(active).stdout.split() == [], timeout_s=240)
+    assert site.domains() == []
     host.run(["/usr/lib/cxm/cxm-helper", "tend"])
     assert site.domains() == []
 
