@@ -17,6 +17,7 @@ from cxm.node.guests import Guest, Life
 from cxm.node.tend import DELAYS_S, RECOVERED_S, STOP_FORGOTTEN_S, Deed, View, decide
 from cxm.xen.xl import Domain
 from tests.fakes.call import ask
+from tests.fakes.call import ask
 from tests.fakes.domains import NAME, active, assert_off, life, link, new_xen, picture, save, start
 from tests.fakes.machine import CLOUD, Fault, How, KilledError
 from tests.fakes.xen import FakeXen
@@ -53,6 +54,25 @@ class TestQuiet:
         tend(xen)
         assert xen.node.ran == [("xl", "list", "-v")]
         assert picture(xen) == before
+
+    def test_a_stop_that_is_followed_is_not_forgotten(self, xen: FakeXen) -> None:
+        """A deaf guest is destroyed at the end of a long SHUTDOWN_TIMEOUT, not taken for wanted."""
+        xen.listens = False
+        turns: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            xen.sleep(seconds)
+            if not turns or xen.clock - turns[-1] >= STOP_FORGOTTEN_S / 4:
+                turns.append(xen.clock)
+                tend(xen)
+
+        patience_s = int(2 * STOP_FORGOTTEN_S)
+        machine = xen.machine(sleep=sleep)
+        answer = ask(machine, "domain-stop", vm=7, how="shutdown", timeout_s=patience_s)
+        assert answer.result == {"was": "running"}
+        assert len(turns) > 4
+        assert record(xen).life is Life.STOPPED
+        assert xen.of_vm(7) is None
 
     def test_a_reboot_is_not_a_fall(self, xen: FakeXen) -> None:
         """A guest is between two lives for some seconds: nobody starts it twice."""

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 # A guest that did not hear the first time (it was booting, for example) is asked again.
 _ASK_AGAIN_S: Final = 20.0
+_ASKED: Final = "OpenNebula asked it to shut down"
 
 
 def vm_of(call: Call, vm: VmId) -> Vm:
@@ -77,7 +78,7 @@ def stop(call: Call, *, vm: VmId, how: str, timeout_s: int) -> dict[str, Any]:
         with call.machine.vm_lock(call.cloud, vm):
             domain = running(settled(here))
             if domain is not None:
-                note(here, Life.STOPPED, "OpenNebula asked it to shut down")
+                note(here, Life.STOPPED, _ASKED)
         if domain is not None:
             _shut_down(here, domain.domid, timeout_s)
     with call.machine.vm_lock(call.cloud, vm):
@@ -103,7 +104,11 @@ def _finish(vm: Vm, *, asked: bool) -> dict[str, Any]:
 
 
 def _shut_down(vm: Vm, domid: int, timeout_s: float) -> None:
-    """Ask the guest until it is off, has become another domain by a reboot, or the time is up."""
+    """Ask the guest until it is off, is wanted again, or the time is up.
+
+    Each time the record says anew that it is being stopped: tend forgets a stop that nobody
+    follows any more, and takes the guest for one that should run.
+    """
     machine = vm.machine
     deadline = machine.monotonic() + timeout_s
     asked_at: float | None = None
@@ -115,11 +120,23 @@ def _shut_down(vm: Vm, domid: int, timeout_s: float) -> None:
             continue
         now = machine.monotonic()
         if asked_at is None or domain.domid != domid or now - asked_at >= _ASK_AGAIN_S:
+            if asked_at is not None and not _still_stopping(vm):
+                return
             domid, asked_at = domain.domid, now
             try:
                 xl.ask_shutdown(machine.runner, domid, timeout_s=max(deadline - now, 1.0))
             except CommandError as error:
                 _log.debug("VM %d does not listen: %s", vm.vm, error.message)
+
+
+def _still_stopping(vm: Vm) -> bool:
+    """Renew the record of a stop; False when another order has come in the meantime."""
+    with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
+        record = vm.record()
+        if record is None or record.life is not Life.STOPPED:
+            return False
+        note(vm, Life.STOPPED, _ASKED)
+        return True
 
 
 def _alive(present: list[Domain]) -> Domain | None:
