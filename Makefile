@@ -15,7 +15,9 @@ PYTEST := $(PYTHON) -m pytest
 setup:
 	@./tools/setup
 
-demo: setup
+demo:
+	@./tools/plan
+	@./tools/setup
 	@$(PYTHON) -m lab.demo $(if $(KEEP),--keep)
 
 check: setup

@@ -17,7 +17,6 @@ from cxm.node.guests import Guest, Life
 from cxm.node.tend import DELAYS_S, RECOVERED_S, STOP_FORGOTTEN_S, Deed, View, decide
 from cxm.xen.xl import Domain
 from tests.fakes.call import ask
-from tests.fakes.call import ask
 from tests.fakes.domains import NAME, active, assert_off, life, link, new_xen, picture, save, start
 from tests.fakes.machine import CLOUD, Fault, How, KilledError
 from tests.fakes.xen import FakeXen

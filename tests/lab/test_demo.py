@@ -7,12 +7,9 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from lab import demo
 
 
-@pytest.mark.extensive
 def test_every_step_of_the_demo_happens() -> None:
     """Deploy, watch, suspend, stop, save back and delete two VMs; nothing is left."""
     assert demo.main([]) == 0

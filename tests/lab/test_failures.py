@@ -17,8 +17,7 @@ from lab.oned import scenarios
 from lab.oned.cloud import VmView
 from tests.lab.sites import HOST, Site
 
-# Not seen on real Xen yet; the cheap ones move to make test when they have been.
-pytestmark = pytest.mark.extensive
+extensive = pytest.mark.extensive
 
 _KEYS = "/var/lib/one/.ssh/authorized_keys"
 Spoil = Callable[[Site], AbstractContextManager[None]]
@@ -91,10 +90,11 @@ def assert_sentence(view: VmView, says: str) -> None:
     [
         pytest.param(without_group, "solo1: the volume group LVM_XEN does not exist", id="no VG"),
         pytest.param(full_group, r"LVM_XEN has \d+ MiB free, but lv-one-\d+-0 needs 256 MiB",
-                     id="full VG"),
+                     id="full VG", marks=extensive),
         pytest.param(locked_out, "solo1 cannot be reached by ssh.*Permission denied",
-                     id="wrong key"),
-        pytest.param(dead, "solo1 cannot be reached by ssh.*timed out", id="dead host"),
+                     id="wrong key", marks=extensive),
+        pytest.param(dead, "solo1 cannot be reached by ssh.*timed out", id="dead host",
+                     marks=extensive),
     ],
 )  # fmt: skip
 def test_a_host_that_cannot(site: Site, spoil: Spoil, says: str) -> None:
@@ -120,10 +120,11 @@ def flipped(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        pytest.param(cut_short, r"/\w+ is damaged: gzip: .*unexpected end of file", id="cut short"),
+        pytest.param(cut_short, r"/\w+ is damaged: gzip: .*unexpected end of file",
+                     id="cut short", marks=extensive),
         pytest.param(flipped, "solo1: the image is damaged: gzip", id="a flipped bit"),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_image(
     site: Site, tmp_path: Path, damage: Callable[[bytes], bytes], says: str
 ) -> None:
