@@ -15,7 +15,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -109,6 +109,19 @@ def node(node_lab: Lab) -> RemoteNode:
     return RemoteNode(InPlace(node_lab), "solo1", installed.cloud(node_lab.places))
 
 
+_ENDED_S = 60.0  # for a helper that has replied; measured: 2 s on a busy machine
+# The service that looks after guests, tend, comes and goes by itself.
+_LEFT = f"""
+lvs --noheadings -o lv_name LVM_XEN
+grep LVM_XEN /proc/mounts
+ls -A /var/tmp/cxm /run/cxm/lock 2>/dev/null | grep -v :
+ls -A {DIRECTORY} 2>/dev/null
+pgrep -l 'tar|gzip|zstd|mke2fs'
+pgrep -fa '[c]xm-helper [a-z]+-'
+true
+"""
+
+
 def shell(host: Machine, script: str) -> str:
     """What a script prints on the host."""
     return host.run(["sh", "-c", script], timeout_s=300).stdout
@@ -166,13 +179,17 @@ def device_node(name: str) -> tarfile.TarInfo:
 
 
 def leftovers(host: Machine) -> str:
-    """Everything that a verb could have left on the host."""
-    return shell(
-        host,
-        "lvs --noheadings -o lv_name LVM_XEN; grep LVM_XEN /proc/mounts; "
-        "ls -A /var/tmp/cxm /run/cxm/lock 2>/dev/null | grep -v :; "
-        f"ls -A {DIRECTORY} 2>/dev/null; pgrep -l 'tar|gzip|zstd|mke2fs|cxm-helper'; true",
-    ).strip()
+    """Everything that a verb has left on the host, once what is about to end has ended."""
+    found = ""
+
+    def none() -> bool:
+        nonlocal found
+        found = shell(host, _LEFT).strip()
+        return found == ""
+
+    with suppress(CxmError):
+        host.wait_until(none, timeout_s=_ENDED_S)
+    return found
 
 
 @contextmanager
