@@ -137,6 +137,12 @@ def sites(solo_session: Lab, guest: GuestImage) -> Iterator[Sites]:
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest, sites: Sites) -> Site:
-    """An OpenNebula of the version that the test's parameter names, solo1 attached to it."""
-    return sites.get(getattr(request, "param", "7.4"))
+def version() -> str:
+    """The version of OpenNebula that a test is for, unless it is given by a parameter."""
+    return "7.4"
+
+
+@pytest.fixture
+def site(version: str, sites: Sites) -> Site:
+    """An OpenNebula of that version, solo1 attached to it; a new one after a failure."""
+    return sites.get(version)

@@ -23,7 +23,7 @@ _EVERY_VERSION = versions(
 )
 
 
-@pytest.mark.parametrize("site", _EVERY_VERSION, indirect=True, scope="module")
+@pytest.mark.parametrize("version", _EVERY_VERSION, scope="module")
 def test_a_vm_lives_its_whole_life(site: Site) -> None:
     """Memory survives suspend and stop, not a poweroff; at the end nothing is left."""
     boots: dict[str, str] = {}
@@ -42,10 +42,7 @@ def test_a_vm_lives_its_whole_life(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "site",
-    versions("7.4", pytest.param("3.8", marks=pytest.mark.extensive)),
-    indirect=True,
-    scope="module",
+    "version", versions("7.4", pytest.param("3.8", marks=pytest.mark.extensive)), scope="module"
 )
 def test_a_failed_deployment_is_tried_again(site: Site) -> None:
     """Without the helper a deployment fails; when it is back, the second try runs."""
@@ -61,7 +58,7 @@ def test_a_failed_deployment_is_tried_again(site: Site) -> None:
 
 
 @pytest.mark.extensive
-@pytest.mark.parametrize("site", versions("7.4", since=(4, 4)), indirect=True, scope="module")
+@pytest.mark.parametrize("version", versions("7.4", since=(4, 4)), scope="module")
 def test_an_undeployed_vm_comes_back(site: Site) -> None:
     """Its disk goes to the frontend and returns."""
     scenarios.undeploy_and_back(site.cloud, site.parts)
