@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ from tests.fakes.machine import MIB, FakeNode
 def node(tmp_path: Path) -> FakeNode:
     """A node with an empty volume group of 1 GiB and no domains."""
     return new_node(tmp_path / "node1")
+
+
+def closes_in(node: FakeNode, seconds: float) -> None:
+    """The backend of disk 0 of VM 42 has it open, and lets go of it after this time."""
+    opened = node.state.opened
+    opened.add("lv-one-42-0")
+    node.later = lambda: opened.discard("lv-one-42-0") if node.clock >= seconds else None
 
 
 class TestRead:
@@ -108,6 +116,13 @@ class TestRead:
         with pytest.raises(RefusedError, match="in use"):
             read(node, "raw")
 
+    def test_backend_that_closes_late_is_waited_for(self, node: FakeNode) -> None:
+        """A disk is saved when the backend of its guest, just ended, has let go of it."""
+        write(node, section(NOISE))
+        closes_in(node, 3)
+        _head, answer = read(node, "raw")
+        assert content_of(answer) == node.content("lv-one-42-0")
+
     def test_incomplete(self, node: FakeNode) -> None:
         """An incomplete disk is not worth reading."""
         node.add_lv("lv-one-42-0", 8, tags=tags_of(42, "0", State.FILLING))
@@ -152,6 +167,34 @@ class TestRemove:
         )
         node.state.opened.clear()
         assert self.remove(node).result == {"removed": True}
+
+    def test_backend_that_closes_late_is_waited_for(self, node: FakeNode) -> None:
+        """A domain is gone some moments before its backend lets go of the disk."""
+        write(node, section(b"x"))
+        closes_in(node, 3)
+        assert self.remove(node).result == {"removed": True}
+        assert node.state.lvs == {}
+        assert 3 <= node.clock < 4
+
+    def test_disk_of_a_running_guest_is_not_waited_for(self, node: FakeNode) -> None:
+        """Only the moments after a domain's end are worth waiting for."""
+        write(node, section(b"x"))
+        node.state.extra["domains"] = (("whatever", uuid_of(42)),)
+        closes_in(node, 3)
+        with pytest.raises(RefusedError, match="lv-one-42-0 is in use"):
+            self.remove(node)
+        assert node.clock == 0
+
+    def test_tags_of_the_administrator_stay(self, node: FakeNode) -> None:
+        """Whoever marks a volume for a backup finds the mark again."""
+        write(node, section(b"x"))
+        lv = node.state.lvs["lv-one-42-0"]
+        node.state.lvs[lv.name] = replace(lv, tags=(*lv.tags, "backup=weekly", "gold"))
+        node.state.opened.add(lv.name)
+        with pytest.raises(RefusedError, match="in use"):
+            self.remove(node)
+        tags = set(node.state.lvs[lv.name].tags)
+        assert tags == {*tags_of(42, "0", State.DELETE_REQUESTED), "backup=weekly", "gold"}
 
     def test_domain_is_enough(self, node: FakeNode) -> None:
         """A domain that has its disks closed just now still needs them."""

@@ -109,6 +109,8 @@ class FakeNode:
         self.state = State()
         self.ran: list[tuple[str, ...]] = []
         self.fault: Fault | None = None
+        self.clock = 0.0
+        self.later: Callable[[], None] = lambda: None  # happens while a verb waits
         self._killed: State | None = None
         self._real = System()
         self._handlers: dict[str, Handler] = {
@@ -156,9 +158,15 @@ class FakeNode:
             dev_dir=self.path("dev"),
             run_dir=self.path("run"),
             state_dir=self.path("state"),
-            sleep=lambda _seconds: None,
+            monotonic=lambda: self.clock,
+            sleep=self.sleep,
         )
         return replace(made, **changes)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for a verb."""
+        self.clock += seconds
+        self.later()
 
     def add_lv(
         self, name: str, size_mib: int, *, tags: Sequence[str] = (), content: bytes | None = None

@@ -133,6 +133,20 @@ def _has_domain(machine: Machine, owner: Owner) -> bool:
     return any(domain.uuid == uuid for domain in xl.domains(machine.runner))
 
 
+def _unused(
+    machine: Machine, owner: Owner, look: Callable[[Group], list[Owned]]
+) -> tuple[Group, list[Owned]]:
+    """The group, and what ``look`` finds in it, out of use if that is only a matter of moments.
+
+    A domain keeps its disks in use for longer than anybody waits here.
+    """
+    group = store.load(machine, owner)
+    found = look(group)
+    if any(each.volume.in_use for each in found) and not _has_domain(machine, owner):
+        return store.released(machine, owner, look)
+    return group, found
+
+
 def _section(items: Iterator[Item]) -> Section:
     first = next(items, None)
     if not isinstance(first, Section):
@@ -278,8 +292,9 @@ def blank(
 def read(call: Call, *, vm: VmId, disk: str, content: str, level: int | None) -> dict[str, Any]:
     """Send a disk's content, as it is or as an image of the given kind."""
     machine, owner = call.machine, Owner(call.cloud, vm)
-    group = store.load(machine, owner)
-    found = store.get(machine, group, owner, disk)
+    group, (found,) = _unused(
+        machine, owner, lambda group: [store.get(machine, group, owner, disk)]
+    )
     if found.volume.in_use:
         raise RefusedError(f"the volume {found.name} of VM {vm} is in use; it cannot be read")
     with store.activated(machine, group, found) as device:
@@ -345,11 +360,12 @@ def usage(call: Call) -> dict[str, Any]:
 # --- removing -----------------------------------------------------------------------------------
 
 
-def _remove_all(machine: Machine, group: Group, owner: Owner, found: list[Owned]) -> list[str]:
+def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Owned]]) -> list[str]:
     """Remove volumes, unless one of them is in use: then all are marked, and RefusedError says so.
 
     Only xl knows a domain that has not opened its disks yet, or has closed them.
     """
+    group, found = _unused(machine, owner, look)
     if not found:
         return []
     used = [owned.name for owned in found if owned.volume.in_use]
@@ -368,9 +384,12 @@ def _remove_all(machine: Machine, group: Group, owner: Owner, found: list[Owned]
 def remove(call: Call, *, vm: VmId, disk: str, directory: str | None) -> dict[str, Any]:
     """Remove a disk and the link to it; one that is not there is success."""
     machine, owner = call.machine, Owner(call.cloud, vm)
-    group = store.load(machine, owner)
-    found = store.find(machine, group, owner, disk)
-    removed = _remove_all(machine, group, owner, [] if found is None else [found])
+
+    def look(group: Group) -> list[Owned]:
+        found = store.find(machine, group, owner, disk)
+        return [] if found is None else [found]
+
+    removed = _remove_all(machine, owner, look)
     if directory is not None:
         directories.unlink(machine, directory, disk)
     return {"removed": bool(removed)}
@@ -381,11 +400,11 @@ def remove_vm(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     from cxm.node import domains  # noqa: PLC0415 - no other verb here needs what it imports
 
     machine, owner = call.machine, Owner(call.cloud, vm)
-    group = store.load(machine, owner)
-    found = store.of_vm(machine, group, owner)
-    if not found and _has_domain(machine, owner):
+    removed: list[str] = _remove_all(
+        machine, owner, lambda group: store.of_vm(machine, group, owner)
+    )
+    if not removed and _has_domain(machine, owner):
         raise RefusedError(f"VM {vm} is not removed: its domain is still there", hint="stop the VM")
-    removed = _remove_all(machine, group, owner, found)
     removed += domains.forget(machine, owner.cloud, owner.vm)
     removed += directories.remove(machine, directory)
     return {"removed": removed}

@@ -14,7 +14,7 @@ from cxm.node import configs, guests, kernels
 from cxm.node import plan as plans
 from cxm.node.guests import Life
 from cxm.node.helper import Call
-from cxm.node.life import Vm, end, note, note_running, running, settled, waits
+from cxm.node.life import Vm, end, note, note_running, running, settled
 from cxm.node.machine import Machine
 from cxm.node.starting import activated, drop_checkpoint, launch, release, start_stored, usable
 from cxm.node.volumes import Owner
@@ -107,7 +107,7 @@ def _shut_down(vm: Vm, domid: int, timeout_s: float) -> None:
     machine = vm.machine
     deadline = machine.monotonic() + timeout_s
     asked_at: float | None = None
-    for _turn in waits(machine, timeout_s):
+    for _turn in machine.waits(timeout_s):
         domain = _alive(vm.present())
         if domain is None:
             if not vm.keepers():
