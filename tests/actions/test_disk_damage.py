@@ -215,7 +215,7 @@ class TestFailures:
 
 
 def test_the_first_failure_is_said_whatever_follows(node: FakeNode) -> None:
-    """When LVM cannot even be asked any more what to take back, the image's damage is still told."""
+    """When LVM cannot even be asked what to take back, the image's damage is still told."""
     reports = iter([node._lvm])
 
     def once(argv: tuple[str, ...], given: bytes) -> Outcome:

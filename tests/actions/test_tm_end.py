@@ -2,23 +2,28 @@
 # Copyright The cxm for OpenNebula authors
 """A VM's end: disks are saved back and removed, and nothing stays."""
 
+import re
 import tarfile
+from pathlib import Path
 
 import pytest
 
 from cxm.errors import RefusedError
 from cxm.one.version import OneVersion
 from tests.fakes.hosts import FRONTEND, Cloud, run
+from tests.fakes.machine import MIB
 from tests.fakes.transfers import (
     DISK,
     clone_argv,
     everything,
     image,
+    new_cloud,
     old_image,
     saved_back_argv,
     stopped_disk,
     tar_image,
     volume,
+    with_filesystem,
 )
 
 
@@ -115,6 +120,26 @@ def test_only_the_files_of_a_file_system_are_saved(cloud: Cloud) -> None:
     with tarfile.open(image(cloud, "web")) as archive:
         names = {member.name.removeprefix("./").rstrip("/") for member in archive}
     assert {"etc/hostname", "srv/noise"} <= names
+
+
+@pytest.mark.parametrize("version", ["3.8", "4.14", "7.4"])
+def test_a_disk_that_is_saved_as_files_keeps_its_size(cloud_root: Path, version: str) -> None:
+    """Of the files no size follows, and the default may be smaller than the image once was."""
+    cloud = new_cloud(cloud_root, version)
+    node = cloud.hosts["solo1"]
+    cloud.images[7] = re.sub("<LV_SIZE>.*</LV_SIZE>", "", cloud.images[7]).replace(
+        "<SIZE>4<", "<SIZE>24<"
+    )
+    cloud.vms[42] = cloud.vms[42].replace("SIZE><![CDATA[4]", "SIZE><![CDATA[24]")
+    image(cloud, "web").write_bytes(with_filesystem("ext4", 24))
+    run(cloud, "clone", *clone_argv(cloud), default_lv_size="8M")
+    (Path(node.tree("lv-one-42-0")) / "etc").mkdir(parents=True)
+    run(cloud, "mvds", *saved_back_argv(cloud))
+    assert tarfile.is_tarfile(image(cloud, "web"))
+    run(cloud, "delete", cloud.place("solo1"), "42", "0")
+    run(cloud, "clone", *clone_argv(cloud), default_lv_size="8M")
+    assert node.state.lvs["lv-one-42-0"].size == 24 * MIB
+    assert node.state.lvs["lv-one-42-0"].filesystem == "ext4"
 
 
 def test_a_disk_in_use_is_not_saved(cloud: Cloud) -> None:

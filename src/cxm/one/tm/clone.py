@@ -51,8 +51,10 @@ def _size(ctx: Context, opened: Source, disk: Disk, record: Image | None) -> Siz
         )
 
     size = of_content(opened.content_bytes)
-    if size.is_content and opened.content.is_compressed:
-        # The file's word alone must not decide: a damaged one may claim anything.
+    is_claim = size.is_content and opened.content.is_compressed
+    if is_claim or opened.may_exceed(size.mib * sizes.MIB, is_stated=not size.is_default):
+        # The file's word alone must not decide: a damaged one may claim anything, a gzip says its
+        # length only modulo 4 GiB.
         size = of_content(opened.measure(ctx.runner))
     return size
 
