@@ -58,7 +58,7 @@ class TestRead:
         assert content_of(answer) == node.content("lv-one-42-0")
         sent = sum(len(item) for item in answer.items if isinstance(item, bytes))
         assert sent <= MIB + 64 * 1024
-        assert answer.result == {"lv": "lv-one-42-0"}
+        assert answer.result == {"lv": "lv-one-42-0", "content": "raw", "fstype": None}
 
     def test_gzip(self, node: FakeNode) -> None:
         """A compressed image of the whole disk."""
@@ -89,6 +89,16 @@ class TestRead:
         assert head.meta["content"] == "gzip"
         assert gzip.decompress(content_of(answer)) == node.content("lv-one-42-0")
 
+    def test_files_that_would_become_another_file_system(self, node: FakeNode) -> None:
+        """A disk whose files would come back as ext3 is sent whole, and stays xfs."""
+        write(node, section(FILES), content="tar", fstype="xfs")
+        head, answer = read(node, "tar.gz", fstype="ext3")
+        assert head.meta == {"content": "gzip", "size_mib": 8, "fstype": "xfs"}
+        assert gzip.decompress(content_of(answer)) == node.content("lv-one-42-0")
+        assert answer.result == {"lv": "lv-one-42-0", "content": "gzip", "fstype": "xfs"}
+        head, _answer = read(node, "tar.gz", fstype="xfs")
+        assert head.meta["content"] == "tar.gz"
+
     def test_round_trip(self, node: FakeNode) -> None:
         """What was read makes the same disk again."""
         write(node, section(FILES), content="tar", fstype="ext4")
@@ -99,13 +109,13 @@ class TestRead:
     def test_packed(self, node: FakeNode) -> None:
         """A download may be compressed on its way, its reply included."""
         write(node, section(NOISE))
-        args = {"vm": 42, "disk": 0, "as": "raw", "level": None}
+        args = {"vm": 42, "disk": 0, "as": "raw", "fstype": None, "level": None}
         answer = send(node.machine(), "disk-read", request(args, pack=True), pack=True)
         assert content_of(answer) == node.content("lv-one-42-0")
 
     def test_packed_failure(self, node: FakeNode) -> None:
         """A failure is said in the form that the caller asked for."""
-        args = {"vm": 42, "disk": 0, "as": "raw", "level": None}
+        args = {"vm": 42, "disk": 0, "as": "raw", "fstype": None, "level": None}
         with pytest.raises(NotFoundError, match="VM 42 has no disk 0"):
             send(node.machine(), "disk-read", request(args, pack=True), pack=True)
 

@@ -265,7 +265,9 @@ class TestIdentity:
             lambda: write(node, section(b"x")),
             lambda: write(node, section(b"x"), replace=True),
             lambda: blank(node, disk=0),
-            lambda: ask(node.machine(), "disk-read", vm=42, disk=0, as_="raw", level=None),
+            lambda: ask(
+                node.machine(), "disk-read", vm=42, disk=0, as_="raw", fstype=None, level=None
+            ),
             lambda: ask(node.machine(), "disk-remove", vm=42, disk=0, dir=None),
             lambda: ask(node.machine(), "vm-volumes", vm=42),
         ]

@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """A VM's end: disks are saved back and removed, and nothing stays."""
 
+import gzip
 import re
 import tarfile
 from pathlib import Path
@@ -140,6 +141,50 @@ def test_a_disk_that_is_saved_as_files_keeps_its_size(cloud_root: Path, version:
     run(cloud, "clone", *clone_argv(cloud), default_lv_size="8M")
     assert node.state.lvs["lv-one-42-0"].size == 24 * MIB
     assert node.state.lvs["lv-one-42-0"].filesystem == "ext4"
+
+
+def test_a_disk_of_another_file_system_is_saved_whole(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files would come back as ext4, which the guest's fstab does not know; the log says so."""
+    disk = with_filesystem("xfs", 4)
+    image(cloud, "web").write_bytes(disk)
+    run(cloud, "clone", *clone_argv(cloud))
+    cloud.steps.clear()
+    run(cloud, "mvds", *saved_back_argv(cloud))
+    assert cloud.steps == [("solo1", "disk-read")]
+    (warning,) = [each for each in caplog.records if each.name == "cxm.one.tm.mvds"][:1]
+    assert warning.levelname == "WARNING"
+    assert "VM 42 disk 0 is saved whole" in warning.getMessage()
+    assert "set FSTYPE=xfs at the image" in warning.getMessage()
+    run(cloud, "delete", cloud.place("solo1"), "42", "0")
+    run(cloud, "clone", *clone_argv(cloud))
+    assert cloud.hosts["solo1"].content("lv-one-42-0") == disk
+
+
+def test_a_disk_whose_image_nobody_knows_is_saved_whole(cloud: Cloud) -> None:
+    """A VM's end does not fail since oned does not say what its image would become."""
+    image(cloud, "web").write_bytes(with_filesystem("ext4", 4))
+    run(cloud, "clone", *clone_argv(cloud))
+    cloud.oned_answers = False
+    run(cloud, "mvds", *saved_back_argv(cloud))
+    assert gzip.decompress(image(cloud, "web").read_bytes()) == with_filesystem("ext4", 4)
+
+
+def test_3_x_saves_a_disk_as_an_image_of_its_own(cloud_root: Path) -> None:
+    """What the new image says, not the old one, decides how the disk comes again."""
+    cloud = new_cloud(cloud_root, "3.8")
+    image(cloud, "web").write_bytes(with_filesystem("ext4", 4))
+    run(cloud, "clone", *clone_argv(cloud))
+    cloud.vms[42] = cloud.vms[42].replace(
+        "<IMAGE_ID><![CDATA[7]]>", "<SAVE_AS>9</SAVE_AS><IMAGE_ID><![CDATA[7]]>"
+    )
+    cloud.images[9] = (
+        "<IMAGE><ID>9</ID><NAME>new</NAME><TYPE>0</TYPE><FSTYPE>save_as</FSTYPE></IMAGE>"
+    )
+    argv = [cloud.place("solo1", "disk.0"), str(image(cloud, "new")), "42", "1"]
+    run(cloud, "mvds", *argv, default_fstype="ext3")
+    assert gzip.decompress(image(cloud, "new").read_bytes()) == with_filesystem("ext4", 4)
 
 
 def test_a_disk_in_use_is_not_saved(cloud: Cloud) -> None:

@@ -289,8 +289,14 @@ def blank(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(call: Call, *, vm: VmId, disk: str, content: str, level: int | None) -> dict[str, Any]:
-    """Send a disk's content, as it is or as an image of the given kind."""
+def read(
+    call: Call, *, vm: VmId, disk: str, content: str, fstype: str | None, level: int | None
+) -> dict[str, Any]:
+    """Send a disk's content, as it is or as an image of the given kind.
+
+    Files only (``tar.gz``) become a file system again: where that would not be the one that they
+    came from but ``fstype``, or where there is none, the disk is sent whole instead.
+    """
     machine, owner = call.machine, Owner(call.cloud, vm)
     group, (found,) = _unused(
         machine, owner, lambda group: [store.get(machine, group, owner, disk)]
@@ -299,7 +305,7 @@ def read(call: Call, *, vm: VmId, disk: str, content: str, level: int | None) ->
         raise RefusedError(f"the volume {found.name} of VM {vm} is in use; it cannot be read")
     with store.activated(machine, group, found) as device:
         kind = filesystem.detect(machine.runner, device)
-        if content == "tar.gz" and kind is None:
+        if content == "tar.gz" and (kind is None or kind != (fstype or kind)):
             content = "gzip"
         meta = {"content": content, "size_mib": found.volume.size_mib, "fstype": kind}
         head = Section(f"disk.{disk}", meta)
@@ -325,7 +331,7 @@ def read(call: Call, *, vm: VmId, disk: str, content: str, level: int | None) ->
                 else:
                     with machine.runner.produce(gzip, chunks=_plain(opened.read())) as packed:
                         call.send(itertools.chain([head], packed))
-    return {"lv": found.name}
+    return {"lv": found.name, "content": content, "fstype": kind}
 
 
 def volumes(call: Call, *, vm: VmId) -> dict[str, Any]:

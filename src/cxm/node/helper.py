@@ -179,7 +179,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         "disks", "write", "vm disk dir name size_mib? content fstype? replace", Data.UP
     ),
     "disk-blank": Verb("disks", "blank", "vm disk dir name size_mib format"),
-    "disk-read": Verb("disks", "read", "vm disk as level?", Data.DOWN),
+    "disk-read": Verb("disks", "read", "vm disk as fstype? level?", Data.DOWN),
     "disk-remove": Verb("disks", "remove", "vm disk dir?"),
     "vm-remove": Verb("disks", "remove_vm", "vm dir"),
     "vm-volumes": Verb("disks", "volumes", "vm"),

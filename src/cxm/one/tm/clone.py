@@ -11,7 +11,7 @@ import logging
 from cxm import image, sizes
 from cxm.image import Source
 from cxm.names import VmId
-from cxm.one import args, subject, xml
+from cxm.one import args, subject
 from cxm.one.action import Call, Context
 from cxm.one.args import DiskPlace, FilePlace
 from cxm.one.xml import Disk, Image
@@ -62,9 +62,7 @@ def _size(ctx: Context, opened: Source, disk: Disk, record: Image | None) -> Siz
 def _copy_disk(ctx: Context, source: str, target: DiskPlace, vm: VmId) -> None:
     asked = subject.ask(ctx, vm)
     disk = asked.record.disk(target.disk)
-    record = None
-    if disk.image_id is not None:
-        record = xml.image_of(ctx.oned().image_info(disk.image_id))
+    record = subject.image(ctx, disk.image_id)
     default = ctx.config.default_fstype
     filesystem = sizes.filesystem_of_image(disk, record, default)
     with image.opened(source, ctx.runner) as opened:
