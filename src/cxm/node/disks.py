@@ -89,17 +89,9 @@ def _fill_filesystem(
         unpack(path)
 
 
-def _fill(
-    machine: Machine,
-    owner: Owner,
-    device: str,
-    *,
-    content: str,
-    fstype: str,
-    items: Iterator[Item],
-) -> None:
-    """Fill a device with the section that ``items`` still holds; return when it is safe."""
-    data = _data(items)
+def _fill(call: Call, owner: Owner, device: str, *, content: str, fstype: str) -> None:
+    """Fill a device with the section that the call still holds; return when it is safe."""
+    machine, data = call.machine, _data(call.items)
 
     def unpack(path: str) -> None:
         def untar(chunks: Iterable[bytes | Zeros]) -> None:
@@ -108,7 +100,7 @@ def _fill(
         _decompressed(machine, content, data, untar)
 
     def copy(chunks: Iterable[bytes | Zeros]) -> None:
-        with blockdev.open_device(device, write=True) as opened:
+        with blockdev.open_device(device, write=True, block=call.block) as opened:
             opened.write(chunks)
 
     if content.startswith("tar"):
@@ -245,14 +237,7 @@ def write(
     wanted = _Disk(Owner(call.cloud, vm), disk, directory, name, size)
 
     def fill(device: str) -> None:
-        _fill(
-            call.machine,
-            wanted.owner,
-            device,
-            content=content,
-            fstype=fstype or "",
-            items=call.items,
-        )
+        _fill(call, wanted.owner, device, content=content, fstype=fstype or "")
 
     made = _make(call.machine, wanted, fill, replace=replace)
     for _rest in _data(
@@ -275,7 +260,7 @@ def blank(
     """Make an empty disk: all zeros, a swap space, or a file system without files."""
 
     def fill(device: str) -> None:
-        with blockdev.open_device(device, write=True) as opened:
+        with blockdev.open_device(device, write=True, block=call.block) as opened:
             opened.zero(0, opened.size)
             opened.sync()
         if made_as != "raw":
@@ -325,7 +310,7 @@ def read(
             ):
                 call.send(itertools.chain([head], packed))
         else:
-            with blockdev.open_device(device, write=False) as opened:
+            with blockdev.open_device(device, write=False, block=call.block) as opened:
                 if content == "raw":
                     call.send(itertools.chain([head], opened.read()))
                 else:

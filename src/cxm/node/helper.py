@@ -69,6 +69,7 @@ class Call:
 
     machine: Machine
     cloud: CloudId
+    block: int = 1 << 20  # bytes of one read or write of a disk
     items: Iterator[wire.Item] = field(default_factory=lambda: iter(()))
     send: Callable[[Iterable[wire.Item]], None] = lambda _items: None
 
@@ -133,6 +134,8 @@ def _mapping(value: Any) -> dict[str, Any]:
         raise UsageError(f"{value!r} is not a set of named values")
     return value
 
+
+_block_mib: Final = _integer(1, config.MAX_BLOCK_MIB)
 
 ARGUMENTS: Final[Mapping[str, Argument]] = {
     "vm": Argument("vm", lambda value: names.VmId(_integer(0, 0xFFFFFFFF)(value))),
@@ -362,6 +365,7 @@ def _perform(
             raise refusal
         if row.request:
             call.cloud = _check_request(request, machine)
+            call.block = _block_mib(request.get("block_mib", 1)) << 20
             arguments = check_arguments(verb, _mapping(request.get("args")))
             if "vm" in arguments and row.lock:
                 stack.enter_context(machine.vm_lock(call.cloud, arguments["vm"]))
