@@ -16,7 +16,7 @@ from cxm.node.guests import Life
 from cxm.node.helper import Call
 from cxm.node.life import Vm, end, note, note_running, running, settled
 from cxm.node.machine import Machine
-from cxm.node.starting import activated, drop_checkpoint, launch, release, start_stored, usable
+from cxm.node.starting import activated, drop_checkpoint, launched, release, start_stored, usable
 from cxm.node.volumes import Owner
 from cxm.xen import xl
 from cxm.xen.guest import GuestSpec, from_json
@@ -56,8 +56,10 @@ def _start_cold(vm: Vm, spec: GuestSpec, directory: str) -> dict[str, Any]:
     plan = plans.make(vm, spec, directory=directory, group=group, owned=owned)
     with plans.stored(vm, plan) as path:
         drop_checkpoint(vm, group)
-        with activated(vm, group, owned):
-            domain = launch(vm, lambda: xl.create(vm.machine.runner, path))
+        with (
+            activated(vm, group, owned),
+            launched(vm, lambda: xl.create(vm.machine.runner, path)) as domain,
+        ):
             note_running(vm, domain.name, "OpenNebula started it")
     _log.info("VM %d was started as %s: %s", vm.vm, domain.name, plan.choice.reason)
     return {"name": domain.name, "type": plan.choice.guest_type.value, "adopted": False}

@@ -160,14 +160,15 @@ def note_running(vm: Vm, name: str, reason: str, *, falls: tuple[float, ...] = (
     """Record that the VM should run, and have the host start it when it boots."""
     machine = vm.machine
     now = machine.now()
+    # The record comes last: a start that fails before leaves none, and its undoing takes the link.
+    if os.path.exists(configs.path_of(machine, name)):
+        configs.set_autostart(machine, name, wanted=True)
     guests.write(
         machine,
         Guest(
             vm.owner.cloud, vm.vm, name, Life.RUNNING, reason, now, boot_id(machine), falls=falls
         ),
     )
-    if os.path.exists(configs.path_of(machine, name)):
-        configs.set_autostart(machine, name, wanted=True)
 
 
 def note(vm: Vm, life: Life, reason: str) -> None:

@@ -96,23 +96,32 @@ def release(vm: Vm) -> None:
         note_released(vm)
 
 
-def launch(vm: Vm, make: Callable[[], None]) -> Domain:
-    """Run ``make``, which makes the VM's domain, and return the domain; nothing stays of a failure.
+@contextmanager
+def launched(vm: Vm, make: Callable[[], None]) -> Iterator[Domain]:
+    """Run ``make``, which makes the VM's domain, and give the domain.
 
-    When xl refuses since somebody else (xendomains, at boot) has just made it, that one is taken.
+    Nothing stays when that fails, or the block does: who undoes what lies around it would take the
+    configuration of a running domain away.
     """
     try:
-        make()
-        return _made(vm)
-    except BaseException as error:
-        if isinstance(error, CommandError):
-            found = running(vm.present())
-            if found is not None:
-                _log.info("VM %d was started by somebody else meanwhile", vm.vm)
-                return found
+        yield _launch(vm, make)
+    except BaseException:
         with undoing("the half-made domain"):
             end(vm)
         raise
+
+
+def _launch(vm: Vm, make: Callable[[], None]) -> Domain:
+    """When xl refuses since somebody else (xendomains, at boot) has just made it, that is taken."""
+    try:
+        make()
+        return _made(vm)
+    except CommandError:
+        found = running(vm.present())
+        if found is None:
+            raise
+        _log.info("VM %d was started by somebody else meanwhile", vm.vm)
+        return found
 
 
 def _made(vm: Vm) -> Domain:
@@ -135,7 +144,9 @@ def start_stored(vm: Vm, reason: str, *, falls: tuple[float, ...] = ()) -> str:
     entry = found[0]
     group, owned = usable(vm, [names.LvName(name) for name in entry.stored.volumes])
     drop_checkpoint(vm, group)
-    with activated(vm, group, owned):
-        launch(vm, lambda: xl.create(vm.machine.runner, entry.path))
+    with (
+        activated(vm, group, owned),
+        launched(vm, lambda: xl.create(vm.machine.runner, entry.path)),
+    ):
         note_running(vm, entry.stored.name, reason, falls=falls)
     return entry.stored.name
