@@ -31,7 +31,9 @@ _ZEROS: Final = bytes(BLOCK)
 
 
 def is_zero(data: bytes) -> bool:
-    """Whether ``data``, of at most one block, is all zeros; stops at the first byte that is not."""
+    """Whether ``data`` is all zeros; stops at the first byte that is not."""
+    if len(data) > BLOCK:
+        return all(is_zero(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK))
     return data == (_ZEROS if len(data) == BLOCK else _ZEROS[: len(data)])
 
 
@@ -44,12 +46,13 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
 
 
 class Device:
-    """An open block device or plain file."""
+    """An open block device or plain file, read and written ``block`` bytes at a time."""
 
-    def __init__(self, fd: int, path: str, size: int) -> None:
+    def __init__(self, fd: int, path: str, size: int, block: int = BLOCK) -> None:
         self._fd = fd
         self.path = path
         self.size = size
+        self._block = block
         self._can_zero = stat.S_ISBLK(os.fstat(fd).st_mode)
 
     def sync(self) -> None:
@@ -57,11 +60,12 @@ class Device:
         os.fsync(self._fd)
 
     def _zero_by_writing(self, start: int, end: int) -> None:
-        for offset in range(start, end, BLOCK):
-            length = min(BLOCK, end - offset)
+        zeros = _ZEROS if self._block == BLOCK else bytes(self._block)
+        for offset in range(start, end, self._block):
+            length = min(self._block, end - offset)
             # Reading is cheaper than writing, and keeps the holes of a plain file.
             if self._can_zero or not is_zero(os.pread(self._fd, length, offset)):
-                write_at(self._fd, _ZEROS[:length], offset)
+                write_at(self._fd, zeros[:length], offset)
 
     def _zero_by_device(self, start: int, end: int) -> None:
         for offset in range(start, end, _ZERO_STEP):
@@ -90,7 +94,7 @@ class Device:
         """
         gaps: list[tuple[int, int]] = []
         offset = gap_from = 0
-        for item in _blocks(items):
+        for item in _blocks(items, self._block):
             length = item.length if isinstance(item, Zeros) else len(item)
             if offset + length > self.size:
                 raise DataError(
@@ -130,7 +134,8 @@ class Device:
                 yield Zeros(start - offset)
                 offset = start
                 continue
-            data = os.pread(self._fd, min(BLOCK - offset % BLOCK, self.size - offset), offset)
+            length = min(self._block - offset % self._block, self.size - offset)
+            data = os.pread(self._fd, length, offset)
             if not data:
                 raise DataError(f"{self.path} ended at byte {offset} of {self.size}")
             offset += len(data)
@@ -162,7 +167,7 @@ def _runs(data: bytes) -> Iterator[bytes | Zeros]:
     yield Zeros(len(data) - start) if zero else data[start:]
 
 
-def _blocks(items: Iterable[bytes | Zeros]) -> Iterator[bytes | Zeros]:
+def _blocks(items: Iterable[bytes | Zeros], size: int) -> Iterator[bytes | Zeros]:
     """The same content in whole blocks, each of which is data or, if all of it is, zeros.
 
     What comes from a pipe comes in small pieces: this makes one write of a block, not of a piece.
@@ -178,24 +183,24 @@ def _blocks(items: Iterable[bytes | Zeros]) -> Iterator[bytes | Zeros]:
         return Zeros(len(block)) if is_zero(block) else block
 
     for item in items:
-        if isinstance(item, Zeros) and item.length >= BLOCK:
+        if isinstance(item, Zeros) and item.length >= size:
             if have:
                 yield taken()
             yield item
             continue
-        rest = _ZEROS[: item.length] if isinstance(item, Zeros) else item
+        rest = bytes(item.length) if isinstance(item, Zeros) else item
         while rest:
-            part, rest = rest[: BLOCK - have], rest[BLOCK - have :]
+            part, rest = rest[: size - have], rest[size - have :]
             parts.append(part)
             have += len(part)
-            if have == BLOCK:
+            if have == size:
                 yield taken()
     if have:
         yield taken()
 
 
 @contextmanager
-def open_device(path: str, *, write: bool) -> Iterator[Device]:
+def open_device(path: str, *, write: bool, block: int = BLOCK) -> Iterator[Device]:
     """Open a block device or plain file.
 
     Raises RefusedError when somebody else (a mount, a domain's disk backend) holds the device.
@@ -210,6 +215,6 @@ def open_device(path: str, *, write: bool) -> Iterator[Device]:
             raise RefusedError(f"{path} is in use") from error
         raise
     try:
-        yield Device(fd, path, os.lseek(fd, 0, os.SEEK_END))
+        yield Device(fd, path, os.lseek(fd, 0, os.SEEK_END), block)
     finally:
         os.close(fd)

@@ -18,6 +18,7 @@ from cxm.errors import ConfigError, UsageError
 from cxm.names import CloudId, cloud_id, lv_prefix
 
 NODE_FILE: Final = "/etc/cxm/cxmrc"
+MAX_BLOCK_MIB: Final = 64
 FILESYSTEMS: Final = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat")
 
 # Keys of the original that have nothing left to say, and why.
@@ -70,6 +71,14 @@ def size_mib(text: str) -> int:
     size = -(-int(float(match.group(1)) * factor) // (1 << 20))
     if size < 1:
         message = f"'{text}' is no size for a disk"
+        raise UsageError(message)
+    return size
+
+
+def _block_size(text: str) -> int:
+    size = size_mib(text)
+    if size > MAX_BLOCK_MIB:
+        message = f"'{text}' is more than {MAX_BLOCK_MIB}M, which a host's memory may not have"
         raise UsageError(message)
     return size
 
@@ -165,7 +174,9 @@ class FrontendConfig:
     compress_level: int = _setting(
         "1", _number(1, 9), "gzip's level when a disk is saved back in mode GZIP or TGZ."
     )
-    block_size: int = _setting("1M", size_mib, "Size of one write to a disk (MiB).")
+    block_size: int = _setting(
+        "1M", _block_size, "Size of one read or write of a disk (MiB, at most 64)."
+    )
     default_fstype: str = _setting(
         "ext3", filesystem, "File system of a disk filled from a tar image that gives none."
     )

@@ -22,6 +22,9 @@ from cxm.errors import CommandError, CxmError, DataError, NotFoundError, UsageEr
 _FETCH_DIR: Final = "/var/tmp"  # noqa: S108 - the files there have no name
 _CHUNK: Final = 1 << 20
 _GZIPPED: Final = (Content.GZIP, Content.TAR_GZ)
+# How many bytes a byte of a deflate stream stands for at most.
+_DEFLATE_MOST: Final = 1032
+_GZIP_MODULUS: Final = 1 << 32
 _CONVERT_TIMEOUT_S: Final = 6 * 3600.0
 
 
@@ -40,6 +43,20 @@ class Source:
     def file_bytes(self) -> int:
         """The length of what is sent, holes included."""
         return self._status.st_size
+
+    def may_exceed(self, size: int, *, is_stated: bool) -> bool:
+        """Whether the content may be larger than ``size`` though it does not claim to be.
+
+        A gzip tells its content's length modulo 4 GiB: that is all when so small a file cannot
+        hold more, or when it is just the size that somebody has stated, as that of a disk which
+        was saved back. Of an archive's length no disk's size follows, so it need not be exact.
+        """
+        if self.content is Content.ZSTD:
+            return not self.content_bytes
+        most = self.file_bytes * _DEFLATE_MOST
+        if self.content is not Content.GZIP or most < _GZIP_MODULUS:
+            return False
+        return most > size and not (is_stated and size % _GZIP_MODULUS == self.content_bytes)
 
     def items(self, name: str = "disk") -> Iterator[wire.Item]:
         """The image as one section; raises DataError when it changes while it is read."""

@@ -11,6 +11,7 @@ from cxm.one.xml import Disk, Image
 
 MIB: Final = 1 << 20
 
+_DEFAULT: Final = "DEFAULT_LV_SIZE"
 # Values of FSTYPE that OpenNebula or its users keep there and that name no file system.
 _NO_FILESYSTEM: Final = frozenset(("", "-", "save_as", "raw", "qcow2"))
 # Values of FORMAT that leave the file system of a volatile disk to other attributes.
@@ -24,6 +25,11 @@ class Size:
     mib: int
     rule: str
     is_content: bool = False
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nobody has said anything about this disk."""
+        return self.rule == _DEFAULT
 
 
 def mib(count: int) -> int:
@@ -54,7 +60,15 @@ def _wanted(disk: Disk, image: Image | None, default_mib: int) -> Size:
             found = _of_template(image, key)
             if found is not None:
                 return found
-    return Size(default_mib, "DEFAULT_LV_SIZE")
+    return Size(default_mib, _DEFAULT)
+
+
+def _counted(disk: Disk, image: Image | None) -> Size:
+    """What OpenNebula counts: the disk's size; the image's where the disk has none (3.x)."""
+    counted = disk.number("SIZE")
+    if counted is None and image is not None:
+        counted = image.size_mib
+    return Size(counted or 0, "SIZE that OpenNebula counts")
 
 
 def of_disk(
@@ -68,7 +82,8 @@ def of_disk(
     """The size of a disk that is filled from an image.
 
     The first that applies: SIZE of the VM's disk where it enlarges the image (5.0 on), LV_SIZE of
-    the image's template, SIZE where OpenNebula kept it there, ``default_mib``; never below
+    the image's template, SIZE where OpenNebula kept it there, ``default_mib``. Never below the
+    size that OpenNebula counts: a disk that was saved back as files would shrink. Never below
     ``content_bytes``, what the content is known to need. A CD or DVD is as large as its content.
     Raises ConfigError for a size that cannot be read.
     """
@@ -76,7 +91,7 @@ def of_disk(
     if is_optical or disk.is_cdrom or (image is not None and image.is_cdrom):
         return content
     wanted = _wanted(disk, image, default_mib)
-    return wanted if wanted.mib >= content.mib else content
+    return max(wanted, _counted(disk, image), content, key=lambda size: size.mib)
 
 
 def filesystem_of_image(disk: Disk, image: Image | None, default: str) -> str:

@@ -214,6 +214,18 @@ class TestFailures:
         ask(node.machine(), "disk-remove", vm=42, disk=0, dir=directory(node, 42))
 
 
+def test_the_first_failure_is_said_whatever_follows(node: FakeNode) -> None:
+    """When LVM cannot even be asked what to take back, the image's damage is still told."""
+    reports = iter([node._lvm])
+
+    def once(argv: tuple[str, ...], given: bytes) -> Outcome:
+        return next(reports, lambda _argv, _given: Outcome("no report"))(argv, given)
+
+    node.model("lvm", once)
+    with pytest.raises(DataError, match="the image is damaged"):
+        write(node, section(b"no gzip"), content="gzip")
+
+
 class TestHostileArchives:
     """What an image's archive may hold, and where it ends up."""
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def node(tmp_path: Path) -> FakeNode:
     return new_node(tmp_path / "node1")
 
 
+def closes_in(node: FakeNode, seconds: float) -> None:
+    """The backend of disk 0 of VM 42 has it open, and lets go of it after this time."""
+    opened = node.state.opened
+    opened.add("lv-one-42-0")
+    node.later = lambda: opened.discard("lv-one-42-0") if node.clock >= seconds else None
+
+
 class TestRead:
     """disk-read."""
 
@@ -50,7 +58,7 @@ class TestRead:
         assert content_of(answer) == node.content("lv-one-42-0")
         sent = sum(len(item) for item in answer.items if isinstance(item, bytes))
         assert sent <= MIB + 64 * 1024
-        assert answer.result == {"lv": "lv-one-42-0"}
+        assert answer.result == {"lv": "lv-one-42-0", "content": "raw", "fstype": None}
 
     def test_gzip(self, node: FakeNode) -> None:
         """A compressed image of the whole disk."""
@@ -81,6 +89,16 @@ class TestRead:
         assert head.meta["content"] == "gzip"
         assert gzip.decompress(content_of(answer)) == node.content("lv-one-42-0")
 
+    def test_files_that_would_become_another_file_system(self, node: FakeNode) -> None:
+        """A disk whose files would come back as ext3 is sent whole, and stays xfs."""
+        write(node, section(FILES), content="tar", fstype="xfs")
+        head, answer = read(node, "tar.gz", fstype="ext3")
+        assert head.meta == {"content": "gzip", "size_mib": 8, "fstype": "xfs"}
+        assert gzip.decompress(content_of(answer)) == node.content("lv-one-42-0")
+        assert answer.result == {"lv": "lv-one-42-0", "content": "gzip", "fstype": "xfs"}
+        head, _answer = read(node, "tar.gz", fstype="xfs")
+        assert head.meta["content"] == "tar.gz"
+
     def test_round_trip(self, node: FakeNode) -> None:
         """What was read makes the same disk again."""
         write(node, section(FILES), content="tar", fstype="ext4")
@@ -91,13 +109,13 @@ class TestRead:
     def test_packed(self, node: FakeNode) -> None:
         """A download may be compressed on its way, its reply included."""
         write(node, section(NOISE))
-        args = {"vm": 42, "disk": 0, "as": "raw", "level": None}
+        args = {"vm": 42, "disk": 0, "as": "raw", "fstype": None, "level": None}
         answer = send(node.machine(), "disk-read", request(args, pack=True), pack=True)
         assert content_of(answer) == node.content("lv-one-42-0")
 
     def test_packed_failure(self, node: FakeNode) -> None:
         """A failure is said in the form that the caller asked for."""
-        args = {"vm": 42, "disk": 0, "as": "raw", "level": None}
+        args = {"vm": 42, "disk": 0, "as": "raw", "fstype": None, "level": None}
         with pytest.raises(NotFoundError, match="VM 42 has no disk 0"):
             send(node.machine(), "disk-read", request(args, pack=True), pack=True)
 
@@ -107,6 +125,13 @@ class TestRead:
         node.state.opened.add("lv-one-42-0")
         with pytest.raises(RefusedError, match="in use"):
             read(node, "raw")
+
+    def test_backend_that_closes_late_is_waited_for(self, node: FakeNode) -> None:
+        """A disk is saved when the backend of its guest, just ended, has let go of it."""
+        write(node, section(NOISE))
+        closes_in(node, 3)
+        _head, answer = read(node, "raw")
+        assert content_of(answer) == node.content("lv-one-42-0")
 
     def test_incomplete(self, node: FakeNode) -> None:
         """An incomplete disk is not worth reading."""
@@ -152,6 +177,34 @@ class TestRemove:
         )
         node.state.opened.clear()
         assert self.remove(node).result == {"removed": True}
+
+    def test_backend_that_closes_late_is_waited_for(self, node: FakeNode) -> None:
+        """A domain is gone some moments before its backend lets go of the disk."""
+        write(node, section(b"x"))
+        closes_in(node, 3)
+        assert self.remove(node).result == {"removed": True}
+        assert node.state.lvs == {}
+        assert 3 <= node.clock < 4
+
+    def test_disk_of_a_running_guest_is_not_waited_for(self, node: FakeNode) -> None:
+        """Only the moments after a domain's end are worth waiting for."""
+        write(node, section(b"x"))
+        node.state.extra["domains"] = (("whatever", uuid_of(42)),)
+        closes_in(node, 3)
+        with pytest.raises(RefusedError, match="lv-one-42-0 is in use"):
+            self.remove(node)
+        assert node.clock == 0
+
+    def test_tags_of_the_administrator_stay(self, node: FakeNode) -> None:
+        """Whoever marks a volume for a backup finds the mark again."""
+        write(node, section(b"x"))
+        lv = node.state.lvs["lv-one-42-0"]
+        node.state.lvs[lv.name] = replace(lv, tags=(*lv.tags, "backup=weekly", "gold"))
+        node.state.opened.add(lv.name)
+        with pytest.raises(RefusedError, match="in use"):
+            self.remove(node)
+        tags = set(node.state.lvs[lv.name].tags)
+        assert tags == {*tags_of(42, "0", State.DELETE_REQUESTED), "backup=weekly", "gold"}
 
     def test_domain_is_enough(self, node: FakeNode) -> None:
         """A domain that has its disks closed just now still needs them."""

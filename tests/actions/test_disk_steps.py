@@ -31,6 +31,7 @@ from tests.fakes.disks import (
     tags_of,
     write,
 )
+from tests.fakes.filesteps import is_file_step, watched
 from tests.fakes.machine import MIB, FakeNode, Fault, How, KilledError
 
 
@@ -63,6 +64,26 @@ def _checkpoint(node: FakeNode) -> list[Item]:
     ]
 
 
+def _whole_vm(node: FakeNode) -> None:
+    """A VM with two disks, a checkpoint, files, a record and a stored configuration."""
+    write(node, section(NOISE))
+    blank(node)
+    _directory(node)
+    deployed(node, 42)
+    Path(node.path("cfg", "user-vm42.home.net")).write_text("VM_ID = 42\n")
+
+
+def _directory(node: FakeNode) -> Answer:
+    return ask(
+        node.machine(),
+        "dir-write",
+        _checkpoint(node),
+        vm=42,
+        dir=directory(node, 42),
+        name="user-vm42.home.net",
+    )
+
+
 SCENARIOS = {
     "write raw": Scenario(lambda node: write(node, section(NOISE)), shared=(False, True)),
     "write gzip": Scenario(lambda node: write(node, section(gzip.compress(NOISE)), content="gzip")),
@@ -79,6 +100,20 @@ SCENARIOS = {
     ),
     "replace": Scenario(_context, _prepared_context, makes=False, shared=(False, True)),
     "blank swap": Scenario(lambda node: blank(node, made_as="swap")),
+    "blank raw": Scenario(blank, shared=(False, True)),
+    "blank file system": Scenario(lambda node: blank(node, made_as="ext4")),
+    "read raw": Scenario(
+        lambda node: read(node, "raw")[1],
+        lambda node: write(node, section(NOISE)),
+        makes=False,
+        shared=(False, True),
+    ),
+    "read gzip": Scenario(
+        lambda node: read(node, "gzip")[1],
+        lambda node: write(node, section(NOISE)),
+        makes=False,
+        shared=(False, True),
+    ),
     "read tar.gz": Scenario(
         lambda node: read(node, "tar.gz")[1],
         lambda node: write(node, section(FILES), content="tar", fstype="ext4"),
@@ -90,17 +125,28 @@ SCENARIOS = {
         lambda node: write(node, section(NOISE)),
         makes=False,
     ),
-    "directory": Scenario(
-        lambda node: ask(
-            node.machine(),
-            "dir-write",
-            _checkpoint(node),
-            vm=42,
-            dir=directory(node, 42),
-            name="user-vm42.home.net",
-        ),
+    "remove all": Scenario(
+        lambda node: ask(node.machine(), "vm-remove", vm=42, dir=directory(node, 42)),
+        _whole_vm,
         makes=False,
     ),
+    "read directory": Scenario(
+        lambda node: ask(node.machine(), "dir-read", vm=42, dir=directory(node, 42)),
+        _whole_vm,
+        makes=False,
+        shared=(False, True),
+    ),
+    "write file": Scenario(
+        lambda node: ask(
+            node.machine(),
+            "file-write",
+            section(NOISE, name="kernel"),
+            vm=42,
+            dir=directory(node, 42),
+            file="kernel",
+        ),
+    ),
+    "directory": Scenario(_directory, makes=False),
 }
 
 
@@ -122,16 +168,19 @@ def test_fault_at_every_step(tmp_path: Path, name: str, how: How, *, shared: boo
         return node
 
     undisturbed = prepared(tmp_path / "undisturbed")
-    scenario.act(undisturbed)
+    with watched(undisturbed):
+        scenario.act(undisturbed)
     expected = picture(undisturbed)
     steps = len(undisturbed.ran)
     assert steps >= 1
     for step in range(steps):
+        if how is How.KILL_AFTER and is_file_step(undisturbed.ran[step]):
+            continue
         node = prepared(tmp_path / str(step))
         before = picture(node)
         node.fault = Fault(step, how)
         interrupt.install()
-        with pytest.raises((KilledError, CxmError)):
+        with pytest.raises((KilledError, CxmError)), watched(node):
             scenario.act(node)
         node.revive()
         if how in (How.FAIL, How.TERM):

@@ -6,6 +6,7 @@ import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,6 +14,7 @@ from cxm import wire
 from cxm.errors import (
     DataError,
     RefusedError,
+    UsageError,
 )
 from cxm.names import CloudId, State
 from cxm.wire import Zeros
@@ -22,6 +24,7 @@ from tests.fakes.disks import (
     NOISE,
     assert_no_old_bytes,
     blank,
+    content_of,
     deployed,
     directory,
     new_node,
@@ -135,6 +138,26 @@ class TestWrite:
         data = zstd(b"".join(wire.encode(section(NOISE))))
         send(node.machine(), "disk-write", request(args, pack=True) + data)
         assert node.content("lv-one-42-0") == NOISE.ljust(8 * MIB, b"\0")
+
+
+class TestBlockSize:
+    """BLOCK_SIZE, which comes with the request."""
+
+    ARGS: ClassVar[dict[str, Any]] = {
+        "vm": 42, "disk": 0, "as": "raw", "fstype": None, "level": None,
+    }  # fmt: skip
+
+    def test_disk_is_the_same(self, node: FakeNode) -> None:
+        """The size of a block changes no byte."""
+        write(node, section(NOISE, Zeros(MIB), NOISE[:5]))
+        answer = send(node.machine(), "disk-read", request(self.ARGS, block_mib=4))
+        assert content_of(answer) == node.content("lv-one-42-0")
+
+    @pytest.mark.parametrize("size", [0, 65, "1M", None, 1.5])
+    def test_unreasonable_sizes_are_refused(self, node: FakeNode, size: Any) -> None:
+        """A request never decides over the host's memory."""
+        with pytest.raises(UsageError, match="not a whole number from 1 to 64"):
+            send(node.machine(), "disk-read", request(self.ARGS, block_mib=size))
 
 
 class TestBlank:
@@ -265,7 +288,9 @@ class TestIdentity:
             lambda: write(node, section(b"x")),
             lambda: write(node, section(b"x"), replace=True),
             lambda: blank(node, disk=0),
-            lambda: ask(node.machine(), "disk-read", vm=42, disk=0, as_="raw", level=None),
+            lambda: ask(
+                node.machine(), "disk-read", vm=42, disk=0, as_="raw", fstype=None, level=None
+            ),
             lambda: ask(node.machine(), "disk-remove", vm=42, disk=0, dir=None),
             lambda: ask(node.machine(), "vm-volumes", vm=42),
         ]

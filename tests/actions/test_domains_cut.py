@@ -24,6 +24,7 @@ from tests.fakes.domains import (
     start,
     stop,
 )
+from tests.fakes.filesteps import is_file_step, watched
 from tests.fakes.machine import CLOUD, Fault, How, KilledError
 from tests.fakes.xen import FakeXen
 
@@ -59,6 +60,7 @@ CASES: dict[str, tuple[Act, Act]] = {
     "start again": (_stopped, start),
     "shutdown": (_started, stop),
     "destroy": (_started, lambda xen: stop(xen, "destroy")),
+    "reboot": (_started, lambda xen: ask(xen.machine(), "domain-reboot", vm=7)),
     "reset": (_started, lambda xen: ask(xen.machine(), "domain-reset", vm=7)),
     "save": (_started, save),
     "restore": (_saved, restore),
@@ -73,15 +75,18 @@ def test_cut_at_any_step_and_run_again_ends_the_same(tmp_path: Path, case: str, 
     """A verb that fails or is killed at any of its commands is finished by calling it again."""
     prepare, act = CASES[case]
     whole = _world(tmp_path / "whole", prepare)
-    act(whole)
+    with watched(whole.node):
+        act(whole)
     expected = picture(whole)
     steps = len(whole.node.ran)
-    assert steps > 3
+    assert steps > 2
     for step in range(steps):
+        if how is How.KILL_AFTER and is_file_step(whole.node.ran[step]):
+            continue
         xen = _world(tmp_path / f"{step}", prepare)
         xen.node.fault = Fault(step, how)
         interrupt.install()
-        with suppress(CxmError, KilledError):
+        with suppress(CxmError, KilledError), watched(xen.node):
             act(xen)
         xen.node.revive()
         xen.sleep(30)
@@ -92,6 +97,7 @@ def test_cut_at_any_step_and_run_again_ends_the_same(tmp_path: Path, case: str, 
 
 def _world(path: Path, prepare: Act) -> FakeXen:
     xen = new_xen(path)
+    os.makedirs(xen.node.path("datastores", "0", "7"), exist_ok=True)
     prepare(xen)
     xen.node.ran.clear()
     return xen

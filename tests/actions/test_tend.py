@@ -132,6 +132,18 @@ class TestQuiet:
 class TestOff:
     """A guest that switched itself off."""
 
+    def test_a_disk_that_stays_in_use_is_released_later(self, xen: FakeXen) -> None:
+        """Somebody looks into the guest's disk: when that has ended, the next turn releases it."""
+        xen.guest(7, "off")
+        xen.node.state.mounts["/mnt"] = "lv-one-7-0"
+        tend(xen)
+        assert not record(xen).released
+        assert active(xen) == ["lv-one-7-0"]
+        xen.node.state.mounts.clear()
+        tend(xen)
+        assert record(xen).released
+        assert_off(xen)
+
     def test_it_is_recorded_and_released(self, xen: FakeXen) -> None:
         """Its remains go, its disks are released, and it does not start at boot."""
         xen.guest(7, "off")

@@ -63,7 +63,7 @@ def test_a_tar_image_becomes_files(cloud_root: Path, version: str) -> None:
 
 def test_the_disk_of_the_template_decides_the_size(cloud: Cloud) -> None:
     """The VM's template asks for more than the image has (5.0 on)."""
-    cloud.vms[42] = cloud.vms[42].replace("<SIZE><![CDATA[29]]>", "<SIZE><![CDATA[40]]>", 1)
+    cloud.vms[42] = cloud.vms[42].replace("<SIZE><![CDATA[4]]>", "<SIZE><![CDATA[40]]>", 1)
     run(cloud, "clone", *clone_argv(cloud))
     assert cloud.hosts["solo1"].state.lvs["lv-one-42-0"].size == 40 * MIB
 
@@ -73,6 +73,16 @@ def test_a_volume_is_never_smaller_than_its_content(cloud: Cloud) -> None:
     image(cloud, "web").write_bytes(DISK + DISK)
     run(cloud, "clone", *clone_argv(cloud))
     assert cloud.hosts["solo1"].content("lv-one-42-0") == DISK + DISK
+
+
+def test_a_gzip_image_that_says_too_little_is_measured(cloud: Cloud) -> None:
+    """Its last bytes tell the length modulo 4 GiB, and of its last part only."""
+    parts = [NOISE[:-number] for number in range(1, 7)]
+    image(cloud, "web").write_bytes(b"".join(gzip.compress(part, 1) for part in parts))
+    run(cloud, "clone", *clone_argv(cloud))
+    assert cloud.hosts["solo1"].content("lv-one-42-0").rstrip(b"\0") == b"".join(parts).rstrip(
+        b"\0"
+    )
 
 
 def test_a_cd_is_as_large_as_its_content(cloud: Cloud) -> None:
@@ -243,6 +253,17 @@ def test_what_cannot_be_cloned_is_one_sentence_and_leaves_nothing(
     assert not list((cloud.front / "tmp").iterdir())
 
 
+@pytest.mark.parametrize("data", [gzip.compress(NOISE)[:-4] + b"\1\0\0\0", b"KDMV" + NOISE])
+def test_what_is_wrong_with_an_image_names_vm_disk_and_image(cloud: Cloud, data: bytes) -> None:
+    """Whoever reads it knows which of many images to mend, wherever the damage was found."""
+    image(cloud, "web").write_bytes(data)
+    with pytest.raises(DataError, match=r"^VM 42 disk 0, image 7 \('web root'\): \S+"):
+        run(cloud, "clone", *clone_argv(cloud))
+    cloud.vms[42] = cloud.vms[42].replace("<IMAGE_ID><![CDATA[7]]></IMAGE_ID>", "")
+    with pytest.raises(DataError, match=r"^VM 42 disk 0: \S+"):
+        run(cloud, "clone", *clone_argv(cloud), default_lv_size="4M")
+
+
 def test_a_name_of_any_letters_is_reduced_as_in_the_original(cloud: Cloud) -> None:
     """Blanks, quotes and letters of other scripts fall away; what is left names the domain."""
     _vm_named("alice", "w\u00e9b / '1' &amp; $x;")(cloud)
@@ -265,3 +286,10 @@ def test_a_volatile_disk_is_made_as_its_version_says(
     lv = cloud.hosts["solo1"].state.lvs["lv-one-42-1"]
     assert (lv.size, lv.filesystem) == (8 * MIB, expected)
     assert cloud.steps == [("solo1", "disk-blank")]
+
+
+def test_a_large_disk_gets_the_time_that_zeroing_takes(cloud: Cloud) -> None:
+    """Storage that cannot zero by itself writes every byte, 50 MiB/s perhaps."""
+    with pytest.raises(RefusedError, match="MiB free"):
+        run(cloud, "mkimage", str(3 << 20), "raw", cloud.place("solo1", "disk.1"), "42", "0")
+    assert cloud.limit_s > (3 << 20) / 50

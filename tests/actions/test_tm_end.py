@@ -2,23 +2,29 @@
 # Copyright The cxm for OpenNebula authors
 """A VM's end: disks are saved back and removed, and nothing stays."""
 
+import gzip
+import re
 import tarfile
+from pathlib import Path
 
 import pytest
 
 from cxm.errors import RefusedError
 from cxm.one.version import OneVersion
 from tests.fakes.hosts import FRONTEND, Cloud, run
+from tests.fakes.machine import MIB
 from tests.fakes.transfers import (
     DISK,
     clone_argv,
     everything,
     image,
+    new_cloud,
     old_image,
     saved_back_argv,
     stopped_disk,
     tar_image,
     volume,
+    with_filesystem,
 )
 
 
@@ -115,6 +121,70 @@ def test_only_the_files_of_a_file_system_are_saved(cloud: Cloud) -> None:
     with tarfile.open(image(cloud, "web")) as archive:
         names = {member.name.removeprefix("./").rstrip("/") for member in archive}
     assert {"etc/hostname", "srv/noise"} <= names
+
+
+@pytest.mark.parametrize("version", ["3.8", "4.14", "7.4"])
+def test_a_disk_that_is_saved_as_files_keeps_its_size(cloud_root: Path, version: str) -> None:
+    """Of the files no size follows, and the default may be smaller than the image once was."""
+    cloud = new_cloud(cloud_root, version)
+    node = cloud.hosts["solo1"]
+    cloud.images[7] = re.sub("<LV_SIZE>.*</LV_SIZE>", "", cloud.images[7]).replace(
+        "<SIZE>4<", "<SIZE>24<"
+    )
+    cloud.vms[42] = cloud.vms[42].replace("SIZE><![CDATA[4]", "SIZE><![CDATA[24]")
+    image(cloud, "web").write_bytes(with_filesystem("ext4", 24))
+    run(cloud, "clone", *clone_argv(cloud), default_lv_size="8M")
+    (Path(node.tree("lv-one-42-0")) / "etc").mkdir(parents=True)
+    run(cloud, "mvds", *saved_back_argv(cloud))
+    assert tarfile.is_tarfile(image(cloud, "web"))
+    run(cloud, "delete", cloud.place("solo1"), "42", "0")
+    run(cloud, "clone", *clone_argv(cloud), default_lv_size="8M")
+    assert node.state.lvs["lv-one-42-0"].size == 24 * MIB
+    assert node.state.lvs["lv-one-42-0"].filesystem == "ext4"
+
+
+def test_a_disk_of_another_file_system_is_saved_whole(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files would come back as ext4, which the guest's fstab does not know; the log says so."""
+    disk = with_filesystem("xfs", 4)
+    image(cloud, "web").write_bytes(disk)
+    run(cloud, "clone", *clone_argv(cloud))
+    cloud.steps.clear()
+    run(cloud, "mvds", *saved_back_argv(cloud))
+    assert cloud.steps == [("solo1", "disk-read")]
+    (warning,) = [each for each in caplog.records if each.name == "cxm.one.tm.mvds"][:1]
+    assert warning.levelname == "WARNING"
+    assert "VM 42 disk 0 is saved whole" in warning.getMessage()
+    assert "set FSTYPE=xfs at the image" in warning.getMessage()
+    run(cloud, "delete", cloud.place("solo1"), "42", "0")
+    run(cloud, "clone", *clone_argv(cloud))
+    assert cloud.hosts["solo1"].content("lv-one-42-0") == disk
+
+
+def test_a_disk_whose_image_nobody_knows_is_saved_whole(cloud: Cloud) -> None:
+    """A VM's end does not fail since oned does not say what its image would become."""
+    image(cloud, "web").write_bytes(with_filesystem("ext4", 4))
+    run(cloud, "clone", *clone_argv(cloud))
+    cloud.oned_answers = False
+    run(cloud, "mvds", *saved_back_argv(cloud))
+    assert gzip.decompress(image(cloud, "web").read_bytes()) == with_filesystem("ext4", 4)
+
+
+def test_3_x_saves_a_disk_as_an_image_of_its_own(cloud_root: Path) -> None:
+    """What the new image says, not the old one, decides how the disk comes again."""
+    cloud = new_cloud(cloud_root, "3.8")
+    image(cloud, "web").write_bytes(with_filesystem("ext4", 4))
+    run(cloud, "clone", *clone_argv(cloud))
+    cloud.vms[42] = cloud.vms[42].replace(
+        "<IMAGE_ID><![CDATA[7]]>", "<SAVE_AS>9</SAVE_AS><IMAGE_ID><![CDATA[7]]>"
+    )
+    cloud.images[9] = (
+        "<IMAGE><ID>9</ID><NAME>new</NAME><TYPE>0</TYPE><FSTYPE>save_as</FSTYPE></IMAGE>"
+    )
+    argv = [cloud.place("solo1", "disk.0"), str(image(cloud, "new")), "42", "1"]
+    run(cloud, "mvds", *argv, default_fstype="ext3")
+    assert gzip.decompress(image(cloud, "new").read_bytes()) == with_filesystem("ext4", 4)
 
 
 def test_a_disk_in_use_is_not_saved(cloud: Cloud) -> None:

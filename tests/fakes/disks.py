@@ -181,9 +181,11 @@ def content_of(answer: Answer) -> bytes:
     return b"".join(parts)
 
 
-def read(node: FakeNode, form: str, *, vm: int = 42, disk: int = 0) -> tuple[Section, Answer]:
+def read(
+    node: FakeNode, form: str, *, vm: int = 42, disk: int = 0, fstype: str | None = None
+) -> tuple[Section, Answer]:
     """disk-read; the head of the data and the answer."""
-    answer = ask(node.machine(), "disk-read", vm=vm, disk=disk, as_=form, level=None)
+    answer = ask(node.machine(), "disk-read", vm=vm, disk=disk, as_=form, fstype=fstype, level=None)
     head = answer.items[0]
     assert isinstance(head, Section)
     return head, answer

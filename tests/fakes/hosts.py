@@ -77,6 +77,7 @@ class Cloud:
         self.now = 0.0
         self.later: Callable[[], None] = lambda: None  # happens while an action waits
         self.steps: list[tuple[str, str]] = []
+        self.limit_s = 0.0  # how long the last call of a verb was allowed to take
         self.cut: Cut | None = None
 
     def revive(self) -> None:
@@ -168,6 +169,7 @@ class HostNode:
 
     def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         step = self._cloud.step(self._host, verb)
+        self._cloud.limit_s = timeout_s
         said = self._serve(verb, self._request(args))
         step.at(Where.AFTER)
         return wire.parse_reply(said)[0]

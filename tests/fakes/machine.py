@@ -109,6 +109,9 @@ class FakeNode:
         self.state = State()
         self.ran: list[tuple[str, ...]] = []
         self.fault: Fault | None = None
+        self.clock = 0.0
+        self.later: Callable[[], None] = lambda: None  # happens while a verb waits
+        self.is_busy = False  # the model is at work, not the code under test
         self._killed: State | None = None
         self._real = System()
         self._handlers: dict[str, Handler] = {
@@ -156,9 +159,15 @@ class FakeNode:
             dev_dir=self.path("dev"),
             run_dir=self.path("run"),
             state_dir=self.path("state"),
-            sleep=lambda _seconds: None,
+            monotonic=lambda: self.clock,
+            sleep=self.sleep,
         )
         return replace(made, **changes)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for a verb."""
+        self.clock += seconds
+        self.later()
 
     def add_lv(
         self, name: str, size_mib: int, *, tags: Sequence[str] = (), content: bytes | None = None
@@ -188,6 +197,7 @@ class FakeNode:
     def revive(self) -> None:
         """After a kill: the world as it was when the process died; the fault is over."""
         self.fault = None
+        self.is_busy = False
         self.ran.clear()
         if self._killed is None:
             return
@@ -225,7 +235,9 @@ class FakeNode:
                 return self._real.feed(argv, chunks, timeout_s=timeout_s, ok=ok)
             if handler is None:
                 raise AssertionError(f"nobody models the command {argv!r}")
-            outcome = handler(tuple(argv), b"".join(chunks))
+            given = b"".join(chunks)
+            with self._busy():
+                outcome = handler(tuple(argv), given)
             if outcome.code not in ok:
                 raise _failed(argv, outcome)
             return Result(tuple(argv), outcome.code, outcome.stdout, outcome.stderr, 0.0)
@@ -264,8 +276,23 @@ class FakeNode:
         if how is How.KILL_AFTER:
             self._kill()
 
+    def file_step(self, words: tuple[str, ...]) -> None:
+        """A step of the code under test that is no command (:mod:`tests.fakes.filesteps`)."""
+        if self._killed is None:
+            with self._step(words):
+                pass
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self.is_busy = True
+        try:
+            yield
+        finally:
+            self.is_busy = False
+
     def _kill(self) -> None:
         self._killed = self.state.copy()
+        self.is_busy = True
         names = [self.path(name) for name in os.listdir(self.root)]
         os.mkdir(self.path("killed"))
         self._real.run(["cp", "-a", "--sparse=always", *names, self.path("killed")])

@@ -5,6 +5,7 @@
 import gzip
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,13 +34,25 @@ def tar_gz() -> bytes:
     return output.getvalue()
 
 
+def with_filesystem(kind: str, size_mib: int) -> bytes:
+    """A raw image of a file system, as the model of a node recognises one."""
+    return (bytes(1024) + f"FS:{kind}".encode().ljust(MIB, b"\0") + NOISE).ljust(
+        size_mib * MIB, b"\0"
+    )
+
+
 def new_cloud(root: Path, version: str = "7.4") -> Cloud:
     """A frontend and two standalone hosts; oned knows VM 42 and its images."""
     root.mkdir()
     made = Cloud(root, "solo1", "solo2")
     vm = (DATA / f"vm-{version}.xml").read_text()
-    made.vms[42] = vm.replace("<SIZE><![CDATA[2048]]>", "<SIZE><![CDATA[29]]>")
-    made.images[7] = (DATA / f"image-{version}.xml").read_text().replace("2G", "4M")
+    made.vms[42] = re.sub(r"SIZE><!\[CDATA\[(2048|29)\]", "SIZE><![CDATA[4]", vm)
+    made.images[7] = (
+        (DATA / f"image-{version}.xml")
+        .read_text()
+        .replace("2G", "4M")
+        .replace("<SIZE>29<", "<SIZE>4<")
+    )
     made.images[8] = made.images[7].replace("<ID>7<", "<ID>8<")
     image(made, "web").write_bytes(DISK)
     (made.front / "vms" / "42" / "context.sh").write_text("HOSTNAME='web-1'\n")

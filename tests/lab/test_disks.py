@@ -145,7 +145,7 @@ def write(node: RemoteNode, items: Iterable[Item], *, disk: int = 0, **changes: 
 def read(node: RemoteNode, form: str, *, disk: int = 0) -> tuple[dict[str, Any], bytes]:
     """disk-read: what the data says about itself, and the data."""
     items: list[Item] = []
-    args = {"vm": 42, "disk": disk, "as": form, "level": 1}
+    args = {"vm": 42, "disk": disk, "as": form, "fstype": None, "level": 1}
     node.download("disk-read", args, items.extend, pack=True)
     head = items[0]
     assert isinstance(head, Section)

@@ -67,6 +67,19 @@ def test_device_holds_content_and_zeros(device: str, items: list[bytes | Zeros])
     assert Path(device).read_bytes() == content.ljust(SIZE, b"\0")
 
 
+@pytest.mark.parametrize("block", [MIB, 2 * MIB, 3 * MIB, 8 * MIB])
+def test_a_device_is_read_and_written_in_blocks(device: str, block: int) -> None:
+    """Whatever BLOCK_SIZE is, the content is the same; what is read comes in pieces of its size."""
+    items: list[bytes | Zeros] = [NOISE[:777], Zeros(MIB + 5), NOISE[777:], Zeros(9), b"x"]
+    with blockdev.open_device(device, write=True, block=block) as opened:
+        opened.write(items)
+        found = list(opened.read())
+    assert flat(found) == Path(device).read_bytes() == flat(items).ljust(SIZE, b"\0")
+    longest = max(len(each) for each in found if isinstance(each, bytes))
+    assert MIB // 2 < longest <= block
+    assert (longest > MIB) == (block > MIB)
+
+
 @pytest.mark.parametrize("surplus", [[b"x"], [Zeros(1)], [bytes(MIB)], [Zeros(1 << 60)]])
 def test_content_that_is_too_large(device: str, surplus: list[bytes | Zeros]) -> None:
     """One byte more than the device is an error, zero or not."""

@@ -101,6 +101,14 @@ def test_call_on_this_node_needs_no_ssh() -> None:
     assert runner.calls[0][0][:2] == ["sudo", "-n"]
 
 
+def test_request_carries_the_size_of_a_block_when_it_is_not_the_default() -> None:
+    """BLOCK_SIZE is the frontend's setting, and the host reads and writes by it."""
+    runner = Recorder(reply({}))
+    RemoteNode(runner, "solo1", CLOUD, block_mib=4).call("disk-blank", {})
+    RemoteNode(runner, "solo1", CLOUD).call("disk-blank", {})
+    assert [json.loads(sent).get("block_mib") for _argv, sent in runner.calls] == [4, None]
+
+
 def test_failure_reply_is_raised_as_it_was() -> None:
     """The helper's sentence is the operator's sentence."""
     line = wire.encode_json(wire.failure(RefusedError("LV x on solo1 is in use")))

@@ -79,6 +79,7 @@ def test_original_is_read_up_to_its_code_with_a_warning() -> None:
         ("MODE=FAST\n", "MODE: 'FAST' is none of RAW, GZIP, TGZ"),
         ("COMPRESS_LEVEL=10\n", "COMPRESS_LEVEL: '10' is not a number from 1 to 9"),
         ("DEFAULT_LV_SIZE=big\n", "'big' is not a size"),
+        ("BLOCK_SIZE=1G\n", "'1G' is more than 64M"),
         ("DEFAULT_LV_SIZE=0\n", "'0' is no size for a disk"),
         ("DEBUG=perhaps\n", "'perhaps' is neither yes nor no"),
         ("DEFAULT_FSTYPE=ntfs\n", "'ntfs' is not a file system that cxm makes"),

@@ -192,6 +192,37 @@ def test_raw_travels_without_holes(tmp_path: Path) -> None:
     assert source.content_bytes == 64 * MIB
 
 
+def test_a_gzip_is_measured_unless_its_length_is_certain(tmp_path: Path) -> None:
+    """A large one may hold 4 GiB more than it says, unless somebody has stated just that size."""
+    path = tmp_path / "image.gz"
+    path.write_bytes(gzip.compress(os.urandom(5 * MIB), 1))
+    with image.opened(str(path), System()) as source:
+        assert source.may_exceed(8 * MIB, is_stated=True)
+        assert source.may_exceed(5 * MIB, is_stated=False)
+        assert not source.may_exceed(5 * MIB, is_stated=True)
+        assert not source.may_exceed((4 << 30) + 5 * MIB, is_stated=True)
+        assert not source.may_exceed(6 << 30, is_stated=False)
+    path.write_bytes(gzip.compress(os.urandom(MIB), 1))
+    with image.opened(str(path), System()) as source:
+        assert not source.may_exceed(MIB, is_stated=False)
+
+
+def test_zstd_without_a_length_is_measured(tmp_path: Path) -> None:
+    """What was compressed in a pipe does not say how much it holds."""
+    path = tmp_path / "image.zst"
+    path.write_bytes(zstd(bytes(MIB), "--no-content-size"))
+    with image.opened(str(path), System()) as source:
+        assert source.may_exceed(1 << 40, is_stated=True)
+
+
+def test_the_length_of_an_archive_is_a_hint(tmp_path: Path) -> None:
+    """No disk's size follows from it: a large archive is not read twice."""
+    path = tmp_path / "image.tar.gz"
+    path.write_bytes(gzip.compress(tar_of({"a": os.urandom(5 * MIB)}), 1))
+    with image.opened(str(path), System()) as source:
+        assert not source.may_exceed(MIB, is_stated=False)
+
+
 def test_compressed_travels_as_it_is(tmp_path: Path) -> None:
     """What is compressed is not touched, nor compressed again."""
     path = tmp_path / "image"

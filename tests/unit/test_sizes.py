@@ -54,12 +54,17 @@ def disk(**attributes: str) -> Disk:
         ({}, {"LV_SIZE": "1G"}, GIB + 1, 1025, "the image's content"),
         ({}, {}, 20 * GIB, 20480, "the image's content"),
         ({"SIZE": "600", "ORIGINAL_SIZE": "500"}, {}, GIB, 1024, "the image's content"),
+        ({"SIZE": "20480"}, {}, 0, 20480, "SIZE that OpenNebula counts"),
+        ({"SIZE": "20480", "ORIGINAL_SIZE": "20480"}, {}, 0, 20480, "SIZE that OpenNebula counts"),
+        ({"SIZE": "3000"}, {"LV_SIZE": "2G"}, 0, 3000, "SIZE that OpenNebula counts"),
+        ({"SIZE": "3000"}, {"LV_SIZE": "4G"}, 0, 4096, "LV_SIZE of image 7"),
+        ({"SIZE": "3000"}, {"LV_SIZE": "2G"}, 5 * GIB, 5120, "the image's content"),
     ],
 )
 def test_the_first_rule_that_applies_gives_the_size(
     of_disk: dict[str, str], of_image: dict[str, str], content: int, expected: int, rule: str
 ) -> None:
-    """An enlarging DISK/SIZE, LV_SIZE, a kept SIZE, the default; never below the content."""
+    """An enlarging DISK/SIZE, LV_SIZE, a kept SIZE, the default; never below what is needed."""
     got = sizes.of_disk(
         disk(**of_disk),
         image_with(of_image),
@@ -68,6 +73,18 @@ def test_the_first_rule_that_applies_gives_the_size(
         default_mib=8192,
     )
     assert got == sizes.Size(expected, rule, is_content=rule == "the image's content")
+
+
+def test_3_x_counts_a_disk_by_its_image() -> None:
+    """Its disks that are made of images have no SIZE of their own."""
+    got = sizes.of_disk(
+        disk(),
+        replace(image(), size_mib=20480),
+        content_bytes=1,
+        is_optical=False,
+        default_mib=8192,
+    )
+    assert got == sizes.Size(20480, "SIZE that OpenNebula counts")
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,13 @@ class Conversation:
 class RemoteNode:
     """A node reached by ssh, or the machine itself when ``host`` is None."""
 
-    def __init__(self, runner: run.Runner, host: str | None, cloud: CloudId) -> None:
+    def __init__(
+        self, runner: run.Runner, host: str | None, cloud: CloudId, *, block_mib: int = 1
+    ) -> None:
         self._runner = runner
         self._host = host
         self._cloud = cloud
+        self._block_mib = block_mib
 
     @property
     def name(self) -> str:
@@ -108,13 +111,15 @@ class RemoteNode:
         return local if self._host is None else run.ssh(self._host, local)
 
     def _request(self, args: dict[str, Any], *, pack: bool, stay: bool = False) -> bytes:
-        request = {
+        request: dict[str, Any] = {
             "api": API_VERSION,
             "version": __version__,
             "cloud": self._cloud,
             "pack": pack,
             "args": args,
         }
+        if self._block_mib != 1:
+            request["block_mib"] = self._block_mib
         return wire.encode_json(request | ({"stay": True} if stay else {}))
 
     def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:

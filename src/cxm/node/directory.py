@@ -53,11 +53,11 @@ def unlink(machine: Machine, directory: str, disk: str) -> None:
 def linked(machine: Machine, directory: str, disk: str, device: str) -> Iterator[None]:
     """Put a link to ``device`` into the VM's directory; a failed block takes a new one away."""
     path = _link_path(directory, disk)
+    fresh = f"{path}.new"
     is_new = not os.path.lexists(path)
     try:
         with machine.as_caller():
             _make(directory)
-            fresh = f"{path}.new"
             with suppress(FileNotFoundError):
                 os.unlink(fresh)
             os.symlink(device, fresh)
@@ -65,9 +65,10 @@ def linked(machine: Machine, directory: str, disk: str, device: str) -> Iterator
         yield
     except BaseException:
         # The link of a disk that the block refused to touch stays, as the disk does.
-        if is_new:
-            with interrupt.held_off(), suppress(OSError):
-                unlink(machine, directory, disk)
+        with interrupt.held_off(), machine.as_caller():
+            for each in (fresh, path) if is_new else (fresh,):
+                with suppress(OSError):
+                    os.unlink(each)
         raise
 
 

@@ -89,17 +89,9 @@ def _fill_filesystem(
         unpack(path)
 
 
-def _fill(
-    machine: Machine,
-    owner: Owner,
-    device: str,
-    *,
-    content: str,
-    fstype: str,
-    items: Iterator[Item],
-) -> None:
-    """Fill a device with the section that ``items`` still holds; return when it is safe."""
-    data = _data(items)
+def _fill(call: Call, owner: Owner, device: str, *, content: str, fstype: str) -> None:
+    """Fill a device with the section that the call still holds; return when it is safe."""
+    machine, data = call.machine, _data(call.items)
 
     def unpack(path: str) -> None:
         def untar(chunks: Iterable[bytes | Zeros]) -> None:
@@ -108,7 +100,7 @@ def _fill(
         _decompressed(machine, content, data, untar)
 
     def copy(chunks: Iterable[bytes | Zeros]) -> None:
-        with blockdev.open_device(device, write=True) as opened:
+        with blockdev.open_device(device, write=True, block=call.block) as opened:
             opened.write(chunks)
 
     if content.startswith("tar"):
@@ -131,6 +123,20 @@ def _has_domain(machine: Machine, owner: Owner) -> bool:
 
     uuid = names.domain_uuid(owner.cloud, owner.vm)
     return any(domain.uuid == uuid for domain in xl.domains(machine.runner))
+
+
+def _unused(
+    machine: Machine, owner: Owner, look: Callable[[Group], list[Owned]]
+) -> tuple[Group, list[Owned]]:
+    """The group, and what ``look`` finds in it, out of use if that is only a matter of moments.
+
+    A domain keeps its disks in use for longer than anybody waits here.
+    """
+    group = store.load(machine, owner)
+    found = look(group)
+    if any(each.volume.in_use for each in found) and not _has_domain(machine, owner):
+        return store.released(machine, owner, look)
+    return group, found
 
 
 def _section(items: Iterator[Item]) -> Section:
@@ -231,14 +237,7 @@ def write(
     wanted = _Disk(Owner(call.cloud, vm), disk, directory, name, size)
 
     def fill(device: str) -> None:
-        _fill(
-            call.machine,
-            wanted.owner,
-            device,
-            content=content,
-            fstype=fstype or "",
-            items=call.items,
-        )
+        _fill(call, wanted.owner, device, content=content, fstype=fstype or "")
 
     made = _make(call.machine, wanted, fill, replace=replace)
     for _rest in _data(
@@ -261,7 +260,7 @@ def blank(
     """Make an empty disk: all zeros, a swap space, or a file system without files."""
 
     def fill(device: str) -> None:
-        with blockdev.open_device(device, write=True) as opened:
+        with blockdev.open_device(device, write=True, block=call.block) as opened:
             opened.zero(0, opened.size)
             opened.sync()
         if made_as != "raw":
@@ -275,16 +274,23 @@ def blank(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read(call: Call, *, vm: VmId, disk: str, content: str, level: int | None) -> dict[str, Any]:
-    """Send a disk's content, as it is or as an image of the given kind."""
+def read(
+    call: Call, *, vm: VmId, disk: str, content: str, fstype: str | None, level: int | None
+) -> dict[str, Any]:
+    """Send a disk's content, as it is or as an image of the given kind.
+
+    Files only (``tar.gz``) become a file system again: where that would not be the one that they
+    came from but ``fstype``, or where there is none, the disk is sent whole instead.
+    """
     machine, owner = call.machine, Owner(call.cloud, vm)
-    group = store.load(machine, owner)
-    found = store.get(machine, group, owner, disk)
+    group, (found,) = _unused(
+        machine, owner, lambda group: [store.get(machine, group, owner, disk)]
+    )
     if found.volume.in_use:
         raise RefusedError(f"the volume {found.name} of VM {vm} is in use; it cannot be read")
     with store.activated(machine, group, found) as device:
         kind = filesystem.detect(machine.runner, device)
-        if content == "tar.gz" and kind is None:
+        if content == "tar.gz" and (kind is None or kind != (fstype or kind)):
             content = "gzip"
         meta = {"content": content, "size_mib": found.volume.size_mib, "fstype": kind}
         head = Section(f"disk.{disk}", meta)
@@ -304,13 +310,13 @@ def read(call: Call, *, vm: VmId, disk: str, content: str, level: int | None) ->
             ):
                 call.send(itertools.chain([head], packed))
         else:
-            with blockdev.open_device(device, write=False) as opened:
+            with blockdev.open_device(device, write=False, block=call.block) as opened:
                 if content == "raw":
                     call.send(itertools.chain([head], opened.read()))
                 else:
                     with machine.runner.produce(gzip, chunks=_plain(opened.read())) as packed:
                         call.send(itertools.chain([head], packed))
-    return {"lv": found.name}
+    return {"lv": found.name, "content": content, "fstype": kind}
 
 
 def volumes(call: Call, *, vm: VmId) -> dict[str, Any]:
@@ -345,11 +351,12 @@ def usage(call: Call) -> dict[str, Any]:
 # --- removing -----------------------------------------------------------------------------------
 
 
-def _remove_all(machine: Machine, group: Group, owner: Owner, found: list[Owned]) -> list[str]:
+def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Owned]]) -> list[str]:
     """Remove volumes, unless one of them is in use: then all are marked, and RefusedError says so.
 
     Only xl knows a domain that has not opened its disks yet, or has closed them.
     """
+    group, found = _unused(machine, owner, look)
     if not found:
         return []
     used = [owned.name for owned in found if owned.volume.in_use]
@@ -368,9 +375,12 @@ def _remove_all(machine: Machine, group: Group, owner: Owner, found: list[Owned]
 def remove(call: Call, *, vm: VmId, disk: str, directory: str | None) -> dict[str, Any]:
     """Remove a disk and the link to it; one that is not there is success."""
     machine, owner = call.machine, Owner(call.cloud, vm)
-    group = store.load(machine, owner)
-    found = store.find(machine, group, owner, disk)
-    removed = _remove_all(machine, group, owner, [] if found is None else [found])
+
+    def look(group: Group) -> list[Owned]:
+        found = store.find(machine, group, owner, disk)
+        return [] if found is None else [found]
+
+    removed = _remove_all(machine, owner, look)
     if directory is not None:
         directories.unlink(machine, directory, disk)
     return {"removed": bool(removed)}
@@ -381,11 +391,11 @@ def remove_vm(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     from cxm.node import domains  # noqa: PLC0415 - no other verb here needs what it imports
 
     machine, owner = call.machine, Owner(call.cloud, vm)
-    group = store.load(machine, owner)
-    found = store.of_vm(machine, group, owner)
-    if not found and _has_domain(machine, owner):
+    removed: list[str] = _remove_all(
+        machine, owner, lambda group: store.of_vm(machine, group, owner)
+    )
+    if not removed and _has_domain(machine, owner):
         raise RefusedError(f"VM {vm} is not removed: its domain is still there", hint="stop the VM")
-    removed = _remove_all(machine, group, owner, found)
     removed += domains.forget(machine, owner.cloud, owner.vm)
     removed += directories.remove(machine, directory)
     return {"removed": removed}

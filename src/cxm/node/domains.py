@@ -14,9 +14,9 @@ from cxm.node import configs, guests, kernels
 from cxm.node import plan as plans
 from cxm.node.guests import Life
 from cxm.node.helper import Call
-from cxm.node.life import Vm, end, note, note_running, running, settled, waits
+from cxm.node.life import Vm, end, note, note_running, running, settled
 from cxm.node.machine import Machine
-from cxm.node.starting import activated, drop_checkpoint, launch, release, start_stored, usable
+from cxm.node.starting import activated, drop_checkpoint, launched, release, start_stored, usable
 from cxm.node.volumes import Owner
 from cxm.xen import xl
 from cxm.xen.guest import GuestSpec, from_json
@@ -57,8 +57,10 @@ def _start_cold(vm: Vm, spec: GuestSpec, directory: str) -> dict[str, Any]:
     plan = plans.make(vm, spec, directory=directory, group=group, owned=owned)
     with plans.stored(vm, plan) as path:
         drop_checkpoint(vm, group)
-        with activated(vm, group, owned):
-            domain = launch(vm, lambda: xl.create(vm.machine.runner, path))
+        with (
+            activated(vm, group, owned),
+            launched(vm, lambda: xl.create(vm.machine.runner, path)) as domain,
+        ):
             note_running(vm, domain.name, "OpenNebula started it")
     _log.info("VM %d was started as %s: %s", vm.vm, domain.name, plan.choice.reason)
     return {"name": domain.name, "type": plan.choice.guest_type.value, "adopted": False}
@@ -112,7 +114,7 @@ def _shut_down(vm: Vm, domid: int, timeout_s: float) -> None:
     machine = vm.machine
     deadline = machine.monotonic() + timeout_s
     asked_at: float | None = None
-    for _turn in waits(machine, timeout_s):
+    for _turn in machine.waits(timeout_s):
         domain = _alive(vm.present())
         if domain is None:
             if not vm.keepers():

@@ -69,6 +69,7 @@ class Call:
 
     machine: Machine
     cloud: CloudId
+    block: int = 1 << 20  # bytes of one read or write of a disk
     items: Iterator[wire.Item] = field(default_factory=lambda: iter(()))
     send: Callable[[Iterable[wire.Item]], None] = lambda _items: None
 
@@ -134,6 +135,8 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+_block_mib: Final = _integer(1, config.MAX_BLOCK_MIB)
+
 ARGUMENTS: Final[Mapping[str, Argument]] = {
     "vm": Argument("vm", lambda value: names.VmId(_integer(0, 0xFFFFFFFF)(value))),
     "disk": Argument("disk", lambda value: names.volume_kind(str(_integer(0, 9999)(value)))),
@@ -179,7 +182,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         "disks", "write", "vm disk dir name size_mib? content fstype? replace", Data.UP
     ),
     "disk-blank": Verb("disks", "blank", "vm disk dir name size_mib format"),
-    "disk-read": Verb("disks", "read", "vm disk as level?", Data.DOWN),
+    "disk-read": Verb("disks", "read", "vm disk as fstype? level?", Data.DOWN),
     "disk-remove": Verb("disks", "remove", "vm disk dir?"),
     "vm-remove": Verb("disks", "remove_vm", "vm dir"),
     "vm-volumes": Verb("disks", "volumes", "vm"),
@@ -362,6 +365,7 @@ def _perform(
             raise refusal
         if row.request:
             call.cloud = _check_request(request, machine)
+            call.block = _block_mib(request.get("block_mib", 1)) << 20
             arguments = check_arguments(verb, _mapping(request.get("args")))
             if "vm" in arguments and row.lock:
                 stack.enter_context(machine.vm_lock(call.cloud, arguments["vm"]))

@@ -29,7 +29,6 @@ _log = logging.getLogger(__name__)
 
 # A domain that stopped for one of these goes on, or its keeper or its saver takes it away.
 _PASSING: Final = (Reason.REBOOT, Reason.SUSPEND, Reason.SOFT_RESET)
-_POLL_S: Final = 0.5
 # A domain between two lives is back within seconds, or within minutes when many are being built.
 _SETTLE_S: Final = 120.0
 # How long a keeper may hang around without a domain before it is ended.
@@ -98,15 +97,6 @@ def running(present: list[Domain]) -> Domain | None:
     return next((domain for domain in present if domain.alive and not never_ran(domain)), None)
 
 
-def waits(machine: Machine, patience_s: float) -> Iterator[None]:
-    """Give the loop a turn until its patience ends, and a moment between two turns."""
-    deadline = machine.monotonic() + patience_s
-    yield
-    while machine.monotonic() < deadline:
-        machine.sleep(_POLL_S)
-        yield
-
-
 def settled(vm: Vm) -> list[Domain]:
     """The VM's domains when none of them is between two states any more.
 
@@ -114,7 +104,7 @@ def settled(vm: Vm) -> list[Domain]:
     domain. Whatever is found when the patience ends is returned.
     """
     present: list[Domain] = []
-    for _turn in waits(vm.machine, _SETTLE_S):
+    for _turn in vm.machine.waits(_SETTLE_S):
         # In this order: a keeper that ends after the first question has left its domain behind.
         kept = bool(vm.keepers())
         present = vm.present()
@@ -134,7 +124,7 @@ def end(vm: Vm) -> None:
     """
     machine = vm.machine
     alone_since: float | None = None
-    for _turn in waits(machine, _SETTLE_S):
+    for _turn in machine.waits(_SETTLE_S):
         # In this order: a keeper that ends after the first question has left its domain behind.
         kept = vm.keepers()
         present = vm.present()
@@ -170,14 +160,15 @@ def note_running(vm: Vm, name: str, reason: str, *, falls: tuple[float, ...] = (
     """Record that the VM should run, and have the host start it when it boots."""
     machine = vm.machine
     now = machine.now()
+    # The record comes last: a start that fails before leaves none, and its undoing takes the link.
+    if os.path.exists(configs.path_of(machine, name)):
+        configs.set_autostart(machine, name, wanted=True)
     guests.write(
         machine,
         Guest(
             vm.owner.cloud, vm.vm, name, Life.RUNNING, reason, now, boot_id(machine), falls=falls
         ),
     )
-    if os.path.exists(configs.path_of(machine, name)):
-        configs.set_autostart(machine, name, wanted=True)
 
 
 def note(vm: Vm, life: Life, reason: str) -> None:

@@ -19,6 +19,7 @@ from cxm.run import Runner
 
 # A verb of another action on the same VM may be saving a large memory: wait for it, not for ever.
 _LOCK_TIMEOUT_S = 60.0
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,14 @@ class Machine:
     def vm_busy(self, cloud: CloudId, vm: VmId) -> bool:
         """Whether an action is at work on a VM at this moment."""
         return lock.is_held(os.path.join(self.run_dir, "lock"), f"vm-{cloud}-{vm}")
+
+    def waits(self, patience_s: float) -> Iterator[None]:
+        """Give the loop a turn until its patience ends, and a moment between two turns."""
+        deadline = self.monotonic() + patience_s
+        yield
+        while self.monotonic() < deadline:
+            self.sleep(_POLL_S)
+            yield
 
     @contextmanager
     def as_caller(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from cxm.node.domains import vm_of
 from cxm.node.guests import Life
 from cxm.node.helper import Call
 from cxm.node.life import Vm, end, never_ran, note, note_running, running, settled, undoing
-from cxm.node.starting import activated, drop_checkpoint, launch, release, usable
+from cxm.node.starting import activated, drop_checkpoint, launched, release, usable
 from cxm.node.volumes import Owned
 from cxm.xen import savefile, xl
 from cxm.xen.guest import GuestSpec, from_json
@@ -214,10 +214,13 @@ def _restore(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
             config, memory_mib = plans.stored(vm, plan), plan.memory_mib
         else:
             raise RefusedError(f"VM {vm.vm} has no stored configuration on this node")
-        with config as path, activated(vm, group, owned):
-            domain = launch(
+        with (
+            config as path,
+            activated(vm, group, owned),
+            launched(
                 vm, lambda: xl.restore(machine.runner, path, device, memory_mib=memory_mib)
-            )
+            ) as domain,
+        ):
             _wake(vm, group, found, domain)
     return domain
 

@@ -9,33 +9,28 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
 
 from cxm import lvm, names
 from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.lvm import Group
 from cxm.names import CHECKPOINT, LvName, State
 from cxm.node import volumes as store
-from cxm.node.life import Vm, end, note_released, note_running, running, undoing, waits
+from cxm.node.life import Vm, end, note_released, note_running, running, undoing
 from cxm.node.volumes import Owned
 from cxm.xen import xl
 from cxm.xen.xl import Domain
 
 _log = logging.getLogger(__name__)
 
-# Backends let go of their disks some moments after their domain has gone.
-_RELEASE_S: Final = 15.0
-
 
 def usable(vm: Vm, wanted: Collection[LvName]) -> tuple[Group, list[Owned]]:
     """The VM's volumes of these names, and their group; raises CxmError unless all can be used."""
-    group = vm.group()
-    owned: list[Owned] = []
-    for _turn in waits(vm.machine, _RELEASE_S):
-        group = vm.group()
-        owned = [each for each in store.of_vm(vm.machine, group, vm.owner) if each.name in wanted]
-        if not any(each.volume.in_use for each in owned):
-            break
+
+    def look(group: Group) -> list[Owned]:
+        owned = store.of_vm(vm.machine, group, vm.owner)
+        return [each for each in owned if each.name in wanted]
+
+    group, owned = store.released(vm.machine, vm.owner, look)
     for name in sorted(set(wanted) - {each.name for each in owned}):
         raise NotFoundError(f"VM {vm.vm} has no volume {name} in the volume group {group.name}")
     for each in owned:
@@ -80,41 +75,53 @@ def activated(vm: Vm, group: Group, owned: list[Owned]) -> Iterator[None]:
 
 
 def release(vm: Vm) -> None:
-    """Deactivate all volumes of a VM that has no domain; one that stays in use is only told."""
+    """Deactivate all volumes of a VM that has no domain.
+
+    One that stays in use is told, and not recorded as released: the host's next turn tries again.
+    """
     machine = vm.machine
-    held: list[str] = []
-    for _turn in waits(machine, _RELEASE_S):
-        group = vm.group()
+
+    def let_go(group: Group) -> list[Owned]:
         owned = [each for each in store.of_vm(machine, group, vm.owner) if each.volume.active]
         for each in owned:
             if not each.volume.in_use:
                 lvm.deactivate(machine.runner, group, each.name)
-        held = [each.name for each in owned if each.volume.in_use]
-        if not held:
-            break
+        return [each for each in owned if each.volume.in_use]
+
+    _group, held = store.released(machine, vm.owner, let_go)
     if held:
-        what = ", ".join(held)
+        what = ", ".join(each.name for each in held)
         _log.warning("VM %d is off, but something on this node still uses %s", vm.vm, what)
-    note_released(vm)
+    else:
+        note_released(vm)
 
 
-def launch(vm: Vm, make: Callable[[], None]) -> Domain:
-    """Run ``make``, which makes the VM's domain, and return the domain; nothing stays of a failure.
+@contextmanager
+def launched(vm: Vm, make: Callable[[], None]) -> Iterator[Domain]:
+    """Run ``make``, which makes the VM's domain, and give the domain.
 
-    When xl refuses since somebody else (xendomains, at boot) has just made it, that one is taken.
+    Nothing stays when that fails, or the block does: who undoes what lies around it would take the
+    configuration of a running domain away.
     """
     try:
-        make()
-        return _made(vm)
-    except BaseException as error:
-        if isinstance(error, CommandError):
-            found = running(vm.present())
-            if found is not None:
-                _log.info("VM %d was started by somebody else meanwhile", vm.vm)
-                return found
+        yield _launch(vm, make)
+    except BaseException:
         with undoing("the half-made domain"):
             end(vm)
         raise
+
+
+def _launch(vm: Vm, make: Callable[[], None]) -> Domain:
+    """When xl refuses since somebody else (xendomains, at boot) has just made it, that is taken."""
+    try:
+        make()
+        return _made(vm)
+    except CommandError:
+        found = running(vm.present())
+        if found is None:
+            raise
+        _log.info("VM %d was started by somebody else meanwhile", vm.vm)
+        return found
 
 
 def _made(vm: Vm) -> Domain:
@@ -137,7 +144,9 @@ def start_stored(vm: Vm, reason: str, *, falls: tuple[float, ...] = ()) -> str:
     entry = found[0]
     group, owned = usable(vm, [names.LvName(name) for name in entry.stored.volumes])
     drop_checkpoint(vm, group)
-    with activated(vm, group, owned):
-        launch(vm, lambda: xl.create(vm.machine.runner, entry.path))
+    with (
+        activated(vm, group, owned),
+        launched(vm, lambda: xl.create(vm.machine.runner, entry.path)),
+    ):
         note_running(vm, entry.stored.name, reason, falls=falls)
     return entry.stored.name

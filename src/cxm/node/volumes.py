@@ -7,17 +7,21 @@ touched. A volume that is ``filling`` holds nothing of worth: whoever finds one 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Final
 
 from cxm import filesystem, interrupt, lvm, names
-from cxm.errors import CommandError, CxmError, NotFoundError, RefusedError, UsageError
+from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
 from cxm.lvm import Group, Volume
 from cxm.names import CloudId, DomainName, LvName, State, Tags, VmId
 from cxm.node.machine import Machine
 
 _log = logging.getLogger(__name__)
+
+# Backends let go of their disks some moments after their domain has gone.
+_RELEASE_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,21 @@ def of_vm(machine: Machine, group: Group, owner: Owner) -> list[Owned]:
     return [found[key] for key in sorted(found)]
 
 
+def released(
+    machine: Machine, owner: Owner, look: Callable[[Group], list[Owned]]
+) -> tuple[Group, list[Owned]]:
+    """The group, and what ``look`` finds in it when nothing of that is in use any more.
+
+    What a VM without a domain has in use is waited for; what stays so longer is returned as it is.
+    """
+    for _turn in machine.waits(_RELEASE_S):
+        group = load(machine, owner)
+        found = look(group)
+        if not any(each.volume.in_use for each in found):
+            break
+    return group, found
+
+
 def check_name(group: Group, owner: Owner, name: DomainName) -> None:
     """Raise RefusedError when a volume of another VM carries the domain's name already."""
     for volume in group.volumes:
@@ -143,7 +162,7 @@ def discard(machine: Machine, group: Group, owned: Owned) -> None:
 def request_deletion(machine: Machine, group: Group, owned: Owned) -> None:
     """Note on a volume that is in use that it is wanted no more."""
     wanted = replace(owned.tags, state=State.DELETE_REQUESTED)
-    lvm.retag(machine.runner, group, owned.name, old=owned.volume.tags, new=wanted.encode())
+    lvm.retag(machine.runner, group, owned.name, old=owned.tags.encode(), new=wanted.encode())
 
 
 @contextmanager
@@ -167,7 +186,7 @@ def filling(
         if reuse is None:
             lvm.create(runner, group, name, size_mib, begun)
         else:
-            lvm.retag(runner, group, name, old=reuse.volume.tags, new=begun)
+            lvm.retag(runner, group, name, old=reuse.tags.encode(), new=begun)
             if not reuse.volume.active:
                 lvm.activate(runner, group, name)
         yield machine.device(name)
@@ -189,5 +208,5 @@ def _throw_away(machine: Machine, owner: Owner, kind: str) -> None:
         owned = find(machine, group, owner, kind)
         if owned is not None and owned.tags.state is State.FILLING:
             lvm.remove(machine.runner, group, owned.name)
-    except (CommandError, RefusedError, NotFoundError) as error:
+    except CxmError as error:
         _log.warning("the incomplete volume could not be removed: %s", error.message)

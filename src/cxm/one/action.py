@@ -118,7 +118,7 @@ class Context:
 
     def node(self, host: str | None) -> Node:
         """The node that is OpenNebula's host ``host``; None is the machine that we run on."""
-        return RemoteNode(self.runner, host, self.config.cloud_id)
+        return RemoteNode(self.runner, host, self.config.cloud_id, block_mib=self.config.block_size)
 
     def oned(self) -> api.Oned:
         """The oned that calls us."""

@@ -18,6 +18,11 @@ class Subject:
     domain: DomainName
 
 
+def image(ctx: Context, image_id: int | None) -> xml.Image | None:
+    """Ask oned for an image; None for a disk that is made of none that oned knows."""
+    return None if image_id is None else xml.image_of(ctx.oned().image_info(image_id))
+
+
 def ask(ctx: Context, vm: VmId) -> Subject:
     """Ask oned for a VM; raises UsageError when VM_FQDN_TEMPLATE gives it no possible name."""
     record = xml.vm_of(ctx.oned().vm_info(vm))

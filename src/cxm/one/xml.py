@@ -152,6 +152,7 @@ class Image:
     fstype: str  # where 3.x to 5.10 kept FSTYPE; holds more than file systems
     filesystem: str  # FS, from 5.12 on
     template: Mapping[str, str]
+    size_mib: int | None = None  # what OpenNebula counts
 
 
 def image_of(text: str) -> Image:
@@ -165,6 +166,7 @@ def image_of(text: str) -> Image:
         fstype=text_of(element, "FSTYPE"),
         filesystem=text_of(element, "FS"),
         template={} if template is None else attributes_of(template),
+        size_mib=number_of(element, "SIZE"),
     )
 
 

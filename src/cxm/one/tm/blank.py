@@ -10,8 +10,9 @@ from cxm.one.action import Call, Context
 
 _log = logging.getLogger(__name__)
 
-# Making and zeroing a large disk takes minutes where the storage cannot discard.
+# Where the storage cannot zero by itself every byte is written: hours, for a very large disk.
 _TIMEOUT_S = 3600.0
+_SLOWEST_MIB_S = 10
 
 
 def run(ctx: Context, call: Call) -> str:
@@ -39,6 +40,6 @@ def run(ctx: Context, call: Call) -> str:
             "size_mib": request.size_mib,
             "format": made_as,
         },
-        timeout_s=_TIMEOUT_S,
+        timeout_s=_TIMEOUT_S + request.size_mib / _SLOWEST_MIB_S,
     )
     return ""

@@ -7,11 +7,14 @@ the VM's own. A kernel or ramdisk of a FILE datastore becomes a file in the VM's
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cxm import image, sizes
+from cxm.errors import DataError
 from cxm.image import Source
 from cxm.names import VmId
-from cxm.one import args, subject, xml
+from cxm.one import args, subject
 from cxm.one.action import Call, Context
 from cxm.one.args import DiskPlace, FilePlace
 from cxm.one.xml import Disk, Image
@@ -51,21 +54,32 @@ def _size(ctx: Context, opened: Source, disk: Disk, record: Image | None) -> Siz
         )
 
     size = of_content(opened.content_bytes)
-    if size.is_content and opened.content.is_compressed:
-        # The file's word alone must not decide: a damaged one may claim anything.
+    is_claim = size.is_content and opened.content.is_compressed
+    if is_claim or opened.may_exceed(size.mib * sizes.MIB, is_stated=not size.is_default):
+        # The file's word alone must not decide: a damaged one may claim anything, a gzip says its
+        # length only modulo 4 GiB.
         size = of_content(opened.measure(ctx.runner))
     return size
+
+
+@contextmanager
+def _naming(vm: VmId, disk: Disk, record: Image | None) -> Iterator[None]:
+    """Say of wrong data for which disk it was, and which image it is of."""
+    try:
+        yield
+    except DataError as error:
+        of = "" if record is None else f", image {record.image_id} ('{record.name}')"
+        error.message = f"VM {vm} disk {disk.disk_id}{of}: {error.message}"
+        raise
 
 
 def _copy_disk(ctx: Context, source: str, target: DiskPlace, vm: VmId) -> None:
     asked = subject.ask(ctx, vm)
     disk = asked.record.disk(target.disk)
-    record = None
-    if disk.image_id is not None:
-        record = xml.image_of(ctx.oned().image_info(disk.image_id))
+    record = subject.image(ctx, disk.image_id)
     default = ctx.config.default_fstype
     filesystem = sizes.filesystem_of_image(disk, record, default)
-    with image.opened(source, ctx.runner) as opened:
+    with _naming(vm, disk, record), image.opened(source, ctx.runner) as opened:
         size = _size(ctx, opened, disk, record)
         _log.info(
             "VM %s disk %s: %s of %s MiB goes into %s MiB (%s) on %s",

@@ -118,7 +118,7 @@ def _fetch(ctx: Context, place: DiskPlace, vm: VmId, path: str) -> None:
     with sparse.replacing(path) as fd:
         ctx.node(place.host).download(
             "disk-read",
-            {"vm": vm, "disk": place.disk, "as": "raw", "level": None},
+            {"vm": vm, "disk": place.disk, "as": "raw", "fstype": None, "level": None},
             lambda items: stopped.receive_disk(fd, items),
             pack=True,
         )
@@ -170,7 +170,13 @@ def _relay_disk(ctx: Context, source: DiskPlace, target: DiskPlace, asked: Subje
             pack=True,
         )
 
-    arguments = {"vm": asked.record.vm, "disk": source.disk, "as": "raw", "level": None}
+    arguments = {
+        "vm": asked.record.vm,
+        "disk": source.disk,
+        "as": "raw",
+        "fstype": None,
+        "level": None,
+    }
     relay.relay(ctx.node(source.host), "disk-read", arguments, deliver)
 
 

@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from cxm import image, sparse, wire
+from cxm import image, sizes, sparse, wire
 from cxm.config import Mode
-from cxm.errors import NotFoundError
-from cxm.one import args
+from cxm.errors import CxmError, NotFoundError
+from cxm.one import args, subject, xml
 from cxm.one.action import Call, Context
 from cxm.one.args import SaveBack
 from cxm.one.tm import stopped
@@ -41,19 +41,56 @@ def run(ctx: Context, call: Call) -> str:
 
 
 def _from_node(ctx: Context, request: SaveBack, fd: int) -> None:
-    mode = ctx.config.mode
-    ctx.node(request.source.host).download(
+    form, coming = _form(ctx, request)
+    saved = ctx.node(request.source.host).download(
         "disk-read",
         {
             "vm": request.vm,
             "disk": request.source.disk,
-            "as": _AS[mode],
+            "as": form,
+            "fstype": coming,
             "level": ctx.config.compress_level,
         },
         lambda items: stopped.receive_disk(fd, items),
-        pack=mode is Mode.RAW,
+        pack=ctx.config.mode is Mode.RAW,
     )
     stopped.check_received(fd, request.source.host)
+    if saved["content"] != form and saved["fstype"]:
+        _log.warning(
+            "VM %s disk %s is saved whole, not as files: it holds %s, and files of its image would "
+            "become %s; set FSTYPE=%s at the image to save files only",
+            request.vm,
+            request.source.disk,
+            saved["fstype"],
+            coming,
+            saved["fstype"],
+        )
+
+
+def _form(ctx: Context, request: SaveBack) -> tuple[str, str | None]:
+    """How the disk is to be saved, and the file system that files of its image would become."""
+    form = _AS[ctx.config.mode]
+    if ctx.config.mode is not Mode.TGZ:
+        return form, None
+    try:
+        return form, _next_filesystem(ctx, request)
+    except CxmError as error:
+        # Whole, a disk comes back as it was, whatever there is to know about its image.
+        _log.warning(
+            "VM %s disk %s is saved whole, not as files: %s",
+            request.vm,
+            request.source.disk,
+            error.sentence(),
+        )
+        return _AS[Mode.GZIP], None
+
+
+def _next_filesystem(ctx: Context, request: SaveBack) -> str:
+    """The file system that the next disk made of the image gets, whatever VM that is for."""
+    disk = xml.vm_of(ctx.oned().vm_info(request.vm)).disk(request.source.disk)
+    # 3.x and 4.x save a disk as a new image, too.
+    record = subject.image(ctx, disk.number("SAVE_AS") or disk.image_id)
+    return sizes.filesystem_of_image(xml.Disk(disk.disk_id, {}), record, ctx.config.default_fstype)
 
 
 def _from_store(ctx: Context, request: SaveBack, fd: int) -> None:
