@@ -8,11 +8,11 @@ directory and whose runner is a model.
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from cxm import lock
+from cxm import lock, rights
 from cxm.config import NodeConfig
 from cxm.names import CloudId, LvName, VmId
 from cxm.run import Runner
@@ -63,22 +63,6 @@ class Machine:
         """Whether an action is at work on a VM at this moment."""
         return lock.is_held(os.path.join(self.run_dir, "lock"), f"vm-{cloud}-{vm}")
 
-    @contextmanager
-    def as_caller(self) -> Iterator[None]:
-        """Work with the caller's effective user, for work in a directory that it can write.
-
-        A link planted there then gains it nothing. No command is started inside of the block.
-        """
-        uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
-        if uid == self.caller.uid:
-            yield
-            return
-        try:
-            os.setgroups([self.caller.gid])
-            os.setegid(self.caller.gid)
-            os.seteuid(self.caller.uid)
-            yield
-        finally:
-            os.seteuid(uid)
-            os.setegid(gid)
-            os.setgroups(groups)
+    def as_caller(self) -> AbstractContextManager[None]:
+        """Work with the caller's rights, in a directory that it can write."""
+        return rights.working_as(self.caller.uid, self.caller.gid)
