@@ -20,7 +20,7 @@ from cxm.names import VmId
 from cxm.node import helper
 from cxm.node.client import FAILURE_CODE
 from cxm.node.machine import Caller, Machine
-from tests.fakes.call import ask, request, send
+from tests.fakes.call import ask, request, send, typed
 from tests.fakes.machine import CLOUD, FakeNode, Outcome
 
 DESIGN = Path(__file__).parents[2] / "docs" / "design" / "0002-node-protocol.md"
@@ -177,7 +177,7 @@ class TestReplies:
         """What was undone has been done; the failure itself stands in its own place."""
         out = io.BytesIO()
         node.model("lvchange", lambda _argv, _input: Outcome(stderr="no", code=5))
-        line = io.BytesIO(
+        line = typed(
             request(WRITE | {"dir": node.path("datastores", "0", "42")})
             + b"".join(wire.encode([wire.Section("disk.0", {}), b"x"]))
         )

@@ -18,7 +18,7 @@ BOUNDARIES = {
     "src/cxm/node/helper.py",
     "src/cxm/one/action.py",
     "src/cxm/one/im/control.py",
-    "src/cxm/one/tm/relay.py",
+    "src/cxm/pipe.py",
     "src/cxm/run.py",
     "src/cxm/setup/main.py",
 }

@@ -33,6 +33,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -267,19 +268,28 @@ def _collected() -> Iterator[list[str]]:
         root.setLevel(level)
 
 
-def _chunks(stdin: BinaryIO) -> Iterator[bytes]:
-    while chunk := stdin.read(run.CHUNK):
+def _chunks(stdin: BinaryIO, silence_s: float) -> Iterator[bytes]:
+    """The input as it comes; a sender that has died without a word must not hold the VM's lock."""
+    while True:
+        if not select.select([stdin], [], [], silence_s)[0]:
+            raise DataError(
+                f"nothing has come from the frontend for {silence_s:g} s in the middle of the data",
+                hint="it or the connection to it has died; run the action again",
+            )
+        chunk = stdin.read(run.CHUNK)
+        if not chunk:
+            return
         yield chunk
 
 
 @contextmanager
-def _uploaded(stdin: BinaryIO, runner: run.Runner, *, pack: bool) -> Iterator[Iterator[wire.Item]]:
+def _uploaded(stdin: BinaryIO, machine: Machine, *, pack: bool) -> Iterator[Iterator[wire.Item]]:
     """The items of an upload; when the verb has succeeded, its source has ended well too."""
-    chunks = _chunks(stdin)
+    chunks = _chunks(stdin, machine.silence_s)
     try:
         with ExitStack() as stack:
             if pack:
-                chunks = stack.enter_context(runner.produce(_UNPACK, chunks=chunks))
+                chunks = stack.enter_context(machine.runner.produce(_UNPACK, chunks=chunks))
             items = iter(wire.Decoder(wire.reader(chunks), expect_reply=False))
             yield items
             for _rest in items:
@@ -366,7 +376,7 @@ def _perform(
             if "vm" in arguments and row.lock:
                 stack.enter_context(machine.vm_lock(call.cloud, arguments["vm"]))
             if row.data is Data.UP:
-                call.items = stack.enter_context(_uploaded(stdin, machine.runner, pack=pack))
+                call.items = stack.enter_context(_uploaded(stdin, machine, pack=pack))
         module = importlib.import_module(f"cxm.node.{row.module}")
         result: dict[str, Any] = getattr(module, row.function)(call, **arguments)
         return result

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from cxm import lock, rights
+from cxm import lock, rights, wire
 from cxm.config import NodeConfig
 from cxm.names import CloudId, LvName, VmId
 from cxm.run import Runner
@@ -47,6 +47,7 @@ class Machine:
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    silence_s: float = wire.SILENCE_S  # of an upload, after which its sender counts as dead
 
     def device(self, lv: LvName) -> str:
         """The device of an active volume: ``/dev/VG/LV``, never a link in a VM's directory."""
