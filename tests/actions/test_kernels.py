@@ -91,6 +91,28 @@ class TestStage:
             kernels.stage(xen.machine(), path.format(root=xen.node.root), directory(xen))
         assert "KERNEL_DIRS" in (caught.value.hint or "")
 
+    @pytest.mark.parametrize(
+        ("name", "mode", "is_given"),
+        [
+            ("initrd.img-6.1", 0o644, True),
+            ("initrd.img-6.1", 0o600, False),
+            ("grub.cfg", 0o640, False),
+            ("vmlinuz-6.8.0-generic", 0o600, True),
+        ],
+    )
+    def test_files_that_are_not_for_everybody(
+        self, xen: FakeXen, name: str, mode: int, *, is_given: bool
+    ) -> None:
+        """A ramdisk may hold keys, grub.cfg a password: a guest would read them as its ramdisk."""
+        path = kernel(xen, name, b"content")
+        os.chmod(path, mode)
+        if is_given:
+            assert kernels.stage(xen.machine(), path, directory(xen)) == path
+            return
+        with pytest.raises(RefusedError, match=f"{name} may not be read by everybody") as caught:
+            kernels.stage(xen.machine(), path, directory(xen))
+        assert caught.value.hint == f"if a guest may see what it holds: chmod a+r {path}"
+
     def test_a_missing_kernel(self, xen: FakeXen) -> None:
         """A kernel that was removed from the node is named."""
         with pytest.raises(RefusedError, match="gone does not exist on this node"):
