@@ -5,14 +5,17 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cxm.errors import RefusedError, UsageError
 from cxm.node import kernels
+from cxm.xen.guest import Bootloader
 from cxm.xen.kernel import Kernel
-from tests.fakes.domains import NAME, new_xen, start
+from tests.fakes.call import ask
+from tests.fakes.domains import NAME, guest, new_xen, start
 from tests.fakes.xen import FakeXen
 from tests.unit.test_kernel import PV, PVH, elf
 
@@ -156,6 +159,30 @@ class TestStart:
         text = Path(xen.node.path("cfg", NAME)).read_text(encoding="utf-8")
         assert f"kernel = '{path}'\nextra = 'quiet'\n" in text
         assert f"# guest type: {type_.upper()}, since its kernel has " in text
+
+    def test_pygrub_is_the_administrators_choice(self, xen: FakeXen) -> None:
+        """Root reads no file system of a guest's making because its template says so."""
+        with pytest.raises(RefusedError, match="VM 7: pygrub is not allowed on this") as caught:
+            start(xen, bootloader=Bootloader.PYGRUB)
+        assert "grub-xen-host" in (caught.value.hint or "")
+        assert 'PYGRUB="yes"' in (caught.value.hint or "")
+        given = kernel(xen, "k", elf(PVH))
+        assert start(xen, bootloader=Bootloader.PYGRUB, kernel=given).result["type"] == "pvh"
+
+    def test_pygrub_boots_where_it_is_allowed(self, xen: FakeXen) -> None:
+        """An administrator who trusts the guests' owners has it as before."""
+        machine = xen.machine()
+        allowing = replace(machine, config=replace(machine.config, pygrub=True))
+        result = ask(
+            allowing,
+            "domain-start",
+            vm=7,
+            dir=directory(xen),
+            guest=guest(bootloader=Bootloader.PYGRUB),
+        ).result
+        assert result["type"] == "pv"
+        text = Path(xen.node.path("cfg", NAME)).read_text(encoding="utf-8")
+        assert "bootloader = 'pygrub'" in text
 
     def test_what_is_no_kernel(self, xen: FakeXen) -> None:
         """A file that is none is refused with what to do."""
