@@ -274,6 +274,9 @@ def test_apply_edits_with_a_copy_and_only_once(one: Frontend) -> None:
     said = one.run(apply=True)
     assert one.everything() == before
     assert "drivers: in place" in said
+    if os.geteuid() == 0:  # what the package's removal reads
+        owner = f"{os.geteuid()} {os.getegid()}"
+        assert one.record.read_text() == f"{owner} {one.location}/var/remotes\n"
 
 
 def test_dry_run_of_the_frontend_changes_nothing(one: Frontend) -> None:

@@ -210,13 +210,15 @@ def _put_ssh(account: Account, change: FileChange, say: Say) -> None:
 
 
 def _remember(world: World, one: Installation) -> None:
-    """Note for the package's removal where stubs were put; only root can and needs to."""
+    """Note for the package's removal where stubs were put, and whose that is; only for root."""
     if os.geteuid() != 0:
         return
     old = files.read(world.record) or ""
-    if one.remotes not in old.splitlines():
+    uid, gid = one.owner
+    line = f"{uid} {gid} {one.remotes}\n"
+    if line not in old.splitlines(keepends=True):
         os.makedirs(os.path.dirname(world.record), exist_ok=True)
-        files.write(files.plan(world.record, f"{old}{one.remotes}\n", mode=0o644))
+        files.write(files.plan(world.record, f"{old}{line}", mode=0o644))
 
 
 def _public_key(world: World, account: Account) -> keys.PublicKey:
