@@ -123,8 +123,8 @@ def _purge(package: str, top: Path) -> list[str]:
         "getent": "echo oneadmin:x:9869:9869::/nowhere:/bin/sh",
         "systemctl": "exit 0",
     }
-    for name, script in fakes.items():
-        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+    for name, does in fakes.items():
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
         (tools / name).chmod(0o755)
     text = (ROOT / "packaging/deb" / package / "postrm").read_text()
     script = top / "postrm"
