@@ -4,6 +4,7 @@
 
 import io
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -101,6 +102,13 @@ def test_call_on_this_node_needs_no_ssh() -> None:
     runner = Recorder(reply({}))
     RemoteNode(runner, None, CLOUD).call("observe", {})
     assert runner.calls[0][0][:2] == ["sudo", "-n"]
+
+
+def test_this_node_is_called_by_its_name() -> None:
+    """An operator reads the sentence on another machine, where 'this node' means nothing."""
+    runner = Recorder(b"", code=1, stderr="sudo: a password is required")
+    with pytest.raises(CommandError, match=f"^{os.uname().nodename} does not run cxm's helper"):
+        RemoteNode(runner, None, CLOUD).call("observe", {})
 
 
 def test_failure_reply_is_raised_as_it_was() -> None:

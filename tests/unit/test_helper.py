@@ -258,6 +258,17 @@ class TestCaller:
             pass
 
 
+def test_what_is_ignored_of_the_settings_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """With each verb about a VM; monitoring would repeat it every few seconds."""
+    with caplog.at_level(logging.DEBUG, "cxm"):
+        for verb in ("observe", "vg-usage", "nonsense"):
+            helper._settings("XPATH=/bin/x\n", verb)
+        assert caplog.records == []
+        assert helper._settings("XPATH=/bin/x\nVG_NAME=x\n", "domain-start").vg_name == "x"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "XPATH is obsolete and ignored" in caplog.text
+
+
 def test_wrong_command_line() -> None:
     """The helper takes one verb, and no argument of any other kind."""
     for argv in ([], ["vg-usage", "--help"]):

@@ -6,6 +6,7 @@ The verbs and their arguments are the contract in docs/design/0002; this module 
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
@@ -111,7 +112,7 @@ class RemoteNode:
 
     @property
     def name(self) -> str:
-        return "this node" if self._host is None else self._host
+        return os.uname().nodename if self._host is None else self._host
 
     def _argv(self, verb: str) -> list[str]:
         local = ["sudo", "-n", HELPER, verb]

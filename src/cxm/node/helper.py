@@ -42,7 +42,14 @@ from enum import Enum
 from typing import Any, BinaryIO, Final
 
 from cxm import API_VERSION, __version__, config, interrupt, log, names, run, wire
-from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError
+from cxm.errors import (
+    CommandError,
+    CxmError,
+    DataError,
+    RefusedError,
+    UsageError,
+    system_error,
+)
 from cxm.interrupt import InterruptedBySignalError
 from cxm.names import CloudId
 from cxm.node.client import FAILURE_CODE
@@ -391,8 +398,7 @@ def _explain(error: BaseException, verb: str, hostname: str) -> CxmError:
     if isinstance(error, InterruptedBySignalError):
         return CxmError(f"{hostname}: {verb} was ended by {error} and has undone what it did")
     if isinstance(error, OSError):
-        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        return CxmError(f"{hostname}: {verb}: {what}")
+        return CxmError(f"{hostname}: {verb}: {system_error(error)}")
     _log.error("unexpected failure of %s", verb, exc_info=error)
     return CxmError(
         f"{hostname}: {verb} failed unexpectedly: {type(error).__name__}: {error}",
@@ -461,6 +467,15 @@ def _caller(environ: Mapping[str, str]) -> Caller:
     return Caller(os.geteuid(), os.getegid())
 
 
+def _settings(text: str, verb: str) -> config.NodeConfig:
+    """The node's settings; what is ignored of them is warned of by each verb about a VM."""
+    settings, warnings = config.node(text, config.NODE_FILE)
+    if verb in VERBS and "vm" in VERBS[verb].arguments():
+        for warning in warnings:
+            _log.warning("%s", warning)
+    return settings
+
+
 def main(argv: list[str]) -> int:
     """The helper's entry point: ``cxm-helper VERB``, the request on standard input."""
     hostname = os.uname().nodename
@@ -472,8 +487,7 @@ def main(argv: list[str]) -> int:
     log.to_syslog(ident="cxm-helper", debug=False)
     settings, refusal = config.NodeConfig(), None
     try:
-        text = config.read_trusted(config.NODE_FILE)
-        settings, _warnings = config.node(text, config.NODE_FILE)
+        settings = _settings(config.read_trusted(config.NODE_FILE), argv[0])
     except CxmError as error:
         refusal = error
     machine = Machine(settings, run.System(), _caller(os.environ), hostname)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from cxm import config
 from cxm.config import Owner
 from cxm.errors import CxmError, UsageError
 from cxm.one import frontend as one_frontend
@@ -171,6 +172,8 @@ def _put_settings(world: World, plan: _Plan, say: Say) -> None:
         say(f"settings: an original cxmrc was converted; it is kept as {kept}")
     for key in written.dropped:
         say(f"settings: {key} of the original cxmrc has no meaning any more")
+    for warning in config.frontend(written.text, change.path)[1]:
+        say(f"settings: warning: {warning}")
     if change.changes:
         files.write(change)
         say(f"settings: written to {change.path}")

@@ -187,12 +187,11 @@ def run(host: Host, options: Options, say: Callable[[str], None]) -> None:
     """Check, then set up; raises RefusedError, and changes nothing, when a check fails."""
     keys.host_name(options.frontend)
     key = _key(options)
-    vg = options.vg
-    if vg is None:
-        old = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
-        present, _warnings = config.node(old or "", config.NODE_FILE)
-        vg = present.vg_name
-    found = nodecheck.checks(host, options.frontend, vg)
+    old = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
+    present, ignored = config.node(old or "", config.NODE_FILE)
+    for each in ignored:
+        say(f"warning: {each}")
+    found = nodecheck.checks(host, options.frontend, options.vg or present.vg_name)
     say(report.table(found))
     report.require(found, "cxm-setup node")
     account = host.account(USER)
