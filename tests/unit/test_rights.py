@@ -37,6 +37,7 @@ def signals_are_exceptions() -> Iterator[None]:
     try:
         yield
     finally:
+        interrupt.install()  # forgets what has come
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
