@@ -25,6 +25,7 @@ check: setup
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m mypy
 	@.venv/bin/codespell
+	@git grep -lE '^#!/.*sh$$' -- ':!*.py' ':!*.md' | xargs shellcheck
 	@$(PYTEST) -q -n 2
 
 test: check

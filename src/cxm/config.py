@@ -218,6 +218,9 @@ class NodeConfig:
         _directories,
         "Where a VM's KERNEL and INITRD may lie on this node, separated by blanks.",
     )
+    pygrub: bool = _setting(
+        "no", _bool, "Whether a VM may ask for pygrub, with which root reads the VM's file system."
+    )
 
 
 _Settings = TypeVar("_Settings", "FrontendConfig", "NodeConfig")

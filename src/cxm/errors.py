@@ -34,6 +34,11 @@ class CxmError(Exception):
         return " ".join(text.split())
 
 
+def system_error(error: OSError) -> str:
+    """What the system refused and where, without Python's number."""
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+
+
 class UsageError(CxmError):
     """The caller's arguments are wrong; call again, corrected."""
 

@@ -43,6 +43,12 @@ class Zeros:
 # What a decoded stream yields: Section, then bytes and Zeros, then the next Section.
 Item = Section | Zeros | bytes
 
+# A sender that has nothing to send yet says that it lives; no receiver ever sees it.
+BEAT: Final[Item] = Zeros(0)
+ENCODED_BEAT: Final = _HEAD.pack(_ZEROS, 0)
+BEAT_S: Final = 30.0
+SILENCE_S: Final = 300.0  # so long without a byte, and the sender has died
+
 
 class _Checksum(Protocol):
     """The part of a hash object that a stream needs."""
@@ -171,7 +177,7 @@ def _end(length: int, digest: bytes) -> bytes:
 
 
 def _zeros_mark(offset: int, length: int) -> bytes:
-    return b"Z" + struct.pack(">QQ", offset, length)
+    return b"Z" + struct.pack(">QQ", offset, length) if length else b""
 
 
 class Decoder:
@@ -202,11 +208,12 @@ class Decoder:
         return b"".join(parts)
 
     def _head(self) -> tuple[bytes, int] | None:
-        first = self._read(1)
-        if not first:
-            return None
-        kind, size = _HEAD.unpack(first + self._exactly(_HEAD.size - 1))
-        return kind, size
+        while first := self._read(1):
+            head = first + self._exactly(_HEAD.size - 1)
+            if head != ENCODED_BEAT:
+                kind, size = _HEAD.unpack(head)
+                return kind, size
+        return None
 
     def __iter__(self) -> Iterator[Item]:
         digest = _checksum()

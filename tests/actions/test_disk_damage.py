@@ -3,6 +3,7 @@
 """Disks from damaged, lying and hostile images: one clear sentence, and nothing left."""
 
 import gzip
+import io
 import os
 import stat
 import tarfile
@@ -19,6 +20,9 @@ from cxm.errors import (
     NotFoundError,
     RefusedError,
 )
+from cxm.names import VmId
+from cxm.node import helper
+from cxm.node.client import FAILURE_CODE
 from cxm.wire import Zeros
 from tests.fakes.call import ask, request, send
 from tests.fakes.disks import (
@@ -33,7 +37,7 @@ from tests.fakes.disks import (
     write,
     zstd,
 )
-from tests.fakes.machine import MIB, FakeNode, Outcome
+from tests.fakes.machine import CLOUD, MIB, FakeNode, Outcome
 
 
 @pytest.fixture
@@ -151,6 +155,34 @@ class TestFailures:
         }
         with pytest.raises(DataError, match="data stream was cut"):
             send(node.machine(), "disk-write", request(args, pack=True) + data[: len(data) // 2])
+
+    @pytest.mark.parametrize("content", ["raw", "gzip", "tar"])
+    @pytest.mark.parametrize("pack", [False, True])
+    def test_sender_that_falls_silent(self, node: FakeNode, content: str, *, pack: bool) -> None:
+        """A frontend that died without a word must not hold the VM and half a disk for ever."""
+        image = {"raw": NOISE, "gzip": gzip.compress(NOISE), "tar": FILES}[content]
+        data = b"".join(wire.encode(section(image)))
+        args = {
+            "vm": 42,
+            "disk": 0,
+            "dir": directory(node, 42),
+            "name": "user-vm42.home.net",
+            "size_mib": 8,
+            "content": content,
+            "fstype": "ext4",
+            "replace": False,
+        }
+        machine = node.machine(silence_s=0.2)
+        reading, writing = os.pipe()
+        with open(reading, "rb", buffering=0) as stdin, open(writing, "wb", buffering=0) as sender:
+            sender.write(request(args, pack=pack) + (zstd(data) if pack else data)[:30000])
+            output = io.BytesIO()
+            assert helper.serve("disk-write", stdin, output, machine) == FAILURE_CODE
+        with pytest.raises(
+            DataError, match=r"node1: nothing has come from the frontend for 0\.2 s"
+        ):
+            wire.parse_reply(output.getvalue())
+        assert not machine.vm_busy(CLOUD, VmId(42))
 
     @pytest.mark.parametrize(
         ("content", "pack"), [("raw", bytes), ("gzip", gzip.compress), ("zstd", zstd)]

@@ -5,14 +5,17 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cxm.errors import RefusedError, UsageError
 from cxm.node import kernels
+from cxm.xen.guest import Bootloader
 from cxm.xen.kernel import Kernel
-from tests.fakes.domains import NAME, new_xen, start
+from tests.fakes.call import ask
+from tests.fakes.domains import NAME, guest, new_xen, start
 from tests.fakes.xen import FakeXen
 from tests.unit.test_kernel import PV, PVH, elf
 
@@ -91,6 +94,28 @@ class TestStage:
             kernels.stage(xen.machine(), path.format(root=xen.node.root), directory(xen))
         assert "KERNEL_DIRS" in (caught.value.hint or "")
 
+    @pytest.mark.parametrize(
+        ("name", "mode", "is_given"),
+        [
+            ("initrd.img-6.1", 0o644, True),
+            ("initrd.img-6.1", 0o600, False),
+            ("grub.cfg", 0o640, False),
+            ("vmlinuz-6.8.0-generic", 0o600, True),
+        ],
+    )
+    def test_files_that_are_not_for_everybody(
+        self, xen: FakeXen, name: str, mode: int, *, is_given: bool
+    ) -> None:
+        """A ramdisk may hold keys, grub.cfg a password: a guest would read them as its ramdisk."""
+        path = kernel(xen, name, b"content")
+        os.chmod(path, mode)
+        if is_given:
+            assert kernels.stage(xen.machine(), path, directory(xen)) == path
+            return
+        with pytest.raises(RefusedError, match=f"{name} may not be read by everybody") as caught:
+            kernels.stage(xen.machine(), path, directory(xen))
+        assert caught.value.hint == f"if a guest may see what it holds: chmod a+r {path}"
+
     def test_a_missing_kernel(self, xen: FakeXen) -> None:
         """A kernel that was removed from the node is named."""
         with pytest.raises(RefusedError, match="gone does not exist on this node"):
@@ -134,6 +159,30 @@ class TestStart:
         text = Path(xen.node.path("cfg", NAME)).read_text(encoding="utf-8")
         assert f"kernel = '{path}'\nextra = 'quiet'\n" in text
         assert f"# guest type: {type_.upper()}, since its kernel has " in text
+
+    def test_pygrub_is_the_administrators_choice(self, xen: FakeXen) -> None:
+        """Root reads no file system of a guest's making because its template says so."""
+        with pytest.raises(RefusedError, match="VM 7: pygrub is not allowed on this") as caught:
+            start(xen, bootloader=Bootloader.PYGRUB)
+        assert "grub-xen-host" in (caught.value.hint or "")
+        assert 'PYGRUB="yes"' in (caught.value.hint or "")
+        given = kernel(xen, "k", elf(PVH))
+        assert start(xen, bootloader=Bootloader.PYGRUB, kernel=given).result["type"] == "pvh"
+
+    def test_pygrub_boots_where_it_is_allowed(self, xen: FakeXen) -> None:
+        """An administrator who trusts the guests' owners has it as before."""
+        machine = xen.machine()
+        allowing = replace(machine, config=replace(machine.config, pygrub=True))
+        result = ask(
+            allowing,
+            "domain-start",
+            vm=7,
+            dir=directory(xen),
+            guest=guest(bootloader=Bootloader.PYGRUB),
+        ).result
+        assert result["type"] == "pv"
+        text = Path(xen.node.path("cfg", NAME)).read_text(encoding="utf-8")
+        assert "bootloader = 'pygrub'" in text
 
     def test_what_is_no_kernel(self, xen: FakeXen) -> None:
         """A file that is none is refused with what to do."""

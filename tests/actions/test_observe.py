@@ -4,6 +4,8 @@
 
 import io
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,24 @@ def test_a_helper_that_stays_answers_until_its_input_ends(xen: Xen, node: FakeNo
     lines = [request({}, stay=True), request({}, stay=True)]
     helper.serve("vg-usage", io.BytesIO(b"".join(lines)), said, node.machine())
     assert len(said.getvalue().splitlines()) == 1
+
+
+def test_a_helper_that_stays_waits_for_ever(xen: Xen, node: FakeNode) -> None:
+    """Monitoring asks when it is time to; only an upload may not fall silent."""
+    xen.vm(1, 1)
+    line = request({"detail": "state"}, stay=True)
+    reading, writing = os.pipe()
+    os.write(writing, line)
+
+    def later() -> None:
+        os.write(writing, line)
+        os.close(writing)
+
+    said = io.BytesIO()
+    with open(reading, "rb", buffering=0) as stdin:
+        threading.Timer(0.3, later).start()
+        helper.serve("observe", stdin, said, node.machine(silence_s=0.05))
+    assert [json.loads(each)["ok"] for each in said.getvalue().splitlines()] == [True, True]
 
 
 def test_a_helper_that_need_not_stay_leaves(xen: Xen, node: FakeNode) -> None:

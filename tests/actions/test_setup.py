@@ -4,6 +4,7 @@
 
 import base64
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +178,16 @@ def test_helper_that_does_not_answer_is_said(xen: FakeXenHost) -> None:
         node.run(xen.host(), GIVEN, Said())
 
 
+def test_what_is_ignored_of_a_hosts_cxmrc_is_said(xen: FakeXenHost) -> None:
+    """An original cxmrc that was carried over holds code, and settings of the frontend."""
+    path = Path(xen.node.path("etc/cxm/cxmrc"))
+    path.parent.mkdir(parents=True)
+    path.write_text("XPATH=/bin/x\nCLOUDS=cloudone1\n")
+    said = Said()
+    node.run(xen.host(), GIVEN, said)
+    assert "warning: /etc/cxm/cxmrc:1: XPATH is obsolete" in said.text
+
+
 def test_network_drivers_find_what_they_load(xen: FakeXenHost) -> None:
     """OpenNebula 7's drivers load a file that only its packages have."""
     xen.ruby_paths = False
@@ -274,6 +285,9 @@ def test_apply_edits_with_a_copy_and_only_once(one: Frontend) -> None:
     said = one.run(apply=True)
     assert one.everything() == before
     assert "drivers: in place" in said
+    if os.geteuid() == 0:  # what the package's removal reads
+        owner = f"{os.geteuid()} {os.getegid()}"
+        assert one.record.read_text() == f"{owner} {one.location}/var/remotes\n"
 
 
 def test_dry_run_of_the_frontend_changes_nothing(one: Frontend) -> None:
@@ -342,6 +356,15 @@ def test_original_installation_is_converted(one: Frontend) -> None:
     assert one.text("var/cxmrc-stamp") == ORIGINAL
     assert one.text("var/cxm-replaced-stamp/tm/cxm/clone") == "#!/bin/bash\n"
     assert "--vg VGSAN --set LV_PREFIX=lv-one --key" in said
+
+
+def test_what_is_ignored_of_a_cxmrc_is_said(one: Frontend) -> None:
+    """A setting that has no meaning any more is not taken silently."""
+    one.run()
+    with (one.location / "var/remotes/cxmrc").open("a") as file:
+        file.write("XPATH=/bin/x\n")
+    said = one.run()
+    assert re.search("settings: warning: .*cxmrc:[0-9]+: XPATH is obsolete and ignored", said)
 
 
 def test_existing_ssh_settings_win(one: Frontend) -> None:

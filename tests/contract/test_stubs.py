@@ -309,6 +309,18 @@ def test_oned_that_does_not_answer_is_one_sentence(frontend: Frontend) -> None:
     assert frontend.asked() == []
 
 
+def test_what_is_ignored_of_a_cxmrc_stands_in_the_log_of_a_vm_that_starts(tmp_path: Path) -> None:
+    """Once for each start, not at each step: the administrator sees it, and the log stays short."""
+    made = install(tmp_path, "7.4")
+    with (made.remotes / "cxmrc").open("a") as file:
+        file.write("XPATH=/bin/x\n")
+    deployed = made.run("vmm", "cxm", "deploy", "/nowhere/deployment.0", "node1", "1", "node1")
+    warnings = [line for line in deployed.stderr.splitlines() if line.startswith("WARN: deploy: ")]
+    assert len(warnings) == 1
+    assert "XPATH is obsolete and ignored" in warnings[0]
+    assert "XPATH" not in made.run("vmm", "cxm", "cancel", "one-1", "node1", "1", "node1").stderr
+
+
 @every_version
 @pytest.mark.parametrize("driver", DRIVERS["tm"])
 def test_unsupported_actions_fail(frontend: Frontend, driver: str) -> None:

@@ -3,9 +3,10 @@
 """Owns how tests call a verb of the root helper: in-process, by the bytes of a real request."""
 
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from cxm import API_VERSION, __version__, wire
 from cxm.node import helper
@@ -30,6 +31,14 @@ def request(args: dict[str, Any], *, pack: bool = False, **changes: Any) -> byte
     return wire.encode_json(head | changes)
 
 
+def typed(sent: bytes) -> BinaryIO:
+    """A standard input that holds these bytes and has ended; one that can be waited for."""
+    file = open(os.memfd_create("stdin"), "r+b", buffering=0)
+    file.write(sent)
+    file.seek(0)
+    return file
+
+
 def ask(
     machine: Machine,
     verb: str,
@@ -50,7 +59,8 @@ def ask(
 def send(machine: Machine, verb: str, sent: bytes, *, pack: bool = False) -> Answer:
     """Call a verb with these very bytes as its input."""
     stdout = io.BytesIO()
-    code = helper.serve(verb, io.BytesIO(sent), stdout, machine)
+    with typed(sent) as stdin:
+        code = helper.serve(verb, stdin, stdout, machine)
     said = stdout.getvalue()
     if verb not in helper.VERBS or helper.VERBS[verb].data is not helper.Data.DOWN:
         result, log = wire.parse_reply(said)

@@ -27,7 +27,7 @@ from cxm.one.action import ACTIONS, Call, Context, load
 from cxm.one.api import Oned
 from cxm.one.version import OneVersion
 from cxm.run import System
-from tests.fakes.call import request
+from tests.fakes.call import request, typed
 from tests.fakes.machine import CLOUD, FakeNode, KilledError, Outcome
 
 FRONTEND: Final = "front"
@@ -164,7 +164,8 @@ class HostNode:
     def _serve(self, verb: str, sent: bytes) -> bytes:
         output = io.BytesIO()
         node = self._cloud.hosts[self._host]
-        helper.serve(verb, io.BytesIO(sent), output, node.machine(hostname=self._host))
+        with typed(sent) as stdin:
+            helper.serve(verb, stdin, output, node.machine(hostname=self._host))
         return output.getvalue()
 
     def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:

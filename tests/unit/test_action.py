@@ -3,12 +3,15 @@
 """A stub's path says which action it is, and oned's input is understood in each of its forms."""
 
 import base64
+import errno
 import io
+import os
 
 import pytest
 
 from cxm.errors import UsageError
 from cxm.one import action
+from cxm.one.version import OneVersion
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,29 @@ def test_other_paths_are_refused(path: str) -> None:
 def test_plain_input_stays_as_it_is(sent: str) -> None:
     """What came over ssh is not encoded."""
     assert action.Call("vmm", "deploy", (), io.StringIO(sent)).read_input() == sent
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "begins"),
+    [
+        (
+            "vmm",
+            ("/ds/0/42/deployment.0", "node1", "42", "node1"),
+            "VM 42: deploy failed on {host}",
+        ),
+        ("tm", ("node1:/ds/0/42/disk.0", "42", "0"), "deploy failed on {host}"),
+        ("vmm", (), "deploy failed on {host}"),
+    ],
+)
+def test_error_of_the_system_names_machine_and_vm(
+    kind: str, argv: tuple[str, ...], begins: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Actions run on the frontend and on hosts: the sentence says where a disk was full."""
+    error = OSError(errno.ENOSPC, "No space left on device", "/ds/0/42/deployment.0.new")
+    assert action._fail(OneVersion(7, 4), action.Place(kind, "deploy", argv), error) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(begins.format(host=os.uname().nodename))
+    assert said.endswith(": No space left on device: /ds/0/42/deployment.0.new \n")
 
 
 @pytest.mark.parametrize("width", [60, 10_000])

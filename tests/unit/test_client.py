@@ -2,8 +2,11 @@
 # Copyright The cxm for OpenNebula authors
 """A verb's failure reaches the operator as what it means, whichever link of the chain broke."""
 
+import io
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -109,6 +112,13 @@ def test_request_carries_the_size_of_a_block_when_it_is_not_the_default() -> Non
     assert [json.loads(sent).get("block_mib") for _argv, sent in runner.calls] == [4, None]
 
 
+def test_this_node_is_called_by_its_name() -> None:
+    """An operator reads the sentence on another machine, where 'this node' means nothing."""
+    runner = Recorder(b"", code=1, stderr="sudo: a password is required")
+    with pytest.raises(CommandError, match=f"^{os.uname().nodename} does not run cxm's helper"):
+        RemoteNode(runner, None, CLOUD).call("observe", {})
+
+
 def test_failure_reply_is_raised_as_it_was() -> None:
     """The helper's sentence is the operator's sentence."""
     line = wire.encode_json(wire.failure(RefusedError("LV x on solo1 is in use")))
@@ -148,6 +158,60 @@ def test_upload_follows_the_request_line(pack: bool) -> None:
         with System().produce(["zstd", "-qdc"], chunks=[data]) as unpacked:
             data = b"".join(unpacked)
     assert data == b"".join(wire.encode(items))
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_source_that_is_slow_is_not_a_silent_caller(pack: bool) -> None:
+    """The node hears that we live while a store hangs or zeros are read; the data stay the same."""
+    items: list[wire.Item] = [wire.Section("disk", {}), b"data", wire.Zeros(9), b"more"]
+    heard = threading.Event()
+
+    class Listener(Recorder):
+        """Notes when the first data arrive."""
+
+        def feed(
+            self,
+            argv: Sequence[str],
+            chunks: Iterable[bytes],
+            *,
+            timeout_s: float | None = None,
+            ok: Sequence[int] = (0,),
+        ) -> Result:
+            def noted() -> Iterator[bytes]:
+                for number, chunk in enumerate(chunks):
+                    if number > 0:
+                        heard.set()
+                    yield chunk
+
+            return super().feed(argv, noted(), ok=ok)
+
+    def slowly() -> Iterator[wire.Item]:
+        for item in items:
+            heard.clear()
+            assert heard.wait(10), "a beat comes before each item"
+            yield item
+
+    runner = Listener(reply({}))
+    RemoteNode(runner, "solo1", CLOUD, beat_s=0.01).upload("disk-write", {}, slowly(), pack=pack)
+    _line, _newline, data = runner.calls[0][1].partition(b"\n")
+    if pack:
+        with System().produce(["zstd", "-qdc"], chunks=[data]) as unpacked:
+            data = b"".join(unpacked)
+    assert wire.ENCODED_BEAT in data
+    decoder = wire.Decoder(io.BytesIO(data).read, expect_reply=False)
+    assert list(decoder) == items
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_failure_of_the_source_ends_the_upload(pack: bool) -> None:
+    """The sentence is that of the source, not that of a torn stream."""
+
+    def failing() -> Iterator[wire.Item]:
+        yield wire.Section("disk", {})
+        raise DataError("the image changed while it was read")
+
+    with pytest.raises(DataError, match="image changed"):
+        RemoteNode(Recorder(reply({})), "solo1", CLOUD).upload("x", {}, failing(), pack=pack)
 
 
 @pytest.mark.parametrize("pack", [True, False])

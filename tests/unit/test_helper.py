@@ -20,7 +20,7 @@ from cxm.names import VmId
 from cxm.node import helper
 from cxm.node.client import FAILURE_CODE
 from cxm.node.machine import Caller, Machine
-from tests.fakes.call import ask, request, send
+from tests.fakes.call import ask, request, send, typed
 from tests.fakes.machine import CLOUD, FakeNode, Outcome
 
 DESIGN = Path(__file__).parents[2] / "docs" / "design" / "0002-node-protocol.md"
@@ -177,7 +177,7 @@ class TestReplies:
         """What was undone has been done; the failure itself stands in its own place."""
         out = io.BytesIO()
         node.model("lvchange", lambda _argv, _input: Outcome(stderr="no", code=5))
-        line = io.BytesIO(
+        line = typed(
             request(WRITE | {"dir": node.path("datastores", "0", "42")})
             + b"".join(wire.encode([wire.Section("disk.0", {}), b"x"]))
         )
@@ -256,6 +256,17 @@ class TestCaller:
             raise ValueError("inside")
         with machine.as_caller():
             pass
+
+
+def test_what_is_ignored_of_the_settings_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """With each verb about a VM; monitoring would repeat it every few seconds."""
+    with caplog.at_level(logging.DEBUG, "cxm"):
+        for verb in ("observe", "vg-usage", "nonsense"):
+            helper._settings("XPATH=/bin/x\n", verb)
+        assert caplog.records == []
+        assert helper._settings("XPATH=/bin/x\nVG_NAME=x\n", "domain-start").vg_name == "x"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "XPATH is obsolete and ignored" in caplog.text
 
 
 def test_wrong_command_line() -> None:

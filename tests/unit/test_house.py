@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ BOUNDARIES = {
     "src/cxm/node/helper.py",
     "src/cxm/one/action.py",
     "src/cxm/one/im/control.py",
-    "src/cxm/one/tm/relay.py",
+    "src/cxm/pipe.py",
     "src/cxm/run.py",
     "src/cxm/setup/main.py",
 }
@@ -80,6 +81,18 @@ def test_every_source_file_says_its_licence() -> None:
         if is_code and text and not start.startswith(HEAD) and "/deb/" not in path:
             wrong.append(path)
     assert not wrong
+
+
+def test_every_program_is_linted() -> None:
+    """A Python program whose name has no suffix is found by no linter unless it is listed."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    programs = {
+        path
+        for path, text in _files(*TOPS)
+        if re.match(r"#!.*\bpython3", text) and not path.endswith(".py")
+    }
+    assert programs == set(settings["ruff"]["extend-include"])
+    assert programs <= set(settings["mypy"]["files"])
 
 
 def test_nothing_is_left_for_later() -> None:

@@ -18,6 +18,7 @@ def _installed() -> Iterator[None]:
     before = [signal.getsignal(number) for number in NUMBERS]
     interrupt.install()
     yield
+    interrupt.install()  # forgets a signal that still waits: it would end some later test
     for number, handler in zip(NUMBERS, before, strict=True):
         signal.signal(number, handler)
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import struct
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -125,3 +126,40 @@ def test_what_is_no_kernel(data: bytes) -> None:
     """Anything else is an error, never a guess."""
     with pytest.raises(DataError):
         look(data)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        gzip.compress,
+        lambda data: lzma.compress(data, lzma.FORMAT_XZ),
+        lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
+        bz2.compress,
+    ],
+    ids=["gzip", "xz", "lzma", "bzip2"],
+)
+def test_unpacking_takes_little_memory(pack: Callable[[bytes], bytes]) -> None:
+    """Anybody may bring a kernel: 500 bytes that unpack to a gigabyte must not fill dom0."""
+    data = image(pack(bytes(64 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="no ELF file"):
+            look(data)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value"),
+    [(32, "<Q", 300 << 20), (54, "<HH", (0xFFFF, 0xFFFF)), (56, "<H", 5000)],
+    ids=["headers far away", "headers of 4 GiB", "thousands of headers"],
+)
+def test_header_is_not_followed_anywhere(
+    offset: int, form: str, value: int | tuple[int, ...]
+) -> None:
+    """What no kernel has is not looked for: each step of it costs dom0 time and memory."""
+    data = bytearray(elf(PVH))
+    struct.pack_into(form, data, offset, *(value if isinstance(value, tuple) else (value,)))
+    with pytest.raises(DataError, match="points to nowhere"):
+        look(bytes(data))

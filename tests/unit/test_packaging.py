@@ -110,3 +110,48 @@ def test_entry_points_are_python_with_a_clean_start(name: str) -> None:
     assert re.match(r"#!/usr/bin/python3 -I\w*B\n", text)
     assert 'sys.path.insert(0, "/usr/lib/cxm/python")' in text
     compile(text, name, "exec")
+
+
+def _purge(package: str, top: Path) -> list[str]:
+    """What a package's purge removes below ``top``, each with the account that removes it."""
+    tools = top / "tools"
+    tools.mkdir()
+    fakes = {
+        "rm": 'echo "${WHO:-root} $*" >>"$LOG"',
+        "runuser": '[ "$1 $3" = "-u --" ] && WHO=$2 && export WHO && shift 3 && exec "$@"',
+        "setpriv": 'WHO=$1 && export WHO && shift 3 && exec "$@"',
+        "getent": "echo oneadmin:x:9869:9869::/nowhere:/bin/sh",
+        "systemctl": "exit 0",
+    }
+    for name, does in fakes.items():
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / name).chmod(0o755)
+    text = (ROOT / "packaging/deb" / package / "postrm").read_text()
+    script = top / "postrm"
+    script.write_text(re.sub(r"(?<![\w$}/.])/(?=(?:var|etc|usr|run)/)", f"{top}/", text))
+    path = f"{tools}:/usr/bin:/bin"
+    argv = ["env", f"PATH={path}", f"LOG={top}/log", "/bin/sh", str(script), "purge"]
+    System().run(argv)
+    return (top / "log").read_text().replace(str(top), "").splitlines()
+
+
+def test_purge_of_a_node_is_oneadmins_work_where_oneadmin_can_write(tmp_path: Path) -> None:
+    """A link in /var/tmp/one would lead root's removal anywhere."""
+    removed = _purge("cxm-node", tmp_path)
+    assert "root -rf /etc/cxm /var/lib/cxm /run/cxm" in removed
+    scripts = [line for line in removed if "tmp/one" in line]
+    assert "tm/cxm_local" in " ".join(scripts)
+    assert {line.split()[0] for line in scripts} == {"oneadmin"}
+
+
+def test_purge_of_a_frontend_has_the_rights_of_the_remotes_owner(tmp_path: Path) -> None:
+    """Who can write the remotes directory can plant a link in it."""
+    remotes = tmp_path / "var/lib/one/remotes"
+    (remotes / "cxm").mkdir(parents=True)
+    record = tmp_path / "var/lib/cxm-frontend/remotes"
+    record.parent.mkdir()
+    record.write_text(f"9869 9870 {remotes}\n")
+    removed = _purge("cxm-frontend", tmp_path)
+    assert removed.pop() == "root -rf /var/lib/cxm-frontend"
+    assert "/var/lib/one/remotes/tm/cxm_local" in " ".join(removed)
+    assert {line.split()[0] for line in removed} == {"--reuid=9869"}

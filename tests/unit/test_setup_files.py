@@ -20,7 +20,8 @@ def test_change_is_shown_and_written_with_the_old_mode(tmp_path: Path) -> None:
     link.symlink_to(target)
     change = files.plan(str(link), "A = 1\nB = 3\n", mode=0o600)
     assert "-B = 2\n+B = 3\n" in change.diff()
-    kept = files.keep(change.path, "stamp")
+    kept = f"{target}.cxm-stamp"
+    files.keep(change, kept)
     files.write(change)
     assert target.read_text() == "A = 1\nB = 3\n"
     assert target.stat().st_mode & 0o777 == 0o640

@@ -65,6 +65,17 @@ def test_damaged_byte_is_noticed(payload: bytes, data: st.DataObject) -> None:
         decode(bytes(whole))
 
 
+@given(ITEMS, st.data())
+def test_beats_are_heard_by_nobody(items: list[wire.Item], data: st.DataObject) -> None:
+    """A sender may say anywhere that it lives; data, zeros and checksum stay what they are."""
+    beating = list(items)
+    for place in data.draw(st.lists(st.integers(min_value=0, max_value=len(items)), max_size=3)):
+        beating.insert(place, wire.BEAT)
+    sent = b"".join(wire.encode(beating))
+    assert sent.count(wire.ENCODED_BEAT) >= len(beating) - len(items)
+    assert merged(decode(sent)) == merged(items)
+
+
 def test_zeros_in_another_place_are_noticed() -> None:
     """The checksum covers where zeros lie, not only how many there are."""
     first = b"".join(wire.encode([wire.Section("s", {}), b"a", wire.Zeros(5), b"b"]))

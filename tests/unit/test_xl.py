@@ -120,19 +120,20 @@ class Shell(System):
 
 
 PS = """\
-      1 /sbin/init
-    942 /usr/lib/xen-4.17/bin/xl restore -p /etc/xen/vm/one /dev/vg/lv-one-1-checkpoint
-    943 /usr/lib/xen-4.17/bin/xl create -q /etc/xen/vm/one
-    944 xl create -q /etc/xen/auto/one
-    945 xl create -q /etc/xen/vm/one0
-    946 vi /etc/xen/vm/one create x
-    947 xl save 3 /etc/xen/vm/one
-    948 xl list
+      1     0 /sbin/init
+    942     0 /usr/lib/xen-4.17/bin/xl restore -p /etc/xen/vm/one /dev/vg/lv-one-1-checkpoint
+    943     0 /usr/lib/xen-4.17/bin/xl create -q /etc/xen/vm/one
+    944     0 xl create -q /etc/xen/auto/one
+    945     0 xl create -q /etc/xen/vm/one0
+    946     0 vi /etc/xen/vm/one create x
+    947     0 xl save 3 /etc/xen/vm/one
+    948     0 xl list
+    949  9869 xl create -q /etc/xen/vm/one
 """
 
 
 def test_keepers_are_found_exactly() -> None:
-    """The processes that keep a domain are told from others, and one's from one0's."""
+    """Root's processes that keep a domain are told from others, and one's from one0's."""
     paths = ["/etc/xen/vm/one", "/etc/xen/auto/one"]
     assert xl.keepers(Shell(PS), paths) == [942, 943, 944]
     assert xl.keepers(Shell(PS), ["/etc/xen/vm/one0"]) == [945]

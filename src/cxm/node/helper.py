@@ -33,6 +33,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -41,7 +42,14 @@ from enum import Enum
 from typing import Any, BinaryIO, Final
 
 from cxm import API_VERSION, __version__, config, interrupt, log, names, run, wire
-from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError
+from cxm.errors import (
+    CommandError,
+    CxmError,
+    DataError,
+    RefusedError,
+    UsageError,
+    system_error,
+)
 from cxm.interrupt import InterruptedBySignalError
 from cxm.names import CloudId
 from cxm.node.client import FAILURE_CODE
@@ -270,19 +278,28 @@ def _collected() -> Iterator[list[str]]:
         root.setLevel(level)
 
 
-def _chunks(stdin: BinaryIO) -> Iterator[bytes]:
-    while chunk := stdin.read(run.CHUNK):
+def _chunks(stdin: BinaryIO, silence_s: float) -> Iterator[bytes]:
+    """The input as it comes; a sender that has died without a word must not hold the VM's lock."""
+    while True:
+        if not select.select([stdin], [], [], silence_s)[0]:
+            raise DataError(
+                f"nothing has come from the frontend for {silence_s:g} s in the middle of the data",
+                hint="it or the connection to it has died; run the action again",
+            )
+        chunk = stdin.read(run.CHUNK)
+        if not chunk:
+            return
         yield chunk
 
 
 @contextmanager
-def _uploaded(stdin: BinaryIO, runner: run.Runner, *, pack: bool) -> Iterator[Iterator[wire.Item]]:
+def _uploaded(stdin: BinaryIO, machine: Machine, *, pack: bool) -> Iterator[Iterator[wire.Item]]:
     """The items of an upload; when the verb has succeeded, its source has ended well too."""
-    chunks = _chunks(stdin)
+    chunks = _chunks(stdin, machine.silence_s)
     try:
         with ExitStack() as stack:
             if pack:
-                chunks = stack.enter_context(runner.produce(_UNPACK, chunks=chunks))
+                chunks = stack.enter_context(machine.runner.produce(_UNPACK, chunks=chunks))
             items = iter(wire.Decoder(wire.reader(chunks), expect_reply=False))
             yield items
             for _rest in items:
@@ -370,7 +387,7 @@ def _perform(
             if "vm" in arguments and row.lock:
                 stack.enter_context(machine.vm_lock(call.cloud, arguments["vm"]))
             if row.data is Data.UP:
-                call.items = stack.enter_context(_uploaded(stdin, machine.runner, pack=pack))
+                call.items = stack.enter_context(_uploaded(stdin, machine, pack=pack))
         module = importlib.import_module(f"cxm.node.{row.module}")
         result: dict[str, Any] = getattr(module, row.function)(call, **arguments)
         return result
@@ -385,8 +402,7 @@ def _explain(error: BaseException, verb: str, hostname: str) -> CxmError:
     if isinstance(error, InterruptedBySignalError):
         return CxmError(f"{hostname}: {verb} was ended by {error} and has undone what it did")
     if isinstance(error, OSError):
-        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        return CxmError(f"{hostname}: {verb}: {what}")
+        return CxmError(f"{hostname}: {verb}: {system_error(error)}")
     _log.error("unexpected failure of %s", verb, exc_info=error)
     return CxmError(
         f"{hostname}: {verb} failed unexpectedly: {type(error).__name__}: {error}",
@@ -455,6 +471,15 @@ def _caller(environ: Mapping[str, str]) -> Caller:
     return Caller(os.geteuid(), os.getegid())
 
 
+def _settings(text: str, verb: str) -> config.NodeConfig:
+    """The node's settings; what is ignored of them is warned of by each verb about a VM."""
+    settings, warnings = config.node(text, config.NODE_FILE)
+    if verb in VERBS and "vm" in VERBS[verb].arguments():
+        for warning in warnings:
+            _log.warning("%s", warning)
+    return settings
+
+
 def main(argv: list[str]) -> int:
     """The helper's entry point: ``cxm-helper VERB``, the request on standard input."""
     hostname = os.uname().nodename
@@ -466,8 +491,7 @@ def main(argv: list[str]) -> int:
     log.to_syslog(ident="cxm-helper", debug=False)
     settings, refusal = config.NodeConfig(), None
     try:
-        text = config.read_trusted(config.NODE_FILE)
-        settings, _warnings = config.node(text, config.NODE_FILE)
+        settings = _settings(config.read_trusted(config.NODE_FILE), argv[0])
     except CxmError as error:
         refusal = error
     machine = Machine(settings, run.System(), _caller(os.environ), hostname)

@@ -27,6 +27,7 @@ from cxm.xen.guest import GuestSpec
 from cxm.xen.kernel import Kernel
 
 _MAX_SIZE: Final = 1 << 30
+_KERNEL: Final = "vmlinu"  # vmlinuz, or vmlinux when it is not packed
 # A copy that no configuration mentions may belong to a start that is under way.
 _UNUSED_S: Final = 3600.0
 _FACTS: Final = "facts.json"
@@ -50,11 +51,25 @@ def stage(machine: Machine, path: str, directory: str) -> str:
         if real.startswith(os.path.realpath(allowed) + "/"):
             if not os.path.isfile(real):
                 raise RefusedError(f"the kernel or ramdisk {path} does not exist on this node")
+            _check_public(real)
             return real
     raise RefusedError(
         f"the kernel or ramdisk {path} is not in {' or '.join(machine.config.kernel_dirs)}",
         hint="put it there, name its directory in KERNEL_DIRS of the node's /etc/cxm/cxmrc, "
         "or take it from a FILE datastore (KERNEL_DS, INITRD_DS)",
+    )
+
+
+def _check_public(path: str) -> None:
+    """Refuse a file that this node keeps from its users: a guest reads what it boots.
+
+    Ubuntu keeps its kernels so, but they hold no secret; a ramdisk may hold keys.
+    """
+    if os.stat(path).st_mode & stat.S_IROTH or os.path.basename(path).startswith(_KERNEL):
+        return
+    raise RefusedError(
+        f"the kernel or ramdisk {path} may not be read by everybody on this node",
+        hint=f"if a guest may see what it holds: chmod a+r {path}",
     )
 
 

@@ -9,10 +9,10 @@ directory and whose runner is a model.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from cxm import lock
+from cxm import lock, rights, wire
 from cxm.config import NodeConfig
 from cxm.names import CloudId, LvName, VmId
 from cxm.run import Runner
@@ -48,6 +48,7 @@ class Machine:
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    silence_s: float = wire.SILENCE_S  # of an upload, after which its sender counts as dead
 
     def device(self, lv: LvName) -> str:
         """The device of an active volume: ``/dev/VG/LV``, never a link in a VM's directory."""
@@ -72,22 +73,6 @@ class Machine:
             self.sleep(_POLL_S)
             yield
 
-    @contextmanager
-    def as_caller(self) -> Iterator[None]:
-        """Work with the caller's effective user, for work in a directory that it can write.
-
-        A link planted there then gains it nothing. No command is started inside of the block.
-        """
-        uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
-        if uid == self.caller.uid:
-            yield
-            return
-        try:
-            os.setgroups([self.caller.gid])
-            os.setegid(self.caller.gid)
-            os.seteuid(self.caller.uid)
-            yield
-        finally:
-            os.seteuid(uid)
-            os.setegid(gid)
-            os.setgroups(groups)
+    def as_caller(self) -> AbstractContextManager[None]:
+        """Work with the caller's rights, in a directory that it can write."""
+        return rights.working_as(self.caller.uid, self.caller.gid)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from cxm import names
+from cxm import config, names
 from cxm.errors import CxmError, RefusedError
 from cxm.lvm import Group
 from cxm.names import DomainName, LvName
@@ -20,7 +20,7 @@ from cxm.node.life import Vm, undoing
 from cxm.node.volumes import Owned
 from cxm.xen import domcfg, xl
 from cxm.xen.choice import Choice
-from cxm.xen.guest import GuestSpec
+from cxm.xen.guest import Bootloader, GuestSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,23 @@ def _check_bridges(vm: Vm, spec: GuestSpec) -> None:
             )
 
 
+def _check_bootloader(vm: Vm, spec: GuestSpec) -> None:
+    if spec.bootloader is Bootloader.PYGRUB and not spec.kernel and not vm.machine.config.pygrub:
+        raise RefusedError(
+            "pygrub is not allowed on this node: root would read a file system of the VM's making",
+            hint="leave OS/BOOTLOADER out, and the VM boots by grub inside of itself (package "
+            'grub-xen-host on the node); or, if you trust those who use it, set PYGRUB="yes" in '
+            f"the node's {config.NODE_FILE}",
+        )
+
+
 def make(vm: Vm, spec: GuestSpec, *, directory: str, group: Group, owned: Sequence[Owned]) -> Plan:
     """Decide how the guest will run; raises CxmError, with the VM's number, when it cannot."""
     machine = vm.machine
     try:
         name = _name(vm, spec, owned)
         _check_bridges(vm, spec)
+        _check_bootloader(vm, spec)
         kernel = kernels.stage(machine, spec.kernel, directory) if spec.kernel else ""
         ramdisk = kernels.stage(machine, spec.ramdisk, directory) if spec.ramdisk else ""
         choice = kernels.choose(machine, spec, kernel)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TextIO
 
 from cxm import config, interrupt, log, run
-from cxm.errors import CxmError, UsageError
+from cxm.errors import CxmError, UsageError, system_error
 from cxm.interrupt import InterruptedBySignalError
 from cxm.node.client import Node, RemoteNode
 from cxm.one import api, frontend
@@ -193,11 +193,12 @@ def load(kind: str, action: str) -> Module:
 def main(path: str, argv: Sequence[str]) -> int:
     """Run the action that ``path`` names as oned's driver would; returns the exit code."""
     version = one_version.OLDEST
-    name = os.path.basename(path)
+    place = Place("", os.path.basename(path), argv)
     messages: TextIO = sys.stderr
     interrupt.install()
     try:
         root, kind, action = split_path(path)
+        place = Place(kind, os.path.basename(path), argv)
         version = one_version.of_remotes(root)
         source = os.path.join(root, "cxmrc")
         settings, warnings = config.frontend(config.read(source), source)
@@ -205,12 +206,14 @@ def main(path: str, argv: Sequence[str]) -> int:
             # A failure must leave its sentence alone on the error output.
             messages = io.StringIO()
         log.to_stream(messages, action=action, debug=settings.debug)
+        # In the log of each VM that starts, and not at every step of every VM.
+        level = logging.WARNING if action == "deploy" else logging.DEBUG
         for warning in warnings:
-            _log.debug("%s", warning)
+            _log.log(level, "%s", warning)
         ctx = Context(settings, version, run.System(), root)
         result = load(kind, action).run(ctx, Call(kind, action, tuple(argv), sys.stdin))
     except (Exception, InterruptedBySignalError) as error:  # noqa: BLE001 - the boundary
-        return _fail(version, name, error)
+        return _fail(version, place, error)
     if isinstance(messages, io.StringIO):
         sys.stderr.write(messages.getvalue())
     if result:
@@ -218,14 +221,31 @@ def main(path: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _fail(version: OneVersion, name: str, error: BaseException) -> int:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What failed, as far as it is known: an action may fail before it has understood anything."""
+
+    kind: str
+    name: str
+    argv: Sequence[str]
+
+    def __str__(self) -> str:
+        """``VM 42: deploy failed on node1``: actions run on the frontend and on hosts."""
+        # The id of the VM and its host are the last two arguments of all VMM actions.
+        vm = self.argv[-2] if self.kind == "vmm" and len(self.argv) > 1 else ""
+        about = f"VM {vm}: " if vm.isdecimal() else ""
+        return f"{about}{self.name} failed on {os.uname().nodename}"
+
+
+def _fail(version: OneVersion, place: Place, error: BaseException) -> int:
     """Say on the error output why an action failed; returns its exit code."""
+    name = place.name
     if isinstance(error, CxmError):
         failure = error
     elif isinstance(error, InterruptedBySignalError):
         failure = CxmError(f"{name} was ended by {error} and has undone what it did")
     elif isinstance(error, OSError):
-        failure = CxmError(f"{name} failed on the frontend: {error}")
+        failure = CxmError(f"{place}: {system_error(error)}")
     else:
         for line in traceback.format_exception(error):
             for part in line.splitlines():

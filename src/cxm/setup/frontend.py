@@ -9,16 +9,17 @@ The drivers and their settings are put in place; OpenNebula's own files are chan
 import os
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from cxm import config
 from cxm.config import Owner
 from cxm.errors import CxmError, UsageError
 from cxm.one import frontend as one_frontend
 from cxm.one.api import XmlRpc
+from cxm.rights import working_as
 from cxm.run import Runner
 from cxm.setup import cxmrc, datastores, files, install, keys, parts, remotes, report
 from cxm.setup.datastores import Calls, Place
@@ -124,7 +125,7 @@ def _own_files(one: Installation, options: Options) -> tuple[list[FileChange], l
 
 def _ssh_config(account: Account) -> FileChange:
     path = os.path.join(account.home, ".ssh", "config")
-    with files.working_as(account.uid, account.gid):
+    with working_as(account.uid, account.gid):
         old = files.read(path) or ""
         has = re.search(r"^\s*ConnectTimeout\b", old, re.IGNORECASE | re.MULTILINE)
         new = old if has else f"{old.rstrip()}\n{_SSH_CONFIG}".lstrip()
@@ -167,10 +168,12 @@ def _put_settings(world: World, plan: _Plan, say: Say) -> None:
     if written.converted:
         # Beside the remotes, not in them: everything in there is copied to every host.
         kept = os.path.join(os.path.dirname(os.path.dirname(change.path)), f"cxmrc-{world.stamp}")
-        shutil.copy2(change.path, kept)
+        files.keep(change, kept)
         say(f"settings: an original cxmrc was converted; it is kept as {kept}")
     for key in written.dropped:
         say(f"settings: {key} of the original cxmrc has no meaning any more")
+    for warning in config.frontend(written.text, change.path)[1]:
+        say(f"settings: warning: {warning}")
     if change.changes:
         files.write(change)
         say(f"settings: written to {change.path}")
@@ -180,10 +183,13 @@ def _put_settings(world: World, plan: _Plan, say: Say) -> None:
 
 def _put_own(world: World, plan: _Plan, say: Say) -> None:
     for change in plan.own:
-        if change.changes:
-            kept = "" if change.old is None else f", kept as {files.keep(change.path, world.stamp)}"
-            files.write(change)
-            say(f"written: {change.path}{kept}")
+        if not change.changes:
+            continue
+        kept = f"{change.path}.cxm-{world.stamp}"
+        if change.old is not None:
+            files.keep(change, kept)
+        files.write(change)
+        say(f"written: {change.path}" + ("" if change.old is None else f", kept as {kept}"))
     for each in plan.changes:
         say(f"  {each}")
 
@@ -198,7 +204,7 @@ def _advise(one: Installation, plan: _Plan, say: Say) -> None:
 def _put_ssh(account: Account, change: FileChange, say: Say) -> None:
     if not change.changes:
         return
-    with files.working_as(account.uid, account.gid):
+    with working_as(account.uid, account.gid):
         directory = os.path.dirname(change.path)
         if not os.path.isdir(directory):
             os.mkdir(directory, 0o700)
@@ -207,20 +213,22 @@ def _put_ssh(account: Account, change: FileChange, say: Say) -> None:
 
 
 def _remember(world: World, one: Installation) -> None:
-    """Note for the package's removal where stubs were put; only root can and needs to."""
+    """Note for the package's removal where stubs were put, and whose that is; only for root."""
     if os.geteuid() != 0:
         return
     old = files.read(world.record) or ""
-    if one.remotes not in old.splitlines():
+    uid, gid = one.owner
+    line = f"{uid} {gid} {one.remotes}\n"
+    if line not in old.splitlines(keepends=True):
         os.makedirs(os.path.dirname(world.record), exist_ok=True)
-        files.write(files.plan(world.record, f"{old}{one.remotes}\n", mode=0o644))
+        files.write(files.plan(world.record, f"{old}{line}", mode=0o644))
 
 
 def _public_key(world: World, account: Account) -> keys.PublicKey:
     """The account's key for its hosts, made when there is none."""
     directory = os.path.join(account.home, ".ssh")
     for name in _KEYS:
-        with files.working_as(account.uid, account.gid):
+        with working_as(account.uid, account.gid):
             text = files.read(os.path.join(directory, f"{name}.pub"))
         if text is not None:
             return keys.public_key(text)
@@ -228,11 +236,11 @@ def _public_key(world: World, account: Account) -> keys.PublicKey:
     make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", account.name, "-f", path]
     if os.geteuid() == 0:
         make = ["runuser", "-u", account.name, "--", *make]
-    with files.working_as(account.uid, account.gid):
+    with working_as(account.uid, account.gid):
         if not os.path.isdir(directory):
             os.mkdir(directory, 0o700)
     world.runner.run(make)
-    with files.working_as(account.uid, account.gid):
+    with working_as(account.uid, account.gid):
         return keys.public_key(files.read(f"{path}.pub") or "")
 
 
@@ -306,7 +314,7 @@ def run(world: World, options: Options, say: Say) -> None:
         say(f"This would be changed, and {len(plan.drivers.add)} files put into {one.remotes}.")
         return
     # With its owner's rights: a link that oned's account plants there must not lead root elsewhere.
-    with files.working_as(*one.owner):
+    with working_as(*one.owner):
         _put_drivers(world, one, plan.drivers, say)
         _put_settings(world, plan, say)
     if options.apply:

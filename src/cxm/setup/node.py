@@ -15,6 +15,7 @@ from cxm.config import NodeConfig, Owner
 from cxm.errors import CommandError, CxmError, NotFoundError, UsageError
 from cxm.names import CloudId, cloud_id
 from cxm.node.client import FAILURE_CODE, HELPER
+from cxm.rights import working_as
 from cxm.setup import cxmrc, files, keys, nodecheck, report
 from cxm.setup.files import FileChange
 from cxm.setup.install import Account
@@ -76,7 +77,7 @@ def _settings(host: Host, options: Options) -> tuple[FileChange, NodeConfig]:
 
 def _authorized(account: Account, frontend: str, key: PublicKey | None) -> FileChange:
     path = os.path.join(account.home, ".ssh", "authorized_keys")
-    with files.working_as(account.uid, account.gid):
+    with working_as(account.uid, account.gid):
         old = files.read(path) or ""
         if key is None and not keys.lets_in(old, frontend):
             raise UsageError(
@@ -88,7 +89,7 @@ def _authorized(account: Account, frontend: str, key: PublicKey | None) -> FileC
 
 
 def _write_authorized(account: Account, change: FileChange) -> None:
-    with files.working_as(account.uid, account.gid):
+    with working_as(account.uid, account.gid):
         directory = os.path.dirname(change.path)
         if not os.path.isdir(directory):
             os.mkdir(directory, 0o700)
@@ -186,12 +187,11 @@ def run(host: Host, options: Options, say: Callable[[str], None]) -> None:
     """Check, then set up; raises RefusedError, and changes nothing, when a check fails."""
     keys.host_name(options.frontend)
     key = _key(options)
-    vg = options.vg
-    if vg is None:
-        old = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
-        present, _warnings = config.node(old or "", config.NODE_FILE)
-        vg = present.vg_name
-    found = nodecheck.checks(host, options.frontend, vg)
+    old = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
+    present, ignored = config.node(old or "", config.NODE_FILE)
+    for each in ignored:
+        say(f"warning: {each}")
+    found = nodecheck.checks(host, options.frontend, options.vg or present.vg_name)
     say(report.table(found))
     report.require(found, "cxm-setup node")
     account = host.account(USER)

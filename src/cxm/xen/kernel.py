@@ -22,8 +22,10 @@ from cxm.run import CHUNK, Runner
 _NOTE_ENTRY: Final = 1  # where a PV guest starts
 _NOTE_PHYS32_ENTRY: Final = 18  # where a PVH guest starts
 _PT_NOTE: Final = 4
-_MAX_NOTES: Final = 1 << 20
-_MAX_UNPACKED: Final = 1 << 30
+# Anybody may bring a kernel, and root looks at it. Debian's 6.1 has five headers, and 504 bytes of
+# notes 23 MiB behind its start.
+_MAX_PART: Final = 1 << 16
+_MAX_UNPACKED: Final = 1 << 28
 
 _ELF_MAGIC: Final = b"\x7fELF"
 _GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -44,13 +46,16 @@ class Kernel:
 
 
 class _Unpacker(Protocol):
-    def decompress(self, data: bytes, /) -> bytes: ...
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
 _UNPACKERS: Final[Sequence[tuple[bytes, Callable[[], _Unpacker]]]] = (
     (_GZIP_MAGIC, lambda: zlib.decompressobj(wbits=31)),
-    (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ)),
-    (b"\x5d\0\0", lambda: lzma.LZMADecompressor(format=lzma.FORMAT_ALONE)),
+    (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_UNPACKED)),
+    (b"\x5d\0\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, _MAX_UNPACKED)),
     (b"BZh", bz2.BZ2Decompressor),
 )
 # Not in the standard library of Python 3.11: their programs unpack them.
@@ -70,7 +75,7 @@ class _Forward:
 
     def at(self, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``; raises DataError where the stream has no such part."""
-        if offset < self._start or offset + size > _MAX_UNPACKED:
+        if offset < self._start or size > _MAX_PART or offset + size > _MAX_UNPACKED:
             raise DataError("its ELF header points to nowhere")
         while self._start + len(self._data) < offset + size:
             keep = max(min(offset - self._start, len(self._data)), 0)
@@ -105,7 +110,7 @@ def _notes(stream: _Forward) -> set[int]:
             if wide
             else (first, struct.unpack_from("<I", row, 16)[0])
         )
-        if kind == _PT_NOTE and size <= _MAX_NOTES:
+        if kind == _PT_NOTE and size <= _MAX_PART:
             segments.append((offset, size))
     found: set[int] = set()
     for offset, size in sorted(segments):
@@ -131,6 +136,18 @@ def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
         yield chunk
 
 
+def _pieces(unpacker: _Unpacker, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """What a compressed stream holds, never more than a chunk of it at a time."""
+    for block in blocks:
+        rest = block
+        while not unpacker.eof and (piece := unpacker.decompress(rest, CHUNK)):
+            yield piece
+            # zlib hands back what it has not used; the others keep it.
+            rest = getattr(unpacker, "unconsumed_tail", b"")
+        if unpacker.eof:
+            return
+
+
 def _unpacked(file: BinaryIO, start: int, size: int, runner: Runner) -> Iterator[bytes]:
     """The unpacked payload of a bzImage."""
     file.seek(start)
@@ -141,11 +158,7 @@ def _unpacked(file: BinaryIO, start: int, size: int, runner: Runner) -> Iterator
         return
     for begins, make in _UNPACKERS:
         if magic.startswith(begins):
-            unpacker = make()
-            for block in _blocks(file, size):
-                if getattr(unpacker, "eof", False):
-                    return
-                yield unpacker.decompress(block) or b""
+            yield from _pieces(make(), _blocks(file, size))
             return
     for begins, argv in _PROGRAMS:
         if magic.startswith(begins):
@@ -170,7 +183,7 @@ def _elf(file: BinaryIO, runner: Runner) -> Generator[bytes, None, None]:
         raise DataError("it is neither an ELF file nor a bzImage")
     offset, size = struct.unpack_from("<II", head, _PAYLOAD_AT)
     setup = ((head[_SETUP_SECTS] or 4) + 1) * 512
-    yield from (chunk for chunk in _unpacked(file, setup + offset, size, runner) if chunk)
+    yield from _unpacked(file, setup + offset, size, runner)
 
 
 def inspect(file: BinaryIO, runner: Runner) -> Kernel:
