@@ -18,6 +18,7 @@ def _installed() -> Iterator[None]:
     before = [signal.getsignal(number) for number in NUMBERS]
     interrupt.install()
     yield
+    interrupt.install()  # a signal that still waits to be raised would end a test that follows
     for number, handler in zip(NUMBERS, before, strict=True):
         signal.signal(number, handler)
 
