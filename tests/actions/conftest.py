@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cxm import interrupt
 from tests.fakes.domains import new_xen
 from tests.fakes.hosts import FRONTEND, Cloud
 from tests.fakes.machine import FakeNode
@@ -34,6 +35,7 @@ def own_signals() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
+    interrupt.install()  # a signal that still waits to be raised would end a test that follows
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
