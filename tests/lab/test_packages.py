@@ -51,7 +51,7 @@ def test_the_packages_come_and_go(solo_lab: Lab) -> None:
         install -d {_PLANTED}/cxm && touch {_PLANTED}/cxm/kept
         install -d -o oneadmin -m 755 /var/tmp/one
         runuser -u oneadmin -- ln -s {_PLANTED} /var/tmp/one/tm
-        chmod 755 /root {_PLANTED}; chmod 777 {_PLANTED}/cxm
+        chmod 755 /root
     """
     machine.run(["sh", "-ec", plant])
 
