@@ -3,9 +3,8 @@
 # Copyright The cxm for OpenNebula authors
 """Takes the place of cxm-helper on a node of the lab: the same helper, ended at a planned step.
 
-A step is whatever Python tells an audit hook of that changes something: a command that is started,
-a file opened for writing, made, renamed or removed, a device zeroed. So the steps of a verb are
-found by counting, and the product knows nothing of this.
+A step is a command that is started. So the steps of a verb are found by counting, and the product
+knows nothing of this. (What lies between two commands is ended in tests/actions, in-process.)
 
 ``PLAN/<verb>`` is one JSON line: the way, and the number of a step or words of a command. What was
 done is told in ``DONE/<verb>``. ``GATE/<verb>`` makes the helper wait before it begins. Where it
@@ -28,12 +27,8 @@ from cxm.node.helper import main
 ROOT: Final = "/run/killing"
 _PATIENCE_S: Final = 600.0
 _POLL_S: Final = 0.02
-_ZERO: Final = 0x127F
 _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_CHANGES: Final = (
-    *("os.rename", "os.remove", "os.symlink", "os.link", "os.mkdir", "os.rmdir"),
-    *("os.truncate", "os.chmod", "os.chown"),
-)
+_CHANGES: Final = ("os.rename", "os.remove", "os.symlink", "os.mkdir", "os.rmdir")
 _STREAMED: Final = 2 << 20  # bytes that a command has read when it is in the middle of its input
 
 
@@ -75,18 +70,8 @@ def _lives(pid: int) -> bool:
     return False
 
 
-def step_of(event: str, args: tuple[Any, ...]) -> str:
-    """What is about to be changed; empty for all that changes nothing."""
-    if event == "subprocess.Popen":
-        return " ".join(map(os.fsdecode, args[1]))
-    if event == "open" and isinstance(args[0], str | bytes):
-        path = os.fsdecode(args[0])
-        return f"write {path}" if args[2] & _WRITES and path != os.devnull else ""
-    if event == "fcntl.ioctl" and args[1] == _ZERO:
-        return "zero"
-    if event in _CHANGES:
-        return " ".join([event, *(os.fsdecode(word) for word in args if isinstance(word, str))])
-    return ""
+def _shown(argv: list[Any]) -> str:
+    return " ".join(map(os.fsdecode, argv))
 
 
 class Killer:
@@ -96,34 +81,27 @@ class Killer:
         self._verb = verb
         self._way = way
         self._point = point
-        self._steps = 0
         self._commands = 0
         self._passed = False  # the command of way "after" has been started
         self._done = False
 
-    def hook(self, event: str, args: tuple[Any, ...]) -> None:
-        """Called by Python before each of many things."""
-        if self._done:
-            return
-        step = step_of(event, args)
-        if not step:
-            return
-        self._steps += 1
-        is_command = event == "subprocess.Popen"
-        self._commands += is_command
-        if self._way == "before":
-            due = self._is(step, self._steps)
-        elif self._way in ("cut", "driver"):
-            due = is_command and self._is(step, self._commands)
-        else:
-            due = self._passed
-        if due:
+    def starts(self, argv: list[Any]) -> None:
+        """Called when a command is about to be started."""
+        step = _shown(argv)
+        self._commands += 1
+        if self._passed or (self._way in ("before", "cut", "driver") and self._is(step)):
             self._act(step)
+
+    def audited(self, event: str, args: tuple[Any, ...]) -> None:
+        """Called by Python before each of many things: the first change behind a command is due."""
+        is_change = event in _CHANGES or (event == "open" and args[2] & _WRITES)
+        if self._passed and is_change:
+            self._act(str(args[0]))
 
     def begun(self, pid: int, argv: list[Any]) -> None:
         """Called when a command has been started."""
-        step = " ".join(map(os.fsdecode, argv))
-        if self._done or not self._is(step, self._commands):
+        step = _shown(argv)
+        if not self._is(step):
             return
         if self._way == "begun":
             self._act(step)
@@ -140,14 +118,17 @@ class Killer:
                         self._act(step)
                 time.sleep(_POLL_S)
 
-    def _is(self, step: str, number: int) -> bool:
-        return self._point in step if isinstance(self._point, str) else self._point == number
+    def _is(self, step: str) -> bool:
+        if isinstance(self._point, str):
+            return self._point in step
+        return self._point == self._commands
 
     def _act(self, step: str) -> None:
+        if self._done:
+            return
         self._done = True
         with open(f"{ROOT}/DONE/{self._verb}", "w", encoding="utf-8") as file:
-            number = self._steps if self._way == "before" else self._commands
-            file.write(f"{self._way} {number}: {step}\n")
+            file.write(f"{self._way} {self._commands}: {step}\n")
         os.unlink(f"{ROOT}/PLAN/{self._verb}")
         if self._way == "cut":
             end([pid for pid, words in above() if words.startswith("sshd: oneadmin")])
@@ -177,12 +158,13 @@ def arm(verb: str) -> None:
     original = processes.Popen
 
     def popen(argv: list[Any], **options: Any) -> Any:
+        killer.starts(argv)
         made = original(argv, **options)
         killer.begun(made.pid, argv)
         return made
 
     processes.__dict__["Popen"] = popen
-    sys.addaudithook(killer.hook)
+    sys.addaudithook(killer.audited)
 
 
 if __name__ == "__main__":

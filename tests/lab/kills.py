@@ -26,7 +26,7 @@ _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 class Way(StrEnum):
     """How an action is ended."""
 
-    BEFORE = "before"  # the helper is killed before a step
+    BEFORE = "before"  # the helper is killed before a command
     BEGUN = "begun"  # the helper is killed when a command has begun, which then goes on alone
     CUT = "cut"  # the connection is killed before a command; the helper lives
     DRIVER = "driver"  # the driver is killed before a command; the helper lives
@@ -36,7 +36,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """When an action is ended: at the step of this number, or at the command with these words."""
+    """When an action is ended: at the command of this number, or at the one with these words."""
 
     way: Way
     step: int | str
