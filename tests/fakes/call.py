@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from cxm import API_VERSION, __version__, wire
 from cxm.node import helper
 from cxm.node.machine import Machine
+from cxm.node.verbs import VERBS, Data
 from cxm.run import System
 from tests.fakes.machine import CLOUD
 
@@ -62,7 +63,7 @@ def send(machine: Machine, verb: str, sent: bytes, *, pack: bool = False) -> Ans
     with typed(sent) as stdin:
         code = helper.serve(verb, stdin, stdout, machine)
     said = stdout.getvalue()
-    if verb not in helper.VERBS or helper.VERBS[verb].data is not helper.Data.DOWN:
+    if verb not in VERBS or VERBS[verb].data is not Data.DOWN:
         result, log = wire.parse_reply(said)
         return Answer(code, result, log)
     if pack:

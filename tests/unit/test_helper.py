@@ -20,6 +20,7 @@ from cxm.names import VmId
 from cxm.node import helper
 from cxm.node.client import FAILURE_CODE
 from cxm.node.machine import Caller, Machine
+from cxm.node.verbs import VERBS
 from tests.fakes.call import ask, request, send, typed
 from tests.fakes.machine import CLOUD, FakeNode, Outcome
 
@@ -51,10 +52,10 @@ def machine(node: FakeNode) -> Machine:
 class TestTable:
     """The table of verbs."""
 
-    @pytest.mark.parametrize("verb", helper.VERBS)
+    @pytest.mark.parametrize("verb", VERBS)
     def test_function_takes_what_the_table_says(self, verb: str) -> None:
         """Each row names a function that has exactly the row's arguments, by keyword."""
-        row = helper.VERBS[verb]
+        row = VERBS[verb]
         function = getattr(importlib.import_module(f"cxm.node.{row.module}"), row.function)
         parameters = list(inspect.signature(function).parameters.values())
         assert parameters[0].name == "call"
@@ -66,7 +67,7 @@ class TestTable:
         """The design note lists the verbs that there are."""
         rows = re.findall(r"^\| ([a-z, -]+) \|", DESIGN.read_text(encoding="utf-8"), re.MULTILINE)
         listed = {verb for row in rows for verb in row.split(", ") if verb != "verb"}
-        assert listed == {verb for verb, row in helper.VERBS.items() if row.request}
+        assert listed == {verb for verb, row in VERBS.items() if row.request}
 
 
 class TestRequests:

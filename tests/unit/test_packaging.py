@@ -10,7 +10,7 @@ import pytest
 
 from cxm import __version__
 from cxm.node.client import HELPER
-from cxm.node.helper import VERBS
+from cxm.node.verbs import VERBS
 from cxm.run import System
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from cxm import blockdev, interrupt
 from cxm.errors import CxmError, DataError
 from cxm.names import CHECKPOINT, DomainName, State, Tags, VmId
 from cxm.node import volumes as store
-from cxm.node.helper import Call
 from cxm.node.machine import Machine
+from cxm.node.verbs import Call
 from cxm.node.volumes import Owner
 from cxm.wire import Item, Section, Zeros
 

@@ -15,8 +15,8 @@ from cxm.names import DomainName, State, Tags, VmId
 from cxm.node import directory as directories
 from cxm.node import guests
 from cxm.node import volumes as store
-from cxm.node.helper import Call
 from cxm.node.machine import Machine
+from cxm.node.verbs import Call
 from cxm.node.volumes import Owned, Owner
 from cxm.wire import Item, Section, Zeros
 

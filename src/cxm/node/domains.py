@@ -13,10 +13,10 @@ from cxm.names import CloudId, VmId
 from cxm.node import configs, guests, kernels
 from cxm.node import plan as plans
 from cxm.node.guests import Life
-from cxm.node.helper import Call
 from cxm.node.life import Vm, end, note, note_running, running, settled
 from cxm.node.machine import Machine
 from cxm.node.starting import activated, drop_checkpoint, launched, release, start_stored, usable
+from cxm.node.verbs import Call
 from cxm.node.volumes import Owner
 from cxm.xen import xl
 from cxm.xen.guest import GuestSpec, from_json

@@ -2,14 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the root helper of a node: from a verb and its request to one function and one reply.
 
-How a verb is added: a row in :data:`VERBS` names the module below ``cxm.node``, the function and
-the arguments; an argument is a row in :data:`ARGUMENTS` (its parameter's name and its check). A
-``?`` after the argument's name lets it be null. The function is called with a :class:`Call` and
-the checked arguments by keyword, and returns the ``result`` of the reply (a dictionary for JSON)::
-
-    def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dict[str, Any]:
-
-Around it, this module
+The verbs are in :mod:`cxm.node.verbs`. Around a verb's function, this module
 
 - refuses another API version, a cloud that this node does not serve, and arguments that are
   unknown, missing or of the wrong type; ``dir`` must end in the VM's id;
@@ -21,214 +14,30 @@ Around it, this module
 - turns TERM, HUP and INT into an exception at the current line (:mod:`cxm.interrupt`): ``finally``
   and context managers undo, inside of ``interrupt.held_off()``. A broken pipe is an OSError;
 - is the only place in a node's verbs that catches errors: raise classes of ``cxm.errors``.
-
-A caller of a verb with ``stays=True`` that asks the helper to ``stay`` gets a reply to each request
-line that follows, until it closes the input. Only verbs that change nothing may stay.
-
-A verb with ``request=False`` (for services) reads nothing, writes no reply and takes no lock; it
-says what it did in the log.
 """
 
 import importlib
 import logging
 import os
-import re
 import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, BinaryIO, Final
 
 from cxm import API_VERSION, __version__, config, interrupt, log, names, run, wire
-from cxm.errors import (
-    CommandError,
-    CxmError,
-    DataError,
-    RefusedError,
-    UsageError,
-    system_error,
-)
+from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError, system_error
 from cxm.interrupt import InterruptedBySignalError
 from cxm.names import CloudId
 from cxm.node.client import FAILURE_CODE
 from cxm.node.machine import Caller, Machine
+from cxm.node.verbs import VERBS, Call, Data, block_mib, check_arguments
 
 _log = logging.getLogger(__name__)
 
 _PACK: Final = ("zstd", "-q", "-1", "-c")
 _UNPACK: Final = ("zstd", "-q", "-d", "-c")
 _NOT_FOUND: Final = 127
-_MAX_SIZE_MIB: Final = 1 << 26  # 64 TiB
-
-
-class Data(Enum):
-    """Whether bulk data travels with a verb, and which way."""
-
-    NONE = "none"
-    UP = "up"
-    DOWN = "down"
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of a verb."""
-
-    machine: Machine
-    cloud: CloudId
-    block: int = 1 << 20  # bytes of one read or write of a disk
-    items: Iterator[wire.Item] = field(default_factory=lambda: iter(()))
-    send: Callable[[Iterable[wire.Item]], None] = lambda _items: None
-
-
-# --- arguments ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """An argument of a request: the parameter that takes it, and its check."""
-
-    parameter: str
-    check: Callable[[Any], Any]
-
-
-def _integer(low: int, high: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise UsageError(f"{value!r} is not a whole number from {low} to {high}")
-        return value
-
-    return check
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{value!r} is neither true nor false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{value!r} is not a text")
-    return value
-
-
-def _word(*words: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in words:
-            raise UsageError(f"{value!r} is none of {', '.join(words)}")
-        return str(value)
-
-    return check
-
-
-def _directory(value: Any) -> str:
-    text = _text(value)
-    # normpath leaves two slashes at the front alone.
-    if not re.match("/[^/]", text) or os.path.normpath(text) != text or "\0" in text:
-        raise UsageError(f"{value!r} is not the absolute, normal path of a directory")
-    return text
-
-
-def _file_name(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}", _text(value)):
-        raise UsageError(f"{value!r} is not the plain name of a file")
-    return str(value)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UsageError(f"{value!r} is not a set of named values")
-    return value
-
-
-_block_mib: Final = _integer(1, config.MAX_BLOCK_MIB)
-
-ARGUMENTS: Final[Mapping[str, Argument]] = {
-    "vm": Argument("vm", lambda value: names.VmId(_integer(0, 0xFFFFFFFF)(value))),
-    "disk": Argument("disk", lambda value: names.volume_kind(str(_integer(0, 9999)(value)))),
-    "dir": Argument("directory", _directory),
-    "name": Argument("name", lambda value: names.domain_name(_text(value))),
-    "size_mib": Argument("size_mib", _integer(1, _MAX_SIZE_MIB)),
-    "content": Argument("content", _word("raw", "gzip", "zstd", "tar", "tar.gz", "tar.zst")),
-    "fstype": Argument("fstype", lambda value: config.filesystem(_text(value))),
-    "replace": Argument("replace", _boolean),
-    "format": Argument("made_as", _word("raw", "swap", *config.FILESYSTEMS)),
-    "as": Argument("content", _word("raw", "gzip", "tar.gz")),
-    "level": Argument("level", _integer(1, 9)),
-    "file": Argument("file", _file_name),
-    "guest": Argument("guest", _mapping),
-    "how": Argument("how", _word("shutdown", "destroy")),
-    "timeout_s": Argument("timeout_s", _integer(1, 86400)),
-    "detail": Argument("detail", _word("state", "usage", "host", "all")),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A row of the verb table."""
-
-    module: str  # below cxm.node; only the module of the asked verb is imported
-    function: str
-    args: str = ""
-    data: Data = Data.NONE
-    request: bool = True
-    stays: bool = False
-    lock: bool = True  # False: the verb waits long, and takes the VM's lock itself when it acts
-
-    def arguments(self) -> dict[str, tuple[Argument, bool]]:
-        """Name in the request -> the argument, and whether it may be null."""
-        return {
-            word.rstrip("?"): (ARGUMENTS[word.rstrip("?")], word.endswith("?"))
-            for word in self.args.split()
-        }
-
-
-VERBS: Final[Mapping[str, Verb]] = {
-    "disk-write": Verb(
-        "disks", "write", "vm disk dir name size_mib? content fstype? replace", Data.UP
-    ),
-    "disk-blank": Verb("disks", "blank", "vm disk dir name size_mib format"),
-    "disk-read": Verb("disks", "read", "vm disk as fstype? level?", Data.DOWN),
-    "disk-remove": Verb("disks", "remove", "vm disk dir?"),
-    "vm-remove": Verb("disks", "remove_vm", "vm dir"),
-    "vm-volumes": Verb("disks", "volumes", "vm"),
-    "vg-usage": Verb("disks", "usage"),
-    "dir-read": Verb("directory", "read", "vm dir", Data.DOWN),
-    "dir-write": Verb("directory", "write", "vm dir name", Data.UP),
-    "file-write": Verb("directory", "write_file", "vm dir file", Data.UP),
-    "domain-start": Verb("domains", "start", "vm dir guest"),
-    "domain-stop": Verb("domains", "stop", "vm how timeout_s", lock=False),
-    "domain-reboot": Verb("domains", "reboot", "vm"),
-    "domain-reset": Verb("domains", "reset", "vm"),
-    "domain-save": Verb("memory", "save", "vm"),
-    "domain-restore": Verb("memory", "restore", "vm dir guest?"),
-    "observe": Verb("observe", "observe", "detail", stays=True),
-    "tend": Verb("tend", "tend", request=False),
-}
-
-
-def check_arguments(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a request by parameter name; raises UsageError naming what is wrong."""
-    rows = VERBS[verb].arguments()
-    wrong = sorted(set(rows) ^ set(given))
-    if wrong:
-        what = "unknown" if wrong[0] in given else "missing"
-        raise UsageError(f"{verb}: the argument '{wrong[0]}' is {what}")
-    checked: dict[str, Any] = {}
-    for name, (argument, may_be_null) in rows.items():
-        value = given[name]
-        try:
-            checked[argument.parameter] = (
-                None if value is None and may_be_null else argument.check(value)
-            )
-        except UsageError as error:
-            raise UsageError(f"{verb}: {name}: {error.message}", hint=error.hint) from error
-    directory, vm = checked.get("directory"), checked.get("vm")
-    if directory is not None and os.path.basename(directory) != str(vm):
-        raise UsageError(f"{verb}: dir: '{directory}' is not the directory of VM {vm}")
-    return checked
 
 
 def _check_request(request: Mapping[str, Any], machine: Machine) -> CloudId:
@@ -382,8 +191,8 @@ def _perform(
             raise refusal
         if row.request:
             call.cloud = _check_request(request, machine)
-            call.block = _block_mib(request.get("block_mib", 1)) << 20
-            arguments = check_arguments(verb, _mapping(request.get("args")))
+            call.block = block_mib(request.get("block_mib", 1)) << 20
+            arguments = check_arguments(verb, request.get("args"))
             if "vm" in arguments and row.lock:
                 stack.enter_context(machine.vm_lock(call.cloud, arguments["vm"]))
             if row.data is Data.UP:

@@ -20,9 +20,9 @@ from cxm.node import plan as plans
 from cxm.node import volumes as store
 from cxm.node.domains import vm_of
 from cxm.node.guests import Life
-from cxm.node.helper import Call
 from cxm.node.life import Vm, end, never_ran, note, note_running, running, settled, undoing
 from cxm.node.starting import activated, drop_checkpoint, launched, release, usable
+from cxm.node.verbs import Call
 from cxm.node.volumes import Owned
 from cxm.xen import savefile, xl
 from cxm.xen.guest import GuestSpec, from_json

@@ -15,8 +15,8 @@ from cxm.errors import DataError
 from cxm.names import CHECKPOINT, CloudId, VmId, decode_tags, vm_of_uuid
 from cxm.node import guests as records
 from cxm.node import sight
-from cxm.node.helper import Call
 from cxm.node.machine import Machine
+from cxm.node.verbs import Call
 from cxm.xen import devices, xl
 
 _KIB: Final = 1024

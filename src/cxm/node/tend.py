@@ -19,10 +19,10 @@ from cxm.errors import CxmError, LockTimeoutError
 from cxm.names import CloudId, VmId
 from cxm.node import guests
 from cxm.node.guests import Guest, Life
-from cxm.node.helper import Call
 from cxm.node.life import Vm, boot_id, end, note, note_running
 from cxm.node.machine import Machine
 from cxm.node.starting import release, start_stored
+from cxm.node.verbs import Call
 from cxm.node.volumes import Owner
 from cxm.xen import xl
 from cxm.xen.xl import Domain, Reason
