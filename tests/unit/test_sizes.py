@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from cxm import sizes
 from cxm.errors import ConfigError
+from cxm.one import sizes
+from cxm.one.sizes import MIB
 from cxm.one.xml import Disk, Image
-from cxm.sizes import MIB
 
 GIB = 1 << 30
 

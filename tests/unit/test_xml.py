@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cxm import sizes
 from cxm.errors import CxmError, DataError, NotFoundError, UsageError
-from cxm.one import xml
+from cxm.one import sizes, xml
 
 DATA = Path(__file__).parents[1] / "data" / "one"
 VERSIONS = ["3.8", "4.14", "5.10", "6.10", "7.4"]

@@ -4,8 +4,7 @@
 
 import logging
 
-from cxm import sizes
-from cxm.one import args, subject
+from cxm.one import args, sizes, subject
 from cxm.one.action import Call, Context
 
 _log = logging.getLogger(__name__)

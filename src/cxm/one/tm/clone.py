@@ -10,15 +10,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cxm import image, sizes
+from cxm import image
 from cxm.errors import DataError
 from cxm.image import Source
 from cxm.names import VmId
-from cxm.one import args, subject
+from cxm.one import args, sizes, subject
 from cxm.one.action import Call, Context
 from cxm.one.args import DiskPlace, FilePlace
+from cxm.one.sizes import Size
 from cxm.one.xml import Disk, Image
-from cxm.sizes import Size
 
 _log = logging.getLogger(__name__)
 

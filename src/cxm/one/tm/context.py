@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Sequence
 from typing import Final
 
-from cxm import fetch, image, sizes
+from cxm import fetch, image
 from cxm.content import Content
 from cxm.errors import CommandError, CxmError, NotFoundError, UsageError
 from cxm.names import VmId
-from cxm.one import args, subject
+from cxm.one import args, sizes, subject
 from cxm.one.action import Call, Context
 from cxm.one.args import ContextFile
 from cxm.run import Runner

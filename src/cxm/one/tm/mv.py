@@ -15,12 +15,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from cxm import image, sizes, sparse, wire
+from cxm import image, sparse, wire
 from cxm.content import Content
 from cxm.errors import DataError, NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, State, VmId
 from cxm.node.client import Node
-from cxm.one import args, subject
+from cxm.one import args, sizes, subject
 from cxm.one.action import Call, Context
 from cxm.one.args import Directory, DiskPlace, MoveDirectory, MoveDisk
 from cxm.one.subject import Subject

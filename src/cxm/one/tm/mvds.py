@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from cxm import image, sizes, sparse, wire
+from cxm import image, sparse, wire
 from cxm.config import Mode
 from cxm.errors import CxmError, NotFoundError
-from cxm.one import args, subject, xml
+from cxm.one import args, sizes, subject, xml
 from cxm.one.action import Call, Context
 from cxm.one.args import SaveBack
 from cxm.one.tm import stopped

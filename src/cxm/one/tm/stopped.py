@@ -14,9 +14,10 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from cxm import sizes, sparse, wire
+from cxm import sparse, wire
 from cxm.errors import DataError, RefusedError
 from cxm.names import CHECKPOINT
+from cxm.one import sizes
 
 _VOLUME: Final = re.compile(r"volume\.(0|[1-9][0-9]{0,3})")
 _MODE: Final = 0o600
