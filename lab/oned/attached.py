@@ -19,7 +19,7 @@ from typing import Final
 from cxm.errors import CxmError, NotFoundError
 from cxm.one.version import OneVersion
 from cxm.run import System
-from cxm.setup import files, install, oneconf
+from cxm.setup import install, oneconf
 from cxm.setup.install import Account
 from lab import installed, keys, process
 from lab.lab import Lab
@@ -180,15 +180,19 @@ def _with_account(lab: Lab, name: str, rest: str) -> str:
 
 def edit(path: str, wanted: Mapping[str, str]) -> None:
     """Set attributes of a configuration file of ours, in OpenNebula's own syntax."""
-    old = files.read(path)
-    if old is None:
-        raise CxmError(f"{path} does not exist; is this a whole installation of OpenNebula?")
-    text = old
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError as error:
+        raise CxmError(
+            f"{path} does not exist; is this a whole installation of OpenNebula?"
+        ) from error
     for name, value in wanted.items():
         for entry in [each for each in oneconf.parse(text, path) if each.name == name][:1]:
             text = text[: entry.start] + text[entry.end :]
         text = oneconf.append(text, f"{name} = {value}\n", "the lab")
-    files.write(files.plan(path, text, mode=0o644))
+    with open(path, "w", encoding="utf-8") as file:  # whose it is, it stays
+        file.write(text)
 
 
 def _adapt(lab: Lab, one: Installed) -> None:
