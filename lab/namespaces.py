@@ -38,9 +38,14 @@ class Namespace:
         return [*words, "--"]
 
     def run(
-        self, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 30.0
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        timeout_s: float = 30.0,
+        ok: Sequence[int] = (0,),
     ) -> Result:
-        return System().run([*self.prefix(), *argv], stdin=stdin, timeout_s=timeout_s)
+        return System().run([*self.prefix(), *argv], stdin=stdin, timeout_s=timeout_s, ok=ok)
 
     def network_id(self) -> str:
         return process.namespace(self.pid, "net")

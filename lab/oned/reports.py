@@ -3,6 +3,7 @@
 """Owns what oned makes of monitoring: values of VMs and hosts, and the states that follow."""
 
 import base64
+import shlex
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -63,6 +64,21 @@ def first_messages(host: int, text: str) -> list[Message]:
     return found
 
 
+def _oldest_facts(text: str) -> Template:
+    """What the probes of 3.x printed: ``NAME=value`` after each other, some values in quotes."""
+    facts: Template = []
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise DataError(f"Error parsing host information: {error}: {text[:120]!r}") from error
+    for word in words:
+        name, equal, value = word.partition("=")
+        if not equal:
+            raise DataError(f"Error parsing host information: {word!r}")
+        facts.append((name, value))
+    return facts
+
+
 class Reports:
     """Takes reports of hosts into the model, as one version of oned does."""
 
@@ -97,15 +113,8 @@ class Reports:
 
     def probed(self, host: Host, text: str) -> None:
         """Take what a host's probes printed."""
-        if self._profile.polls_vms:
-            facts: Template = []
-            for word in text.split():
-                name, equal, value = word.partition("=")
-                if not equal:
-                    raise DataError(f"Error parsing host information: {word!r}")
-                facts.append((name, value.strip('"')))
-        else:
-            facts = templates.parse(text)
+        read = _oldest_facts if self._profile.polls_vms else templates.parse
+        facts = read(text)
         self._alive(host, facts)
         if self._profile.polls_vms or single(facts, "VM_POLL").upper() != "YES":
             return

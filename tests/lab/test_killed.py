@@ -10,6 +10,7 @@ there, when it runs and when it is gone is compared with a life that nobody dist
 
 # Requirements: 1.6 GiB of memory for solo1.
 
+import difflib
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -177,7 +178,7 @@ class Stage:
         """What is wrong with a life; ``whole`` is one that was not disturbed."""
         pictures = life.pictures if whole is None else whole.pictures
         found = [
-            f"{stage}:\n{life.pictures.get(stage)}\ninstead of\n{picture}"
+            "\n".join([stage, *_difference(picture, life.pictures.get(stage, ""))])
             for stage, picture in pictures.items()
             if life.pictures.get(stage) != picture
         ]
@@ -205,6 +206,11 @@ def stage(solo_session: Lab, guest: GuestImage) -> Iterator[Stage]:
         scenarios.prepare(cloud, parts)
         Kills(machine).install()
         yield Stage(solo_session, cloud, parts)
+
+
+def _difference(wanted: str, found: str) -> list[str]:
+    lines = difflib.unified_diff(wanted.splitlines(), found.splitlines(), lineterm="", n=0)
+    return list(lines)[2:]
 
 
 def _check(life: Life) -> None:
@@ -268,8 +274,9 @@ def test_ended_at_every_step(stage: Stage) -> None:
             continue
         _tell(life)
         wrong = stage.problems(life, whole)
-        problems += [f"step {step} {life.ended} {life.failures}: {each}" for each in wrong]
         if wrong:
+            sys.stderr.write(f"step {step}: {wrong}\n")
+            problems.append(f"step {step} {life.ended} {life.failures}: {wrong}")
             stage.scrub()
         verbs &= set(life.ended)
         steps |= dict.fromkeys(verbs, step)
