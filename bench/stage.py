@@ -114,7 +114,7 @@ def opened(name: str) -> Iterator[Stage]:
             scripts = TimedScripts(System(), standin.place, standin.profile)
             documents = Documents(standin.profile, standin.place)
             transfers = Transfers(scripts)
-            hypervisor = Hypervisor(scripts, documents, transfers)
+            hypervisor = Hypervisor(scripts, documents, transfers, [])
             yield Stage(running, machine, standin, guest, scripts, transfers, hypervisor, documents)
     finally:
         running.down()

@@ -7,24 +7,29 @@ import math
 from cxm.errors import CxmError
 from lab.oned.model import Vm
 from lab.oned.profiles import Profile
-from lab.oned.templates import Vector, single, vectors
+from lab.oned.templates import Template, Vector, single, vectors
 
 _BOOT = {"hd": "c", "fd": "a", "cdrom": "d", "network": "n"}
 _FIRST_VNC_PORT = 5900
 
 
-def xen(vm: Vm, profile: Profile, system_dir: str) -> str:
-    """The configuration of a domain; raises CxmError as oned refuses to write one."""
+def xen(vm: Vm, profile: Profile, system_dir: str, defaults: Template) -> str:
+    """The configuration of a domain; raises CxmError as oned refuses to write one.
+
+    ``defaults`` are the attributes of the driver's file of defaults.
+    """
     lines = [f"name = 'one-{vm.id}'"]
-    lines.append(f"#O CPU_CREDITS = {math.ceil(float(single(vm.template, 'CPU', '1')))}")
+    credits_of_one = float(single(defaults, "CREDIT", "1"))
+    cpu = float(single(vm.template, "CPU", "1"))
+    lines.append(f"#O CPU_CREDITS = {math.ceil(cpu * credits_of_one)}")
     memory = single(vm.template, "MEMORY")
     if not memory:
         raise CxmError("No memory defined and no default provided.")
     lines.append(f"memory  = '{memory}'")
     if vcpu := single(vm.template, "VCPU"):
         lines.append(f"vcpus  = '{vcpu}'")
-    lines += _boot(vm, profile)
-    lines += ["disk = [", *_disks(vm, profile, system_dir), "]"]
+    lines += _boot(vm, profile, defaults)
+    lines += ["disk = [", *_disks(vm, profile, system_dir, defaults), "]"]
     lines += ["vif = [", *(_vif(nic) for nic in vm.nics), "]"]
     lines += _graphics(vm, profile)
     lines += [
@@ -35,7 +40,11 @@ def xen(vm: Vm, profile: Profile, system_dir: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _boot(vm: Vm, profile: Profile) -> list[str]:
+def _default(defaults: Template, vector: str, name: str) -> str:
+    return next((row[name] for row in vectors(defaults, vector) if name in row), "")
+
+
+def _boot(vm: Vm, profile: Profile, defaults: Template) -> list[str]:
     system = next(iter(vectors(vm.template, "OS")), {})
     if kernel := system.get("KERNEL"):
         lines = [f"kernel = '{kernel}'"]
@@ -45,7 +54,7 @@ def _boot(vm: Vm, profile: Profile) -> list[str]:
                 lines.append(f"{key} = '{before}{value}'")
         return lines
     quote = "'" if profile.version >= (4, 8) else '"'
-    if loader := system.get("BOOTLOADER"):
+    if loader := system.get("BOOTLOADER") or _default(defaults, "OS", "BOOTLOADER"):
         return [f"bootloader = {quote}{loader}{quote}"]
     if profile.version < (4, 4):
         raise CxmError("No kernel or bootloader defined and no default provided.")
@@ -56,10 +65,11 @@ def _boot(vm: Vm, profile: Profile) -> list[str]:
     return lines
 
 
-def _disks(vm: Vm, profile: Profile, system_dir: str) -> list[str]:
+def _disks(vm: Vm, profile: Profile, system_dir: str, defaults: Template) -> list[str]:
     rows = []
+    usual = _default(defaults, "DISK", "DRIVER")
     for disk in vm.disks:
-        driver = disk.get("DRIVER", "")
+        driver = disk.get("DRIVER") or usual
         if driver and profile.version >= (4, 4) and not driver.endswith(":"):
             driver += ":"
         if not driver:
@@ -70,7 +80,7 @@ def _disks(vm: Vm, profile: Profile, system_dir: str) -> list[str]:
         rows.append(f"    '{driver}{path},{disk['TARGET']}{cdrom},{mode}',")
     context = vm.context
     if context is not None:
-        driver = context.get("DRIVER", "tap:aio:")
+        driver = context.get("DRIVER") or usual or "tap:aio:"
         path = f"{system_dir}/disk.{context['DISK_ID']}"
         rows.append(f"    '{driver}{path},{context['TARGET']},r',")
     return rows

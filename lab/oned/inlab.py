@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from cxm import config
 from cxm.run import System
-from cxm.setup import remotes
+from cxm.setup import parts, remotes
 from lab import installed
 from lab.lab import Lab
 from lab.oned.place import SYSTEM_WIDE, Place
@@ -51,7 +51,8 @@ def open_standin(
         )
         place.prepare()
         _put_drivers(lab, place, facts, settings or {})
-        with StandIn(System(), place, facts, setup=setup, periods=periods) as standin:
+        as_set_up = setup or Setup(defaults=parts.VMM_EXEC_DEFAULTS)
+        with StandIn(System(), place, facts, setup=as_set_up, periods=periods) as standin:
             yield standin
     finally:
         lab.frontend.run(["umount", "--lazy", SYSTEM_WIDE])

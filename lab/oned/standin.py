@@ -46,6 +46,7 @@ class Setup:
     image_tm: str = "cxm"
     system: str = "cxm_local"
     system_tm: str = "cxm_local"  # "cxm" for a volume group on a SAN
+    defaults: str = ""  # the VM driver's file of defaults, which oned reads up to 4.14
 
     @property
     def shared(self) -> bool:
@@ -84,7 +85,9 @@ class StandIn(Cloud):
         self._documents = Documents(profile, place)
         scripts = Scripts(runner, place, profile)
         transfers = Transfers(scripts)
-        hypervisor = Hypervisor(scripts, self._documents, transfers)
+        hypervisor = Hypervisor(
+            scripts, self._documents, transfers, templates.parse(self.setup.defaults)
+        )
         self._life = Lifecycle(
             profile,
             transfers,

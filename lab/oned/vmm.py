@@ -14,6 +14,7 @@ from lab.oned import deployment
 from lab.oned.documents import Documents
 from lab.oned.drivers import MISSING, Answer, Log, Scripts, Stream, answer
 from lab.oned.model import Vm
+from lab.oned.templates import Template
 from lab.oned.transfer import Transfers
 
 _DRIVER: Final = "cxm"
@@ -46,8 +47,11 @@ class _Run:
 class Hypervisor:
     """Runs VMM actions as oned's VMM driver of one version does."""
 
-    def __init__(self, scripts: Scripts, documents: Documents, transfers: Transfers) -> None:
+    def __init__(
+        self, scripts: Scripts, documents: Documents, transfers: Transfers, defaults: Template
+    ) -> None:
         self._scripts = scripts
+        self._defaults = defaults
         self._documents = documents
         self._transfers = transfers
         self._profile = scripts.profile
@@ -141,7 +145,8 @@ class Hypervisor:
     def _deployment(self, vm: Vm) -> str:
         if self._profile.deployment_type == "xml":
             return self._documents.vm(vm, full=False)
-        return deployment.xen(vm, self._profile, self._transfers.host_dir(vm))
+        directory = self._transfers.host_dir(vm)
+        return deployment.xen(vm, self._profile, directory, self._defaults)
 
     def _context(self, vm: Vm) -> str:
         line = self._transfers.context(vm) if self._profile.context_at_boot else None
