@@ -164,6 +164,7 @@ class Stage:
             (f"lv-one-{vm}-", "lv-one-N-"),
             (f"cxm.vm={vm},", "cxm.vm=N,"),
             (f"cxm.vm={vm}\n", "cxm.vm=N\n"),
+            (f"#O VM_ID = {vm}\n", "#O VM_ID = N\n"),
             (f"/{vm}/", "/N/"),
         ):
             shown = shown.replace(word, instead)
