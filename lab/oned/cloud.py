@@ -14,6 +14,7 @@ from cxm.one.version import OneVersion
 
 PATIENCE_S = 900.0  # an emulated host on a busy machine is slow; failures are seen at once
 _GRACE_S = 3.0  # a state of before a request may be seen for a moment
+_RESTING = ("RUNNING", "SUSPENDED", "POWEROFF", "STOPPED", "UNDEPLOYED")
 _COUNTED = ("MEMORY", "NETRX", "NETTX")
 _View = TypeVar("_View")
 
@@ -198,8 +199,8 @@ class Cloud(ABC):
             if view.state == state:
                 return view
             ended = view.state in ends or view.state.endswith("_FAILURE")
-            # What could not be suspended, stopped or switched off runs on.
-            ended |= view.state == "RUNNING" and view.error != known
+            # What could not be suspended or resumed stays what it was, with a reason.
+            ended |= view.state in _RESTING and view.error != known
             if ended and time.monotonic() - began > _GRACE_S:
                 raise CxmError(
                     f"VM {vm} is {view.state}, not {state}: {view.error or 'no reason given'}",
