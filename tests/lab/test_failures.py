@@ -118,21 +118,16 @@ def flipped(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        pytest.param(cut_short, r"/\w+ is damaged: gzip: .*unexpected end of file",
-                     id="cut short", marks=extensive),
-        pytest.param(flipped, "solo1: the image is damaged: gzip", id="a flipped bit"),
-    ],
-)  # fmt: skip
-def test_a_damaged_image(
-    site: Site, tmp_path: Path, damage: Callable[[bytes], bytes], says: str
-) -> None:
-    """An archive that is cut short is seen on the frontend, a corrupt one on the host."""
+    "damage",
+    [flipped, pytest.param(cut_short, marks=extensive)],
+    ids=["a flipped bit", "cut short"],
+)
+def test_a_damaged_image(site: Site, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    """An archive that is cut short or corrupt becomes no disk."""
     damaged = tmp_path / "damaged.tar.gz"
     damaged.write_bytes(damage(Path(site.parts.image_file).read_bytes()))
     image, view = fails(site, str(damaged))
-    assert_sentence(view, says)
+    assert_sentence(view, r"image \d+ \('failing'\): solo1: the image is damaged: gzip")
     forget(site, image, view)
     site.finish()
 
