@@ -26,7 +26,7 @@ check: setup
 	@$(PYTHON) -m mypy
 	@.venv/bin/codespell
 	@git grep -lE '^#!/.*sh$$' -- ':!*.py' ':!*.md' | xargs shellcheck
-	@$(PYTEST) -q -n 2
+	@$(PYTEST) -q -n 2 --dist worksteal
 
 test: check
 	@$(PYTEST) -m "lab and not extensive"
