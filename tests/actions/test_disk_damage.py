@@ -46,6 +46,20 @@ def node(tmp_path: Path) -> FakeNode:
     return new_node(tmp_path / "node1")
 
 
+def _arguments(node: FakeNode, content: str, fstype: str | None) -> dict[str, object]:
+    """Of disk-write, for a request that is written byte by byte."""
+    return {
+        "vm": 42,
+        "disk": 0,
+        "dir": directory(node, 42),
+        "name": "user-vm42.home.net",
+        "size_mib": 8,
+        "content": content,
+        "fstype": fstype,
+        "replace": False,
+    }
+
+
 class TestFailures:
     """One clear sentence, and nothing left."""
 
@@ -143,16 +157,7 @@ class TestFailures:
     def test_packed_stream_that_is_cut(self, node: FakeNode) -> None:
         """The same for an upload that was compressed on its way."""
         data = zstd(b"".join(wire.encode(section(NOISE))))
-        args = {
-            "vm": 42,
-            "disk": 0,
-            "dir": directory(node, 42),
-            "name": "user-vm42.home.net",
-            "size_mib": 8,
-            "content": "raw",
-            "fstype": None,
-            "replace": False,
-        }
+        args = _arguments(node, "raw", None)
         with pytest.raises(DataError, match="data stream was cut"):
             send(node.machine(), "disk-write", request(args, pack=True) + data[: len(data) // 2])
 
@@ -162,16 +167,7 @@ class TestFailures:
         """A frontend that died without a word must not hold the VM and half a disk for ever."""
         image = {"raw": NOISE, "gzip": gzip.compress(NOISE), "tar": FILES}[content]
         data = b"".join(wire.encode(section(image)))
-        args = {
-            "vm": 42,
-            "disk": 0,
-            "dir": directory(node, 42),
-            "name": "user-vm42.home.net",
-            "size_mib": 8,
-            "content": content,
-            "fstype": "ext4",
-            "replace": False,
-        }
+        args = _arguments(node, content, "ext4")
         machine = node.machine(silence_s=0.2)
         reading, writing = os.pipe()
         with open(reading, "rb", buffering=0) as stdin, open(writing, "wb", buffering=0) as sender:
