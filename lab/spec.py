@@ -74,8 +74,8 @@ class HostSpec:
 
 
 HOSTS = (
-    HostSpec("node1", 11, memory_mib=1024, dom0_mib=416, san=True, data_gib=0),
-    HostSpec("node2", 12, memory_mib=1024, dom0_mib=416, san=True, data_gib=0),
+    HostSpec("node1", 11, memory_mib=1408, dom0_mib=768, san=True, data_gib=0),
+    HostSpec("node2", 12, memory_mib=1408, dom0_mib=768, san=True, data_gib=0),
     HostSpec("solo1", 21, memory_mib=1152, dom0_mib=384, san=False, data_gib=40),
 )
 _CPUS_ALONE = 2

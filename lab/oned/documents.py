@@ -9,7 +9,7 @@ from lab.oned import states
 from lab.oned.model import OWNER, Datastore, History, Host, Image, Vm
 from lab.oned.place import Place
 from lab.oned.profiles import Profile
-from lab.oned.templates import cdata, to_xml
+from lab.oned.templates import Template, cdata, to_xml
 
 _RIGHTS = tuple(f"{who}_{right}" for who in ("OWNER", "GROUP", "OTHER") for right in "UMA")
 # The number that history records give for what ended them (5.0 and later).
@@ -23,6 +23,7 @@ _ACTIONS = {
     "terminate": 27,
     "delete": 16,
 }
+_MAX_ERROR = 100
 
 
 def _head(number: int, name: str, group: int) -> str:
@@ -69,12 +70,22 @@ class Documents:
         if self._old:
             body += to_xml(vm.template + vm.user_template)
         else:
-            body += to_xml(vm.template) + to_xml(vm.user_template, "USER_TEMPLATE")
+            body += to_xml(vm.template) + to_xml(self._user_template(vm), "USER_TEMPLATE")
         empty = "<HISTORY_RECORDS/>"
         body += f"<HISTORY_RECORDS>{histories}</HISTORY_RECORDS>" if histories else empty
         if self._profile.version >= (6, 6):
             body += "<BACKUPS><BACKUP_CONFIG/><BACKUP_IDS></BACKUP_IDS></BACKUPS>"
         return f"{body}</VM>"
+
+    def _user_template(self, vm: Vm) -> Template:
+        """Since 6.6 a long error is cut; before, what a killed action leaves breaks the XML."""
+        if self._profile.version < (6, 6):
+            return vm.user_template
+        stamp, colon, text = vm.error.partition(": ")
+        if len(text) < _MAX_ERROR:
+            return vm.user_template
+        cut = f"{stamp}{colon}{text[:_MAX_ERROR]}... see more details in VM log"
+        return [row if row[0] != "ERROR" else ("ERROR", cut) for row in vm.user_template]
 
     def _monitoring(self, vm: Vm) -> str:
         values = vm.monitoring
