@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""What the VMs of a cluster are to Pacemaker, and how it is asked and told."""
+"""The cluster of Xen nodes: what Pacemaker is told, and what its resource agent does (0010)."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
+from cxm.cluster.cib import TEMPLATE
 from cxm.errors import NotFoundError
 
 LOCKS: Final = "cxm-locks-clone"
-TEMPLATE: Final = "cxm-domain"
 _NOTHING: Final = "cxm-nothing"
 STICKINESS: Final = 1000
 # Without these no VM is safe: they are put right at every run.

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how VMs are written into Pacemaker's CIB. Pure: documents in, documents changed.
+
+Every function takes the ``<cib>`` element. Those that change it do so in place; the difference is
+sent to the cluster in one piece by :func:`cxm.cluster.pacemaker.change` (docs/design/0010).
+"""
+
+import base64
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from xml.etree.ElementTree import Element, SubElement
+
+from cxm import names
+from cxm.errors import DataError, UsageError
+from cxm.names import CloudId, VmId
+from cxm.node.guests import Life
+
+TEMPLATE: Final = "cxm-domain"
+# A finite wish: less than the template's stickiness, so that a VM which has moved stays.
+PREFERENCE: Final = 100
+_ID: Final = re.compile(r"cxm-(?P<cloud>.+)-(?P<vm>[0-9]+)")
+_MIB_PER_VCPU: Final = 1
+_MEMORY_PER_SHADOW: Final = 128
+_DOMAIN_MIB: Final = 4
+
+
+class Wish(StrEnum):
+    """What is to happen to a VM's memory at its next stop or start."""
+
+    NONE = ""
+    SAVE = "save"
+    RESTORE = "restore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """A VM as the cluster knows it."""
+
+    cloud: CloudId
+    vm: VmId
+    name: str  # its domain's
+    config: str  # for xl
+    memory_mib: int  # what a node needs to have free for it
+    cpu: int  # in percent of one CPU
+    migratable: bool  # whether it can move while it runs
+    started: bool  # whether it should run
+    life: Life = Life.RUNNING
+    reason: str = ""  # one sentence
+    wish: Wish = Wish.NONE
+    host: str = ""  # what OpenNebula calls the host it was last ordered to
+    preferred: str = ""  # the node that it was last ordered to
+
+    @property
+    def id(self) -> str:
+        return resource_id(self.cloud, self.vm)
+
+
+def resource_id(cloud: CloudId, vm: VmId) -> str:
+    """The id of a VM's resource."""
+    return f"cxm-{cloud}-{vm}"
+
+
+def parse_id(text: str) -> tuple[CloudId, VmId] | None:
+    """The VM whose resource has this id, None for a resource that is no VM's."""
+    match = _ID.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        return names.cloud_id(match["cloud"]), names.vm_id(match["vm"])
+    except UsageError:
+        return None
+
+
+def needed_mib(memory_mib: int, vcpus: int) -> int:
+    """What a guest takes of a node's memory: Xen keeps page tables and buffers for it besides."""
+    tables = vcpus * _MIB_PER_VCPU + -(-memory_mib // _MEMORY_PER_SHADOW)
+    return memory_mib + tables + _DOMAIN_MIB
+
+
+def pack(config: str) -> str:
+    """A configuration as one word, for an attribute."""
+    return base64.b64encode(zlib.compress(config.encode(), 9)).decode()
+
+
+def unpack(text: str) -> str:
+    """What :func:`pack` has packed; raises DataError for anything else."""
+    try:
+        return zlib.decompress(base64.b64decode(text, validate=True)).decode()
+    except (ValueError, zlib.error) as error:
+        raise DataError(f"a configuration in the CIB cannot be read: {error}") from error
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def _pairs(element: Element, kind: str) -> dict[str, str]:
+    return {
+        pair.get("name", ""): pair.get("value", "") for pair in element.iterfind(f"{kind}/nvpair")
+    }
+
+
+def _primitives(cib: Element) -> Iterator[Element]:
+    for primitive in cib.iterfind("configuration/resources/primitive"):
+        # The basis has one that is no VM's: a template without any is an error.
+        if primitive.get("template") == TEMPLATE and parse_id(primitive.get("id", "")):
+            yield primitive
+
+
+def _read(primitive: Element, preferences: dict[str, str]) -> Resource:
+    rid = primitive.get("id", "")
+    parameters = _pairs(primitive, "instance_attributes")
+    meta = _pairs(primitive, "meta_attributes")
+    size = _pairs(primitive, "utilization")
+    try:
+        return Resource(
+            cloud=names.cloud_id(parameters["cloud"]),
+            vm=names.vm_id(parameters["vm"]),
+            name=meta["cxm-name"],
+            config=unpack(meta["cxm-config"]),
+            memory_mib=int(size["memory"]),
+            cpu=int(size["cpu"]),
+            migratable=meta.get("allow-migrate", "true") == "true",
+            started=meta.get("target-role", "Started") == "Started",
+            life=Life(meta["cxm-life"]),
+            reason=meta.get("cxm-reason", ""),
+            wish=Wish(meta.get("cxm-wish", "")),
+            host=meta.get("cxm-host", ""),
+            preferred=preferences.get(rid, ""),
+        )
+    except (KeyError, ValueError, UsageError) as error:
+        raise DataError(
+            f"the resource {rid} in the CIB is damaged: {error}",
+            hint=f"'cibadmin --query --xpath \"//primitive[@id='{rid}']\"' shows it",
+        ) from error
+
+
+def _preferences(cib: Element) -> dict[str, str]:
+    found = {}
+    for location in cib.iterfind("configuration/constraints/rsc_location"):
+        rid = location.get("rsc", "")
+        if location.get("id") == f"{rid}-prefer":
+            found[rid] = location.get("node", "")
+    return found
+
+
+def resources(cib: Element) -> list[Resource]:
+    """All VMs of the cluster, by number; raises DataError for a damaged one."""
+    preferences = _preferences(cib)
+    found = [_read(primitive, preferences) for primitive in _primitives(cib)]
+    return sorted(found, key=lambda resource: (resource.cloud, resource.vm))
+
+
+def find(cib: Element, cloud: CloudId, vm: VmId) -> Resource | None:
+    """A VM of the cluster, None where there is none."""
+    rid = resource_id(cloud, vm)
+    for primitive in _primitives(cib):
+        if primitive.get("id") == rid:
+            return _read(primitive, _preferences(cib))
+    return None
+
+
+# --- changing -----------------------------------------------------------------------------------
+
+
+def _child(parent: Element, tag: str, rid: str) -> Element:
+    """The child with this id, made when it is not there: what stays keeps its place."""
+    for element in parent.iterfind(tag):
+        if element.get("id") == rid:
+            return element
+    return SubElement(parent, tag, {"id": rid})
+
+
+def _set(parent: Element, kind: str, rid: str, values: dict[str, str | None]) -> None:
+    """Set name-value pairs; one without a value is removed."""
+    group = _child(parent, kind, f"{rid}-{kind}")
+    for name, value in values.items():
+        pair = _child(group, "nvpair", f"{rid}-{kind}-{name}")
+        if value is None:
+            group.remove(pair)
+        else:
+            pair.set("name", name)
+            pair.set("value", value)
+
+
+def _section(cib: Element, name: str) -> Element:
+    section = cib.find(f"configuration/{name}")
+    if section is None:
+        raise DataError(f"the CIB has no section {name}")
+    return section
+
+
+def put(cib: Element, resource: Resource) -> None:
+    """Write a VM: make its resource, or change what differs."""
+    rid = resource.id
+    primitive = _child(_section(cib, "resources"), "primitive", rid)
+    primitive.set("template", TEMPLATE)
+    _set(
+        primitive,
+        "instance_attributes",
+        rid,
+        {"cloud": resource.cloud, "vm": str(resource.vm)},
+    )
+    _set(
+        primitive,
+        "meta_attributes",
+        rid,
+        {
+            "target-role": "Started" if resource.started else "Stopped",
+            "allow-migrate": "true" if resource.migratable else "false",
+            "cxm-name": resource.name,
+            "cxm-config": pack(resource.config),
+            "cxm-life": resource.life.value,
+            "cxm-reason": resource.reason or None,
+            "cxm-wish": resource.wish.value or None,
+            "cxm-host": resource.host or None,
+        },
+    )
+    size = {"memory": str(resource.memory_mib), "cpu": str(resource.cpu)}
+    _set(primitive, "utilization", rid, size)
+    if resource.preferred:
+        prefer(cib, rid, resource.preferred)
+
+
+def prefer(cib: Element, rid: str, node: str) -> None:
+    """Wish a VM onto a node: it goes there, unless it runs elsewhere and nobody else moves it."""
+    location = _child(_section(cib, "constraints"), "rsc_location", f"{rid}-prefer")
+    location.attrib.update({"rsc": rid, "node": node, "score": str(PREFERENCE)})
+
+
+def confine(cib: Element, rid: str, node: str, *, until: str) -> None:
+    """Keep a VM off every node but one, until a moment (ISO 8601): there or not at all."""
+    constraints = _section(cib, "constraints")
+    release(cib, rid)
+    location = SubElement(constraints, "rsc_location", {"id": f"{rid}-place", "rsc": rid})
+    rule = SubElement(
+        location,
+        "rule",
+        {"id": f"{rid}-place-rule", "score": "-INFINITY", "boolean-op": "and"},
+    )
+    where = {"attribute": "#uname", "operation": "ne", "value": node}
+    SubElement(rule, "expression", {"id": f"{rid}-place-node", **where})
+    when = {"operation": "lt", "end": until}
+    SubElement(rule, "date_expression", {"id": f"{rid}-place-until", **when})
+
+
+def release(cib: Element, rid: str) -> None:
+    """Let a VM go where Pacemaker wants it again."""
+    constraints = _section(cib, "constraints")
+    for location in constraints.findall("rsc_location"):
+        if location.get("id") == f"{rid}-place":
+            constraints.remove(location)
+
+
+def remove(cib: Element, rid: str) -> None:
+    """Take a VM out, and every constraint that names it."""
+    named = ("rsc", "with-rsc", "first", "then")
+    for constraint in list(_section(cib, "constraints")):
+        if rid in [constraint.get(name) for name in named]:
+            _section(cib, "constraints").remove(constraint)
+    for primitive in list(_section(cib, "resources")):
+        if primitive.get("id") == rid:
+            _section(cib, "resources").remove(primitive)

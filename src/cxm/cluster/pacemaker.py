@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns Pacemaker: the only caller of its programs, and what their output means.
+
+Its own command line is used, with XML output: it is the same on every distribution.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from xml.etree import ElementTree as ET
+from xml.etree.ElementTree import Element
+
+from cxm.errors import CommandError, DataError, RefusedError
+from cxm.run import Runner
+
+_log = logging.getLogger(__name__)
+
+MARKER: Final = "/etc/cxm/cluster"  # written by cxm-setup: this machine is a node of a cluster
+_TIMEOUT_S: Final = 60.0
+# crm_diff's exit code when two documents differ, and cibadmin's when the CIB has changed meanwhile.
+_DIFFERENT: Final = 1
+_STALE: Final = (103, 104)
+_TRIES: Final = 20
+_NOT_CONNECTED: Final = 102
+_DOWN_HINT: Final = "'systemctl status pacemaker corosync' on it says why"
+
+
+# --- what it says -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster as Pacemaker sees it."""
+
+    name: str
+    online: bool
+    standby: bool = False
+    maintenance: bool = False
+    unclean: bool = False  # it has to be fenced before anything of it is started elsewhere
+    pending: bool = False  # it is joining
+    dc: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A resource, and where it is."""
+
+    id: str
+    role: str  # Started, Stopped, Starting, Stopping, Migrating
+    nodes: tuple[str, ...] = ()
+    pending: str = ""  # what is being done to it
+    managed: bool = True
+    blocked: bool = False  # something went wrong with it that Pacemaker does not touch
+    failed: bool = False
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is being done to it."""
+        return self.role in ("Started", "Stopped") and not self.pending
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An action of a resource that went wrong and has not been cleaned up."""
+
+    resource: str
+    operation: str
+    node: str
+    reason: str  # the agent's own words, if it had any
+    when: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fencing:
+    """A node that was, is being, or could not be fenced."""
+
+    target: str
+    action: str
+    status: str  # success, failed, pending
+    by: str
+    when: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The cluster at one moment."""
+
+    nodes: tuple[Node, ...]
+    quorate: bool
+    fencing_enabled: bool
+    resources: Mapping[str, Placed] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    fencing: tuple[Fencing, ...] = ()
+
+    def node(self, name: str) -> Node | None:
+        """The node of this name."""
+        return next((node for node in self.nodes if node.name == name), None)
+
+    @property
+    def dc(self) -> str:
+        """The node that decides at the moment; empty while none does."""
+        return next((node.name for node in self.nodes if node.dc), "")
+
+
+def _flag(element: Element, name: str) -> bool:
+    return element.get(name) == "true"
+
+
+def _failures(root: Element) -> Iterator[Failure]:
+    for element in root.iterfind("failures/failure"):
+        task, interval = element.get("task", ""), element.get("interval", "0")
+        yield Failure(
+            element.get("op_key", "").removesuffix(f"_{task}_{interval}"),
+            task,
+            element.get("node", ""),
+            element.get("exitreason", "") or element.get("exitstatus", ""),
+            element.get("last-rc-change", ""),
+        )
+
+
+def _fencing(root: Element) -> Iterator[Fencing]:
+    for element in root.iterfind("fence_history/fence_event"):
+        yield Fencing(
+            element.get("target", ""),
+            element.get("action", ""),
+            element.get("status", ""),
+            element.get("delegate", "") or element.get("origin", ""),
+            element.get("completed", ""),
+            element.get("exit-reason", ""),
+        )
+
+
+def parse_status(text: str) -> Status:
+    """The meaning of ``crm_mon --output-as=xml``; raises DataError."""
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"crm_mon's output cannot be read: {error}") from error
+    dc, options = root.find("summary/current_dc"), root.find("summary/cluster_options")
+    if dc is None or options is None:
+        raise DataError(f"crm_mon's output has no summary: {text[:120]!r}")
+    nodes = tuple(
+        Node(
+            element.get("name", ""),
+            online=_flag(element, "online"),
+            standby=_flag(element, "standby"),
+            maintenance=_flag(element, "maintenance"),
+            unclean=_flag(element, "unclean"),
+            pending=_flag(element, "pending"),
+            dc=_flag(element, "is_dc"),
+        )
+        for element in root.iterfind("nodes/node")
+    )
+    resources = {}
+    for element in root.iterfind("resources//resource"):
+        rid = element.get("id", "")
+        where = tuple(node.get("name", "") for node in element.iterfind("node"))
+        known = resources.get(rid)
+        # Of a clone's instances, the one that is not at rest says what goes on.
+        is_busy = known is not None and not known.at_rest
+        resources[rid] = Placed(
+            rid,
+            known.role if known and is_busy else element.get("role", ""),
+            (known.nodes if known else ()) + where,
+            known.pending if known and is_busy else element.get("pending", ""),
+            managed=_flag(element, "managed"),
+            blocked=_flag(element, "blocked"),
+            failed=_flag(element, "failed"),
+        )
+    return Status(
+        nodes,
+        quorate=_flag(dc, "with_quorum"),
+        fencing_enabled=_flag(options, "stonith-enabled"),
+        resources=resources,
+        failures=tuple(_failures(root)),
+        fencing=tuple(_fencing(root)),
+    )
+
+
+def status(runner: Runner) -> Status:
+    """The cluster as it is now; raises RefusedError where Pacemaker does not run."""
+    return parse_status(_ask(runner, ["crm_mon", "-1", "--output-as=xml"]))
+
+
+def _ask(runner: Runner, argv: list[str]) -> str:
+    try:
+        return runner.run(argv, timeout_s=_TIMEOUT_S).stdout
+    except CommandError as error:
+        if error.exit_code == _NOT_CONNECTED or "not connected" in error.stderr:
+            raise RefusedError(
+                "this node is a member of a cluster whose Pacemaker does not run here, "
+                "so nothing is done",
+                hint=_DOWN_HINT,
+            ) from error
+        raise
+
+
+# --- the CIB ------------------------------------------------------------------------------------
+
+
+def cib(runner: Runner, *, local: bool = False) -> Element:
+    """The whole CIB; with ``local`` this node's copy, which is there even without a quorum."""
+    argv = ["cibadmin", "--query", *(["--local"] if local else [])]
+    try:
+        return ET.fromstring(_ask(runner, argv))  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"cibadmin's output cannot be read: {error}") from error
+
+
+def change(runner: Runner, edit: Callable[[Element], None], *, what: str) -> bool:
+    """Change the CIB: ``edit`` alters the ``<cib>`` element that it is given.
+
+    All that differs is sent as one patch, which applies to exactly the CIB that was read: when
+    another change was faster, this one is thought through again. False when nothing differs.
+    ``what`` says in the log what the change is. Raises CommandError when Pacemaker refuses it.
+    """
+    for _try in range(_TRIES):
+        patch = _patch(runner, edit)
+        if patch is None:
+            return False
+        argv = ["cibadmin", "--patch", "--xml-pipe"]
+        result = runner.run(argv, stdin=patch, timeout_s=_TIMEOUT_S, ok=(0, *_STALE))
+        if result.code == 0:
+            _log.info("%s", what)
+            return True
+        _log.debug("the CIB has changed meanwhile: %s", result.stderr)
+    raise CommandError(
+        f"Pacemaker's configuration changes all the time, so this could not be written: {what}",
+        hint="'crm_mon' shows what goes on; run the action again",
+        argv=("cibadmin", "--patch"),
+        exit_code=_STALE[0],
+        stderr="",
+    )
+
+
+def _patch(runner: Runner, edit: Callable[[Element], None]) -> bytes | None:
+    """The difference that an edit makes, None when it makes none."""
+    root = cib(runner)
+    before = ET.tostring(root)
+    edit(root)
+    if ET.tostring(root) == before:
+        return None
+    root.set("epoch", str(int(root.get("epoch", "0")) + 1))
+    root.set("num_updates", "0")
+    with tempfile.TemporaryDirectory(prefix="cxm-cib-") as directory:
+        old, new = os.path.join(directory, "old"), os.path.join(directory, "new")
+        for path, text in ((old, before), (new, ET.tostring(root))):
+            with open(path, "wb") as file:
+                file.write(text)
+        argv = ["crm_diff", "--cib", "--original", old, "--new", new]
+        return runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, _DIFFERENT)).stdout.encode()
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+
+def clean_up(runner: Runner, resource: str, *, node: str | None = None) -> None:
+    """Forget what went wrong with a resource, so that Pacemaker looks at it afresh."""
+    argv = ["crm_resource", "--cleanup", "--resource", resource]
+    _ask(runner, [*argv, "--node", node] if node else argv)
+    _log.info("forgot the failures of %s", resource)
