@@ -40,6 +40,7 @@ class Cluster:
 def cluster(
     name: str,
     nodes: Sequence[str],
+    *,
     device: str,
     vg: str,
     token_ms: int,

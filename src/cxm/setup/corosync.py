@@ -75,7 +75,8 @@ def present(text: str | None, cluster: Cluster) -> Present:
     addresses = re.findall(r"^\s*ring\d+_addr:\s*(\S+)", text, re.MULTILINE)
     if name_of(text) == cluster.name and addresses == list(cluster.nodes.values()):
         return Present.OURS
-    return Present.PACKAGE if set(addresses) <= {"127.0.0.1"} else Present.OTHER
+    is_example = set(addresses) == {"127.0.0.1"} or name_of(text) is None
+    return Present.PACKAGE if is_example else Present.OTHER
 
 
 def new_key() -> str:
