@@ -23,7 +23,7 @@ _TIMEOUT_S: Final = 60.0
 # Corosync with encryption and DLM take 300 MiB; a dom0 of 416 MiB died of it.
 _LITTLE_DOM0_MIB: Final = 700
 # Program -> the package that has it.
-_NEEDED: Final = {
+NEEDED: Final = {
     "corosync": "corosync",
     "pacemakerd": "pacemaker",
     "crm_mon": "pacemaker-cli-utils",
@@ -35,7 +35,7 @@ _NEEDED: Final = {
     "killall": "psmisc",
     "ssh-keygen": "openssh-client",
 }
-_AGENTS: Final = {
+AGENTS: Final = {
     "/usr/lib/ocf/resource.d/heartbeat/lvmlockd": "resource-agents",
     "/usr/lib/ocf/resource.d/pacemaker/controld": "pacemaker-resource-agents",
     "/usr/lib/ocf/resource.d/cxm/lockspace": "cxm-node",
@@ -60,9 +60,9 @@ def _root(host: Host) -> Check:
 
 
 def _programs(host: Host, cluster: Cluster) -> Check:
-    missing = {name: package for name, package in _NEEDED.items() if host.which(name) is None}
+    missing = {name: package for name, package in NEEDED.items() if host.which(name) is None}
     missing |= {
-        path: package for path, package in _AGENTS.items() if not os.path.exists(host.path(path))
+        path: package for path, package in AGENTS.items() if not os.path.exists(host.path(path))
     }
     for agent in cluster.agents:
         if host.which(agent) is None:
@@ -90,8 +90,7 @@ def _address(host: Host, me: str, cluster: Cluster) -> Check:
 
 def _dom0(host: Host) -> Check:
     try:
-        memory = sum(each.memory_mib for each in xl.domains(host.runner) if each.domid == 0)
-        guests = len(xl.domains(host.runner)) - 1
+        memory, guests = xl.dom0_mib(host.runner), len(xl.domains(host.runner))
     except CxmError as error:
         return failed("dom0", error.sentence(), "'xl list' must work")
     if memory < _LITTLE_DOM0_MIB:

@@ -91,8 +91,8 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
     _wait(world, lacking)
     attributes = {"cxm-address": cluster.nodes[me], "cxm-hostkey": _host_key(world.host)}
     info = xl.info(world.host.runner)
-    dom0 = sum(each.memory_mib for each in xl.domains(world.host.runner) if each.domid == 0)
-    size = {"memory": str(info.total_mib - dom0), "cpu": str(info.cpus * _PERCENT)}
+    room_mib = info.total_mib - xl.dom0_mib(world.host.runner)
+    size = {"memory": str(room_mib), "cpu": str(info.cpus * _PERCENT)}
     changed = world.change(
         world.host.runner,
         lambda cib: basis.edit_facts(cib, me, attributes, size),
