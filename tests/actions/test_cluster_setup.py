@@ -64,6 +64,7 @@ class Pair:
             lambda: come("node1"),
             joins,
             starts("cxm-dlm", "cxm-lvmlockd"),
+            lambda: None,  # LVM starts what is common to all groups
             starts("cxm-lockspace"),
             starts(*FENCES),
         )

@@ -95,6 +95,7 @@ class FakeClusterNode:
         self.name, self.address, self.san = name, address, san
         self.dom0_mib = 1024
         self.uid = 0
+        self.is_first_group = True
         self.enabled = {"xendomains.service", "cxm-tend.service", "dlm.service"}
         self.active = set(self.enabled)
         self.masked: set[str] = set()
@@ -187,6 +188,9 @@ class FakeClusterNode:
     def _vgcreate(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         assert "--shared" in argv
         assert "-y" not in argv, "LVM's question about an old signature must not be answered"
+        if self.is_first_group:
+            self.is_first_group = False
+            return Outcome(stderr="  Global lock failed: lockspace is starting.\n", code=5)
         self.san.group = argv[-2]
         return Outcome()
 

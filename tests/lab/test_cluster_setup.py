@@ -17,7 +17,8 @@ def _vg(machine: Machine, vg: str) -> str:
 
 def _locks_on(machine: Machine) -> set[str]:
     """Where the locks can be used, as a node sees it."""
-    status = pacemaker.status(machine)
+    argv = ["crm_mon", "-1", "--output-as=xml"]
+    status = pacemaker.parse_status(machine.run(argv).stdout)
     placed = status.resources[LOCKSPACE]
     online = {node.name for node in status.nodes if node.online}
     return set(placed.nodes) & online if placed.role == "Started" else set()

@@ -13,15 +13,13 @@ from cxm.run import Result, System
 
 AGENT = Path(__file__).parents[2] / "packaging/ocf/lockspace"
 SUCCESS, GENERIC, NOT_INSTALLED, NOT_CONFIGURED, NOT_RUNNING = 0, 1, 5, 6, 7
-# As lvmlockctl of 2.03.16 prints it.
-INFO = """VG LVM_XEN lock_type=dlm 4Zqcpl-YAQS-Bwwq-3a4d-9Bnm-u4Tq-JmFvNT
+# As lvmlockctl of 2.03.16 prints it; of the lockspace of all groups it knows no group.
+GLOBAL = "VG vg_uuid= lock_type= \nLS  lvm_global\nLK VG un ver 0\nLK GL un ver 1\n"
+GROUP = """VG LVM_XEN lock_type=dlm 6blhFh-kisV-XnXF-L4pD-QYPc-u3eV-9BVpf5
 LS dlm lvm_LVM_XEN
-LK VG un ver 5
-
-VG lvm_global lock_type=dlm
-LS dlm lvm_global
-LK GL un ver 1
+LK VG un ver 0
 """
+INFO = f"{GLOBAL}\n{GROUP}"
 
 
 class Place:
@@ -73,9 +71,10 @@ def place(tmp_path: Path) -> Place:
     return made
 
 
-def test_start_ends_when_the_locks_can_be_used(place: Place) -> None:
+@pytest.mark.parametrize("first", [GLOBAL, GROUP, ""])
+def test_start_ends_when_the_locks_can_be_used(place: Place, first: str) -> None:
     """Both lockspaces have to be there: the group's, and the one of all groups."""
-    (place.top / "info").write_text(INFO.split("\n\n", maxsplit=1)[0] + "\n")
+    (place.top / "info").write_text(first)
     place.tool("sleep", f"cat >{place.top}/info <<'X'\n{INFO}X")  # a second later
     assert place.run("start").code == SUCCESS
     assert place.calls("sleep") == ["sleep 1"]

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 from cxm.cluster import basis, pacemaker
 from cxm.cluster.basis import Basis
 from cxm.cluster.pacemaker import Status
-from cxm.errors import CommandError, CxmError, RefusedError
+from cxm.errors import CommandError, CxmError, DataError, RefusedError
 from cxm.run import Runner
 from cxm.setup import files, services, shareddisk
 from cxm.setup.clusterargs import Cluster
@@ -63,7 +63,8 @@ def _wait(world: World, lacking: Callable[[Status], str]) -> Status:
 def _status(world: World) -> Status | None:
     try:
         return world.status(world.host.runner)
-    except (CommandError, RefusedError) as error:
+    # Pacemaker that is still starting answers without saying anything.
+    except (CommandError, RefusedError, DataError) as error:
         for service in ("corosync", "pacemaker"):
             if not services.is_active(world.host.runner, service):
                 raise CxmError(
@@ -126,7 +127,8 @@ def form(world: World, me: str, cluster: Cluster, given: Basis) -> bool:
             world.clean_up(runner, failure.resource)
     _wait(world, lambda status: _not_on_all(cluster, status, _LVMLOCKD))
     if not shareddisk.has_group(runner, cluster.vg):
-        shareddisk.make_group(runner, cluster.vg, cluster.device)
+        while not shareddisk.make_group(runner, cluster.vg, cluster.device):
+            world.sleep(_PAUSE_S)
         world.say(f"made: the shared volume group {cluster.vg} on {cluster.device}")
         changed = True
     _wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))

@@ -14,6 +14,8 @@ from cxm.setup.report import Check, failed, ok
 _TIMEOUT_S: Final = 60.0
 _CREATE_S: Final = 300.0
 _EMPTY: Final = 2  # blkid's code for a disk on which it finds nothing
+# What LVM says of the first group: it starts the lockspace of all groups, and does not wait.
+_STARTING: Final = "lockspace is starting"
 # LVM's own 1 MiB is full after some 700 volumes with our tags.
 _METADATA: Final = "16m"
 
@@ -68,10 +70,17 @@ def has_group(runner: Runner, vg: str) -> bool:
     return said.code == 0
 
 
-def make_group(runner: Runner, vg: str, device: str) -> None:
-    """Make the shared group. Never answers a question of LVM about what is on the disk: it stops.
+def make_group(runner: Runner, vg: str, device: str) -> bool:
+    """Make the shared group; False while the locks of all groups are still being started.
 
-    No volume in it becomes active by itself when a node starts.
+    LVM's question about what is on the disk is never answered: it makes nothing then. No volume of
+    the group becomes active by itself when a node starts.
     """
     argv = ["vgcreate", "--shared", "--setautoactivation", "n", "--metadatasize", _METADATA]
-    runner.run([*argv, vg, device], timeout_s=_CREATE_S)
+    try:
+        runner.run([*argv, vg, device], timeout_s=_CREATE_S)
+    except CommandError as error:
+        if _STARTING in error.stderr:
+            return False
+        raise
+    return True
