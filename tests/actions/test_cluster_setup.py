@@ -330,6 +330,20 @@ def test_password_may_come_from_a_file(pair: Pair, tmp_path: Path) -> None:
     assert basis.fencing[0].parameters["password"] == "a,b=c"
 
 
+def test_original_configuration_is_taken_over(pair: Pair, tmp_path: Path) -> None:
+    """What is not said otherwise; every node that it allowed has to be named."""
+    path = tmp_path / "cxm.conf"
+    path.write_text("CLUSTER_NAME='old'\nTIMER=4\nALLOWED_NODES=['node1','node2']\nQUIET=True\n")
+    given = replace(GIVEN, name=None, original=str(path), dry_run=True)
+    said = pair.run(pair.first, given)
+    assert "cluster_name: old" in said
+    assert "token: 8000" in said
+    assert "QUIET does not count any more" in said
+    path.write_text("ALLOWED_NODES=['node1','node3']\n")
+    with pytest.raises(UsageError, match="allows node3, which no --node names"):
+        pair.run(pair.first, given)
+
+
 def test_fence_device_that_does_not_work_is_said(pair: Pair) -> None:
     """Corrected, the same command goes on; what went wrong before is forgotten."""
     pair.form()

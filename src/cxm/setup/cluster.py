@@ -8,12 +8,12 @@ Everything is checked before anything is changed, and a second run changes nothi
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cxm import config
 from cxm.cluster.basis import Basis
-from cxm.errors import UsageError
+from cxm.errors import NotFoundError, UsageError
 from cxm.setup import (
     clusterargs,
     clustercheck,
@@ -22,6 +22,7 @@ from cxm.setup import (
     files,
     forming,
     jointoken,
+    original,
     peerkey,
     report,
     services,
@@ -57,6 +58,7 @@ class Options:
     fencing: Sequence[str] = field(default=(), repr=False)
     token_ms: int | None = None
     join: str | None = field(default=None, repr=False)
+    original: str | None = None
     dry_run: bool = False
 
 
@@ -81,6 +83,29 @@ class _Plan:
         lines += [clusterfiles.shown(host, each) for each in self.files if each.changes]
         lines += [" ".join(each.argv) + "\n" for each in self.services]
         return "".join(lines)
+
+
+def _imported(options: Options, say: Callable[[str], None]) -> Options:
+    """The options, with what the configuration of an original cxm says where they say nothing."""
+    if options.original is None:
+        return options
+    text = files.read(options.original)
+    if text is None:
+        raise NotFoundError(f"{options.original} does not exist")
+    found = original.read(text, options.original)
+    for sentence in found.told:
+        say(sentence)
+    given = {word.partition("=")[0] for word in options.nodes}
+    if missing := [name for name in found.nodes if name not in given]:
+        raise UsageError(
+            f"{options.original} allows {', '.join(missing)}, which no --node names",
+            hint="--node NAME=ADDRESS for each; without --import for another choice of nodes",
+        )
+    return replace(
+        options,
+        name=options.name or found.name,
+        token_ms=found.token_ms if options.token_ms is None else options.token_ms,
+    )
 
 
 def _first(host: Host, options: Options) -> tuple[Membership, Basis]:
@@ -171,7 +196,7 @@ def work(world: World, options: Options) -> None:
     host, say = world.host, world.say
     basis = None
     if options.join is None:
-        membership, basis = _first(host, options)
+        membership, basis = _first(host, _imported(options, say))
     else:
         _refuse_others(options)
         membership = jointoken.unpack(options.join)
@@ -202,7 +227,7 @@ def work(world: World, options: Options) -> None:
 
 def _refuse_others(options: Options) -> None:
     given = (options.name, options.nodes, options.device, options.vg, options.fencing)
-    if any(given) or options.token_ms is not None:
+    if any((*given, options.original)) or options.token_ms is not None:
         raise UsageError("--join TOKEN says everything: no other option belongs to it")
 
 

@@ -99,6 +99,12 @@ def _cluster_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--token-ms", type=int, metavar="N", help="silence after which a node is lost (5000)"
     )
     parser.add_argument(
+        "--import",
+        dest="original",
+        metavar="FILE",
+        help="take name, nodes and timer from the cxm.conf of an original cxm",
+    )
+    parser.add_argument(
         "--join", metavar="TOKEN", help="on each other node: the line's token; - reads it"
     )
     parser.add_argument("--dry-run", action="store_true", help="change nothing, show what would be")
