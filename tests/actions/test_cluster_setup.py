@@ -349,6 +349,7 @@ def test_fence_device_that_does_not_work_is_said(pair: Pair) -> None:
     pair.form()
     failure = Failure("fence-node2", "start", "node1", "Unable to connect", "now")
     pair.pacemaker.failures.append(failure)
+    assert "Nothing to change" in pair.run(pair.first, GIVEN), "it works again"
     pair.pacemaker.started.discard("fence-node2")
     with pytest.raises(CxmError, match="fence-node2 does not work from node1: Unable") as raised:
         pair.run(pair.first, GIVEN)

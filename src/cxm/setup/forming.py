@@ -160,14 +160,15 @@ def _not_on_all(cluster: Cluster, status: Status, resource: str) -> str:
 def _fencing(given: Basis, status: Status) -> str:
     """Raises CxmError for a device that does not answer: no guest would ever be safe."""
     names = [name for name in status.resources if name.startswith("fence-")]
+    waiting = [name for name in names if status.resources[name].role != "Started"]
     for failure in status.failures:
-        if failure.resource in names:
+        # One that has started since has forgotten nothing, but works.
+        if failure.resource in waiting:
             raise CxmError(
                 f"the fence device {failure.resource} does not work from {failure.node}: "
                 f"{failure.reason}",
                 hint="correct --fence and run this again; everything else is in place",
             )
-    waiting = [name for name in names if status.resources[name].role != "Started"]
     if len(names) < len(given.fencing) or waiting:
         return f"waiting for the fence devices {_list(waiting)}"
     return ""
