@@ -12,7 +12,7 @@ import pytest
 
 from cxm.cluster.pacemaker import Failure
 from cxm.errors import CxmError, RefusedError, UsageError
-from cxm.setup import cluster, clustercheck, corosync, jointoken
+from cxm.setup import cluster, clustercheck, corosync, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
 from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
@@ -391,3 +391,11 @@ def test_three_nodes_have_a_majority(pair: Pair) -> None:
     assert "two_node" not in corosync.conf(membership.cluster)
     pairs, _basis = cluster._first(pair.first.host(), GIVEN)
     assert "wait_for_all: 1" in corosync.conf(pairs.cluster)
+
+
+def test_command_line_reaches_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence and the exit code of wrong arguments."""
+    assert main.main(["cluster", "--name", "lab", "--node", "a=10.0.0.1"]) == UsageError.code
+    assert "cxm-setup: --name and --device are needed" in capsys.readouterr().err
+    assert main.main(["cluster", "--join", "nonsense"]) == UsageError.code
+    assert "not a join token" in capsys.readouterr().err
