@@ -161,11 +161,13 @@ def parse_status(text: str) -> Status:
         rid = element.get("id", "")
         where = tuple(node.get("name", "") for node in element.iterfind("node"))
         known = resources.get(rid)
+        # Of a clone's instances, the one that is not at rest says what goes on.
+        is_busy = known is not None and not known.at_rest
         resources[rid] = Placed(
             rid,
-            element.get("role", ""),
+            known.role if known and is_busy else element.get("role", ""),
             (known.nodes if known else ()) + where,
-            element.get("pending", ""),
+            known.pending if known and is_busy else element.get("pending", ""),
             managed=_flag(element, "managed"),
             blocked=_flag(element, "blocked"),
             failed=_flag(element, "failed"),
