@@ -88,6 +88,7 @@ class Jobs:
             else:
                 done = Answer(ok=False, info="Empty deploy ID for virtual machine")
         if self._try(vm, done, "deploy" if starting else "restore"):
+            vm.history.action = ""
             self._state(vm, "RUNNING")
         elif state == "BOOT_STOPPED" and not self._profile.failure_states:
             self._leave(vm, "EPILOG_STOP", "stop", "STOPPED")

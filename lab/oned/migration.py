@@ -47,6 +47,7 @@ class Migrations(Jobs):
         if live:
             self._state(vm, "MIGRATE")
             return lambda: self._migrate_live(vm)
+        vm.history.action = "migrate"
         self._state(vm, "SAVE_MIGRATE")
         return lambda: self._migrate_saved(vm)
 

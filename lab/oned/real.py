@@ -222,6 +222,12 @@ def _number(element: ET.Element, path: str, default: int = -1) -> int:
     return int(element.findtext(path) or default)
 
 
+def _error(vm: ET.Element) -> str:
+    """The reason of the last failure; in 3.x its time and text are two values."""
+    paths = ("USER_TEMPLATE/ERROR", "TEMPLATE/ERROR/TIMESTAMP", "TEMPLATE/ERROR/MESSAGE")
+    return " : ".join(filter(None, map(vm.findtext, paths))) or vm.findtext("TEMPLATE/ERROR", "")
+
+
 def view_of_vm(found: ET.Element) -> VmView:
     """A VM from the XML that oned gives."""
     histories = found.findall("HISTORY_RECORDS/HISTORY")
@@ -239,5 +245,5 @@ def view_of_vm(found: ET.Element) -> VmView:
         sequence=-1 if last is None else _number(last, "SEQ"),
         monitoring=monitoring,
         moving=any(_number(record, "ETIME", 0) == 0 for record in histories[-2:-1]),
-        error=found.findtext("USER_TEMPLATE/ERROR") or found.findtext("TEMPLATE/ERROR") or "",
+        error=_error(found),
     )

@@ -120,7 +120,8 @@ class Steps:
                 command, stdin = f"{script}  {' '.join(words)}", data
             done = answer(run.streams[host.id].run(command, stdin), self._profile, run.log)
             if not done.ok:
-                return done
+                named = "" if self._profile.network_driver_of_host else f" {name}: "
+                return Answer(ok=False, info=f"{named}{done.info}")
         return Answer(ok=True, info="-")
 
 

@@ -64,7 +64,8 @@ class Hypervisor:
         checkpoint = f"{self._transfers.host_dir(vm)}/checkpoint"
         context = self._context(vm)
         xml = self._documents.vm(vm, full=False)
-        message = self._message(vm, xml, checkpoint=checkpoint, command=context)
+        disk = context.split()[-3].partition(":")[2] if context else ""
+        message = self._message(vm, xml, checkpoint=checkpoint, command=context, target_path=disk)
         words: tuple[str, ...] = (checkpoint, vm.history.host.name)
         if self._profile.restores_with_deploy_id:
             words += (vm.deploy_id,)
@@ -93,7 +94,7 @@ class Hypervisor:
         xml = self._documents.vm(vm, full=False)
         message = self._message(
             vm, xml, record=vm.histories[-2], target=target, command=f"{line}\n",
-            directory=self._transfers.host_dir(vm) if self._profile.names_migration_dir else "",
+            target_path=self._transfers.host_dir(vm) if self._profile.names_migration_dir else "",
         )  # fmt: skip
         failed = (self._around("FAIL", line, xml),) if self._profile.has_failmigrate else ()
         undone = failed if self._profile.undoes_premigrate else ()
@@ -205,7 +206,7 @@ class Hypervisor:
         files: tuple[str, str] = ("", ""),
         checkpoint: str = "",
         command: str = "",
-        directory: str = "",
+        target_path: str = "",
     ) -> str:
         record = record or vm.history
         old = self._profile.network_driver_of_host
@@ -228,7 +229,7 @@ class Hypervisor:
         ]
         if not old:
             rows.append("<TM_COMMAND_ROLLBACK/>")
-        rows += [element("DISK_TARGET_PATH", directory), xml]
+        rows += [element("DISK_TARGET_PATH", target_path), xml]
         if not old:
             rows.append(self._documents.datastore(record.system, ()))
         return f"<VMM_DRIVER_ACTION_DATA>{''.join(rows)}</VMM_DRIVER_ACTION_DATA>"
