@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from cxm.errors import CxmError
-from lab.oned import scenarios
+from lab.oned import scenarios, states
 from lab.oned.cloud import Network, VmView
 from lab.oned.scenarios import Parts
 from tests.contract import migrations, recorder
@@ -193,6 +193,40 @@ def test_the_clusters_scenario_plays(version: str, tmp_path: os.PathLike[str]) -
         )
         assert stayed.host == parts.host
         world.cloud.settle()
+
+
+@pytest.mark.parametrize("version", ["5.10", "7.4"])
+def test_a_vm_whose_host_is_lost_starts_on_another(
+    version: str, tmp_path: os.PathLike[str]
+) -> None:
+    """Its files move and it is deployed there; no script is run on the old host."""
+    assert states.vm_state_numbers("PROLOG_MIGRATE_UNKNOWN") == (states.ACTIVE, 60)
+    with standin(str(tmp_path), version) as world:
+        world.notes.mark("prepare")
+        migrations.prepare(world.cloud, world.image)
+        play = migrations.Play(world.cloud, world.notes, world.cloud.settle)
+        play.create()
+        world.cloud.record(play.vm).state = "UNKNOWN"
+        play.move("lost", migrations.OTHER, live=True)
+        played = recorder.normal(world.notes.entries(), world.names)
+        found = Moved(version, world, play.views, played).scripts("lost")
+        start = ["tm/context", "vnm/pre@2", "vmm/deploy@2", "vnm/post@2"]
+        assert found == [*["tm/mv"] * 6, *start]
+        assert play.views["lost"].host == migrations.OTHER
+        play.act("terminate", world.cloud.terminate, "DONE")
+
+
+def test_3_8_moves_nothing_but_what_runs(tmp_path: os.PathLike[str]) -> None:
+    """A VM at rest stays; its history does too."""
+    with standin(str(tmp_path), "3.8") as world:
+        world.notes.mark("prepare")
+        migrations.prepare(world.cloud, world.image)
+        play = migrations.Play(world.cloud, world.notes, world.cloud.settle)
+        play.create()
+        play.act("suspend", world.cloud.suspend, "SUSPENDED")
+        with pytest.raises(CxmError, match="not available for state SUSPENDED"):
+            world.cloud.migrate(play.vm, migrations.OTHER, live=False)
+        assert world.cloud.vm(play.vm).sequence == 0
 
 
 def _migrate_to_itself(world: World, parts: Parts) -> None:
