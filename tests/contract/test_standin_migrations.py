@@ -7,6 +7,7 @@ oned's source (protocol section 3.1).
 """
 
 import base64
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,16 +69,24 @@ def moved(
 
 
 def test_it_calls_the_drivers_as_real_opennebula_does(moved: Moved) -> None:
-    """The same actions in the same order, with the same arguments, inputs and stream commands."""
+    """The same actions in the same order, with the same arguments, inputs and stream commands.
+
+    After each step it says the same of the VM: its host, its state, how many records it has.
+    """
     if moved.version not in _RECORDED:
         pytest.skip("not recorded")
-    real = recorder.recorded(os.path.join(_DATA, _RECORDED[moved.version]))
+    path = os.path.join(_DATA, _RECORDED[moved.version])
+    real = recorder.recorded(path)
     assert list(moved.played.steps) == list(real.steps)
     for step, calls in real.steps.items():
         assert _in_order(moved.played.steps[step]) == _in_order(calls), step
     for kind, paths in real.shapes.items():
         theirs = {path for path in paths if "TEMPLATE" not in path}
         assert {path for path in moved.played.shapes[kind] if "TEMPLATE" not in path} == theirs
+    with open(path, encoding="utf-8") as file:
+        said = json.load(file)["views"]
+    ours = {name: [view.host, view.state, view.sequence] for name, view in moved.views.items()}
+    assert ours == said
 
 
 def _in_order(calls: list[Call]) -> list[Call]:
