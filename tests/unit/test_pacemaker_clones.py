@@ -23,14 +23,14 @@ def _placed(*instances: str) -> Placed:
     return pacemaker.parse_status(text[:head] + f"<resources>{clone}" + text[tail:]).resources["x"]
 
 
-@pytest.mark.parametrize("order", itertools.permutations([STARTED, STARTING, STOPPED]))
+@pytest.mark.parametrize("order", list(itertools.permutations([STARTED, STARTING, STOPPED])))
 def test_an_instance_that_is_being_started_is_what_is_said(order: tuple[str, ...]) -> None:
     """Whatever its place among the others."""
     found = _placed(*order)
     assert (found.role, found.pending, sorted(found.nodes)) == ("Starting", "Starting", ["a", "b"])
 
 
-@pytest.mark.parametrize("order", itertools.permutations([STARTED, STOPPED]))
+@pytest.mark.parametrize("order", list(itertools.permutations([STARTED, STOPPED])))
 def test_a_node_in_standby_stops_no_clone(order: tuple[str, ...]) -> None:
     """It runs where it may."""
     found = _placed(*order)
