@@ -257,6 +257,40 @@ def _patch(runner: Runner, edit: Callable[[Element], None]) -> bytes | None:
         return runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, _DIFFERENT)).stdout.encode()
 
 
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What Pacemaker would do with a resource."""
+
+    action: str  # start, stop, migrate, recover, restart, ...
+    resource: str
+    node: str  # where it would be afterwards, or be stopped
+
+
+def parse_deeds(text: str) -> list[Deed]:
+    """The actions that ``crm_simulate --output-as=xml`` foresees; raises DataError."""
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"crm_simulate's output cannot be read: {error}") from error
+    return [
+        Deed(
+            element.get("action", ""),
+            element.get("resource", ""),
+            element.get("dest") or element.get("node") or element.get("source") or "",
+        )
+        for element in root.iterfind("actions/rsc_action")
+    ]
+
+
+def foresee(runner: Runner, root: Element) -> list[Deed]:
+    """What Pacemaker would do if this were its CIB."""
+    with tempfile.NamedTemporaryFile(prefix="cxm-cib-", suffix=".xml") as file:
+        file.write(ET.tostring(root))
+        file.flush()
+        argv = ["crm_simulate", "--simulate", "--xml-file", file.name, "--output-as=xml"]
+        return parse_deeds(runner.run(argv, timeout_s=_TIMEOUT_S).stdout)
+
+
 # --- orders -------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,6 @@ A line that cxm-setup wrote ends in ``cxm-setup:frontend=NAME`` (oneadmin's) or
 
 import base64
 import binascii
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +23,6 @@ _TYPES: Final = (
     "ecdsa-sha2-nistp384",
     "ecdsa-sha2-nistp521",
 )
-_HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,252}")
 _MARK: Final = "cxm-setup:frontend="
 PEER_COMMAND: Final = "/usr/lib/cxm/cxm-peer"
 _PEER_RESTRICTIONS: Final = f'command="{PEER_COMMAND}",restrict'
@@ -66,13 +64,6 @@ def public_key(text: str) -> PublicKey:
             hint="it looks like 'ssh-ed25519 AAAA...'; quote it",
         )
     return PublicKey(kind, blob)
-
-
-def host_name(text: str) -> str:
-    """The checked name or address of a frontend; raises UsageError."""
-    if not _HOST.fullmatch(text):
-        raise UsageError(f"'{text}' is not the name or address of a host")
-    return text
 
 
 def _own_line(key: PublicKey, frontend: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cxm import API_VERSION, __version__, config, wire
+from cxm import API_VERSION, __version__, config, names, wire
 from cxm.cluster.pacemaker import MARKER
 from cxm.config import NodeConfig, Owner
 from cxm.errors import CommandError, CxmError, NotFoundError, UsageError
@@ -187,7 +187,7 @@ def _try_helper(host: Host, cloud: CloudId) -> None:
 
 def run(host: Host, options: Options, say: Callable[[str], None]) -> None:
     """Check, then set up; raises RefusedError, and changes nothing, when a check fails."""
-    keys.host_name(options.frontend)
+    names.host_name(options.frontend)
     key = _key(options)
     old = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
     present, ignored = config.node(old or "", config.NODE_FILE)
