@@ -57,10 +57,11 @@ def form(lab: Lab) -> None:
         System().produce(first.ssh(command(lab)), timeout_s=_FORM_S) as output,
     ):
         for line in _lines(output):
-            log.write(f"{line}\n")
-            last = line or last
             if found := _TOKEN.match(line):
                 log.writelines(_join(machine, found[1]) for machine in others)
+                continue  # a secret
+            log.write(f"{line}\n")
+            last = line or last
     if "is formed" not in last:
         raise CxmError(f"the cluster was not formed: {last}", hint=f"log: {path}")
 

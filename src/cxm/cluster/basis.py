@@ -53,7 +53,8 @@ _DLM: Final[_Operations] = {
     "stop": {"interval": "0s", "timeout": "100s"},
 }
 _LVMLOCKD: Final[_Operations] = {
-    "monitor": {"interval": "30s", "timeout": "60s"},
+    # Without it no volume can be made active, by no order and by no failover.
+    "monitor": {"interval": "15s", "timeout": "60s"},
     "start": {"interval": "0s", "timeout": "90s"},
     "stop": {"interval": "0s", "timeout": "90s"},
 }

@@ -161,13 +161,14 @@ def parse_status(text: str) -> Status:
         rid = element.get("id", "")
         where = tuple(node.get("name", "") for node in element.iterfind("node"))
         known = resources.get(rid)
-        # Of a clone's instances, the one that is not at rest says what goes on.
-        is_busy = known is not None and not known.at_rest
+        # Of a clone's instances, one that is not at rest says what goes on, else one that runs.
+        is_stopped = element.get("role") == "Stopped"
+        said = known if known and (is_stopped or not known.at_rest) else None
         resources[rid] = Placed(
             rid,
-            known.role if known and is_busy else element.get("role", ""),
+            said.role if said else element.get("role", ""),
             (known.nodes if known else ()) + where,
-            known.pending if known and is_busy else element.get("pending", ""),
+            said.pending if said else element.get("pending", ""),
             managed=_flag(element, "managed"),
             blocked=_flag(element, "blocked"),
             failed=_flag(element, "failed"),
