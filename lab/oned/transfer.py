@@ -116,6 +116,18 @@ class Transfers:
         previous = vm.histories[-2]
         return list(self._moves(vm, self._here(vm, previous), self._there(vm)))
 
+    def migrate(self, vm: Vm) -> list[str]:
+        """Move the VM from the host before the last to the last."""
+        return list(self._moves(vm, self._there(vm, vm.histories[-2]), self._there(vm)))
+
+    def migration(self, vm: Vm) -> str:
+        """What is done before and after a live migration; the driver puts PRE or POST before it."""
+        hosts = [vm.histories[-2].host.name, vm.history.host.name]
+        if self._profile.swaps_migration_hosts:
+            hosts.reverse()
+        system = vm.history.system
+        return f"MIGRATE {system.tm_mad} {' '.join(hosts)} {self.host_dir(vm)} {vm.id} {system.id}"
+
     def _moves(self, vm: Vm, source: str, target: str) -> Iterator[str]:
         system = vm.history.system
         for disk in vm.disks:
@@ -140,7 +152,7 @@ class Transfers:
                         return done
         return Answer(ok=True, info="-")
 
-    def run_line(self, words: Sequence[str], log: Log) -> Answer:
+    def run_line(self, words: Sequence[str], log: Log, stdin: str = "") -> Answer:
         """Run one line of a transfer file."""
         action, manager, arguments = words[0].lower(), words[1], words[2:]
         directory = os.path.join(self._place.remotes, "tm", manager)
@@ -152,7 +164,8 @@ class Transfers:
             return Answer(ok=False, info=error.message)
         if self._profile.escapes_tm_arguments:
             arguments = [shlex.quote(word) for word in arguments]
-        return answer(self._scripts.local(f"{script} {' '.join(arguments)}"), self._profile, log)
+        command = f"{script} {' '.join(arguments)}"
+        return answer(self._scripts.local(command, stdin), self._profile, log)
 
     def _script(self, directory: str, action: str) -> str:
         path = os.path.join(directory, action)

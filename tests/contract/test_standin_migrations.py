@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Migrations of the stand-in for oned: the calls of drivers, and what OpenNebula says after each.
+
+Those of 3.8.5 and 7.4.0 were recorded from real ones (``recorder.py``), the others follow from
+oned's source (protocol section 3.1).
+"""
+
+import base64
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from cxm.errors import CxmError
+from lab.oned import scenarios
+from lab.oned.cloud import Network, VmView
+from lab.oned.scenarios import Parts
+from tests.contract import migrations, recorder
+from tests.contract.recorded_world import World, standin
+from tests.contract.recorder import Call, Played
+
+_DATA = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data")
+_RECORDED = {"3.8": "oned-migrations-3.8.5.json", "7.4": "oned-migrations-7.4.0.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The play of one version."""
+
+    version: str
+    world: World
+    views: dict[str, VmView]
+    played: Played
+
+    def scripts(self, step: str) -> list[str]:
+        """The scripts that a step called, with the host where that is the second one."""
+        found = [call for call in self.played.steps[step] if "script" in call]
+        return [
+            "/".join(str(call["script"]).split("/")[-3::2]) + ("@2" if "host" in call else "")
+            for call in found
+        ]
+
+    def call(self, step: str, action: str) -> Call:
+        """The one call of a script in a step, as it was written down."""
+        entries = iter(self.world.notes.entries())
+        next(entry for entry in entries if entry.get("mark") == step)
+        for entry in entries:
+            if "mark" in entry:
+                break
+            if str(entry.get("path", "")).endswith(f"/{action}"):
+                return entry
+        raise AssertionError(f"{step} did not call {action}")
+
+
+@pytest.fixture(scope="module", params=["3.8", "5.10", "6.10", "7.4"])
+def moved(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Moved]:
+    """The play on a stand-in of one version, without privileges."""
+    with standin(str(tmp_path_factory.mktemp("oned")), request.param) as world:
+        world.notes.mark("prepare")
+        migrations.prepare(world.cloud, world.image)
+        views = migrations.Play(world.cloud, world.notes, world.cloud.settle).play()
+        played = recorder.normal(world.notes.entries(), world.names)
+        yield Moved(request.param, world, views, played)
+
+
+def test_it_calls_the_drivers_as_real_opennebula_does(moved: Moved) -> None:
+    """The same actions in the same order, with the same arguments, inputs and stream commands."""
+    if moved.version not in _RECORDED:
+        pytest.skip("not recorded")
+    real = recorder.recorded(os.path.join(_DATA, _RECORDED[moved.version]))
+    assert list(moved.played.steps) == list(real.steps)
+    for step, calls in real.steps.items():
+        assert _in_order(moved.played.steps[step]) == _in_order(calls), step
+    for kind, paths in real.shapes.items():
+        theirs = {path for path in paths if "TEMPLATE" not in path}
+        assert {path for path in moved.played.shapes[kind] if "TEMPLATE" not in path} == theirs
+
+
+def _in_order(calls: list[Call]) -> list[Call]:
+    """The two streams of a live migration end at the same time: the order of that is chance."""
+    streams = sorted((call for call in calls if "stream" in call), key=str)
+    return [call for call in calls if "stream" not in call] + streams
+
+
+def test_a_live_migration_takes_the_steps_of_its_version(moved: Moved) -> None:
+    """The target is prepared first, the source is cleaned before the target's last step."""
+    between = ["vnm/pre@2", "vmm/migrate", "vnm/clean", "vnm/post@2"]
+    expected = ["tm/premigrate", *between, "tm/postmigrate"]
+    assert moved.scripts("live") == expected
+    argv = moved.call("live", "premigrate")["argv"]
+    hosts = [recorder.HOST, migrations.OTHER]
+    assert argv[:2] == (hosts[::-1] if moved.version == "3.8" else hosts)
+    assert moved.call("live", "migrate")["argv"] == ["rec-0", *hosts[::-1], "0", hosts[0]]
+
+
+def test_drivers_read_of_the_target_while_it_migrates(moved: Moved) -> None:
+    """Oned has written the new history record already, and the state is MIGRATE."""
+    call = moved.call("live", "premigrate")
+    if moved.version == "3.8":
+        assert call["stdin"] == ""
+        data = call["argv"][5]
+    else:
+        assert len(call["argv"]) == 5
+        data = call["stdin"]
+    text = base64.b64decode(data).decode()
+    assert "<LCM_STATE>4</LCM_STATE>" in text
+    assert f"<HOSTNAME>{migrations.OTHER}</HOSTNAME>" in text
+    assert "<SEQ>1</SEQ>" in text
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [("tm.premigrate", {"7.4"}), ("vnm.pre", set()), ("vmm.migrate", {"5.10", "6.10", "7.4"})],
+)
+def test_a_failed_live_migration_leaves_the_vm_where_it_was(
+    moved: Moved, script: str, told: set[str]
+) -> None:
+    """It runs, in another record of the old host; the TM is told of it by some versions."""
+    step = f"live, {script} fails"
+    view = moved.views[step]
+    assert (view.host, view.state, view.moving) == (recorder.HOST, "RUNNING", False)
+    assert "it cannot" in view.error
+    before = list(moved.views.values())[list(moved.views).index(step) - 1]
+    assert view.sequence == before.sequence + 2
+    assert ("tm/failmigrate" in moved.scripts(step)) is (moved.version in told)
+
+
+def test_what_fails_after_the_move_matters_to_3_8_only(moved: Moved) -> None:
+    """3.8 believes the VM on the old host then, where it is not."""
+    view = moved.views["live, tm.postmigrate fails"]
+    assert view.host == (recorder.HOST if moved.version == "3.8" else migrations.OTHER)
+    assert view.state == "RUNNING"
+
+
+def test_a_cold_migration_saves_moves_and_restores(moved: Moved) -> None:
+    """The disks move before the directory; the context is made again from 5.0 on."""
+    disks = ["tm/mv"] * 6
+    context = [] if moved.version == "3.8" else ["tm/context"]
+    tail = [*context, "vnm/pre@2", "vmm/restore@2", "vnm/post@2"]
+    assert moved.scripts("saved") == ["vmm/save", "vnm/clean", *disks, *tail]
+    assert moved.views["saved"].host == migrations.OTHER
+    failed = moved.views["saved, vmm.save fails"]
+    assert (failed.host, failed.state) == (migrations.OTHER, "RUNNING")
+
+
+def test_a_vm_at_rest_moves_its_files_only(moved: Moved) -> None:
+    """It stays what it is; 3.8 refuses that."""
+    if moved.version == "3.8":
+        assert "asleep" not in moved.views
+        return
+    assert moved.scripts("asleep") == moved.scripts("off") == ["tm/mv"] * 6
+    assert moved.views["asleep"].state == "SUSPENDED"
+    assert moved.views["off"].state == "POWEROFF"
+    assert moved.views["resume suspended"].host == migrations.OTHER
+
+
+def test_a_failed_cold_migration_waits_to_be_tried_again(moved: Moved) -> None:
+    """In 3.8 the VM has failed, and is made anew."""
+    state = moved.views["saved, tm.mv fails"].state
+    assert state == ("FAILED" if moved.version == "3.8" else "PROLOG_MIGRATE_FAILURE")
+    assert moved.views["retry moving"].state == "RUNNING"
+    if moved.version != "3.8":
+        assert moved.views["saved, vmm.restore fails"].state == "BOOT_MIGRATE_FAILURE"
+
+
+@pytest.mark.parametrize("version", ["3.8", "5.10", "6.10", "7.4"])
+def test_the_clusters_scenario_plays(version: str, tmp_path: os.PathLike[str]) -> None:
+    """On two hosts, with a failing migration after it; nothing is left of either."""
+    with standin(str(tmp_path), version) as world:
+        network = Network("lan", "xenbr0", "10.77.1.100", 10, recorder.NETWORK_DRIVER)
+        more = 'OS=[BOOTLOADER="grub"]'
+        parts = Parts(recorder.HOST, world.image, network, other=migrations.OTHER, more=more)
+        scenarios.prepare(world.cloud, parts)
+        stages: list[tuple[str, str]] = []
+        scenarios.cluster_job(world.cloud, parts, lambda stage, vm: stages.append((stage, vm.host)))
+        assert stages[:3] == [
+            ("running", parts.host),
+            ("moved", parts.other),
+            ("moved", parts.host),
+        ]
+        assert stages[-1][0] == "done"
+        with pytest.raises(CxmError, match="already running"):
+            _migrate_to_itself(world, parts)
+        stayed = scenarios.failed_move(
+            world.cloud,
+            parts,
+            lambda: world.notes.fail("vmm.migrate", recorder.error("no", world.cloud)),
+            lambda: world.notes.fail("vmm.migrate", None),
+        )
+        assert stayed.host == parts.host
+        world.cloud.settle()
+
+
+def _migrate_to_itself(world: World, parts: Parts) -> None:
+    image = scenarios.register(world.cloud, parts, "still")
+    vm = scenarios.deploy(world.cloud, parts, "still", image)
+    try:
+        world.cloud.migrate(vm, parts.host, live=True)
+    finally:
+        world.cloud.terminate(vm, hard=True)
+        world.cloud.wait(vm, "DONE")
