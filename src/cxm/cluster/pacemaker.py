@@ -84,6 +84,8 @@ class Fencing:
     by: str
     when: str
     reason: str = ""
+    client: str = ""  # the program that asked for it: pacemaker-controld decides by itself
+    origin: str = ""  # the node that it asked on
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def _failures(root: Element) -> Iterator[Failure]:
 
 
 def _fencing(root: Element) -> Iterator[Fencing]:
-    for element in root.iterfind("fence_history/fence_event"):
+    for element in root.iter("fence_event"):
         yield Fencing(
             element.get("target", ""),
             element.get("action", ""),
@@ -132,7 +134,17 @@ def _fencing(root: Element) -> Iterator[Fencing]:
             element.get("delegate", "") or element.get("origin", ""),
             element.get("completed", ""),
             element.get("exit-reason", ""),
+            element.get("client", ""),
+            element.get("origin", ""),
         )
+
+
+def parse_fencing(text: str) -> tuple[Fencing, ...]:
+    """The meaning of ``stonith_admin --history --output-as=xml``; raises DataError."""
+    try:
+        return tuple(_fencing(ET.fromstring(text)))  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"stonith_admin's output cannot be read: {error}") from error
 
 
 def parse_status(text: str) -> Status:
@@ -262,3 +274,29 @@ def clean_up(runner: Runner, resource: str, *, node: str | None = None) -> None:
     argv = ["crm_resource", "--cleanup", "--resource", resource]
     _ask(runner, [*argv, "--node", node] if node else argv)
     _log.info("forgot the failures of %s", resource)
+
+
+def local_node(runner: Runner) -> str:
+    """What the cluster calls this node."""
+    return _ask(runner, ["crm_node", "--name"]).strip()
+
+
+def fencing_history(runner: Runner) -> tuple[Fencing, ...]:
+    """Every fencing that the nodes remember; they forget when all of them restart."""
+    argv = ["stonith_admin", "--history", "*", "--verbose", "--output-as=xml"]
+    return parse_fencing(_ask(runner, argv))
+
+
+def fence(runner: Runner, node: str, *, how: str, timeout_s: float) -> None:
+    """Fence a node, ``how`` is ``reboot`` or ``off``; returns when its device says it is done."""
+    argv = ["stonith_admin", "--fence" if how == "off" else "--reboot", node]
+    _log.info("fencing node %s (%s)", node, how)
+    patience = timeout_s + _TIMEOUT_S
+    runner.run([*argv, "--timeout", f"{timeout_s:.0f}", "--tag", "cxm"], timeout_s=patience)
+    _log.info("fenced node %s (%s)", node, how)
+
+
+def confirm_fenced(runner: Runner, node: str) -> None:
+    """Tell the cluster that a human has seen to it that a node is off."""
+    runner.run(["stonith_admin", "--confirm", node], timeout_s=_TIMEOUT_S)
+    _log.info("confirmed that node %s is off", node)

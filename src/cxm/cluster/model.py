@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the picture of the cluster that ``cxm`` shows and reckons with. Pure; runs nothing.
+
+Memory is MiB and is what a VM takes of a node, page tables included; CPU is percent of one
+processor; times are seconds since 1970.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from xml.etree.ElementTree import Element
+
+from cxm.cluster import cib as documents
+from cxm.cluster import nodes as documents_of_nodes
+from cxm.cluster.cib import Resource
+from cxm.cluster.nodes import Device, Facts
+from cxm.cluster.pacemaker import Failure, Fencing, Node, Placed, Status
+from cxm.errors import NotFoundError, UsageError
+from cxm.node.guests import Life
+
+
+class NodeState(StrEnum):
+    """What a node is good for."""
+
+    ONLINE = "online"
+    STANDBY = "standby"  # it gives its VMs away and takes none
+    MAINTENANCE = "maintenance"  # what runs there is left alone
+    PENDING = "joining"
+    UNCLEAN = "UNCLEAN"  # nobody knows what it does: it must be fenced first
+    OFFLINE = "offline"
+
+
+class VmState(StrEnum):
+    """What a VM does."""
+
+    RUNNING = "running"
+    STARTING = "starting"
+    STOPPING = "stopping"
+    MIGRATING = "migrating"
+    BLOCKED = "BLOCKED"  # something failed and nobody knows what it does: a human must look
+    FAILED = "FAILED"  # it failed, and is being recovered or waits to be
+    DOWN = "DOWN"  # it should run, and does not
+    OFF = "off"  # its guest switched it off
+    SAVED = "saved"  # its memory waits on a disk
+    STOPPED = "stopped"
+
+
+# A state that an operator should know of at once.
+WRONG: Final = (VmState.BLOCKED, VmState.FAILED, VmState.DOWN)
+_BY_ROLE: Final = {
+    "Started": VmState.RUNNING,
+    "Starting": VmState.STARTING,
+    "Stopping": VmState.STOPPING,
+    "Migrating": VmState.MIGRATING,
+}
+_BY_PENDING: Final = {
+    "Starting": VmState.STARTING,
+    "Stopping": VmState.STOPPING,
+    "Migrating": VmState.MIGRATING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A VM: what is wanted of it, and where it is."""
+
+    resource: Resource
+    state: VmState
+    nodes: tuple[str, ...] = ()  # two while it moves
+
+    @property
+    def name(self) -> str:
+        return self.resource.name
+
+    @property
+    def node(self) -> str:
+        """Where it is; empty where it is nowhere."""
+        return self.nodes[0] if self.nodes else ""
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: its name and its number."""
+        return f"{self.name} (VM {self.resource.vm})"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node, and how full it is."""
+
+    name: str
+    state: NodeState
+    dc: bool
+    memory: int
+    memory_used: int
+    cpu: int
+    cpu_used: int
+    vms: int
+    facts: Facts
+    device: str = ""  # what fences it; empty: nothing does
+
+    @property
+    def memory_free(self) -> int:
+        return self.memory - self.memory_used
+
+    @property
+    def takes_vms(self) -> bool:
+        return self.state is NodeState.ONLINE
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """All of it at one moment."""
+
+    nodes: tuple[Member, ...]
+    vms: tuple[Vm, ...]
+    quorate: bool
+    fencing_enabled: bool
+    counts_memory: bool  # whether Pacemaker looks at memory when it places a VM
+    failures: tuple[Failure, ...] = ()
+    fencing: tuple[Fencing, ...] = ()
+    devices: tuple[Device, ...] = ()
+
+    def on(self, node: str) -> list[Vm]:
+        """The VMs of a node."""
+        return [vm for vm in self.vms if node in vm.nodes]
+
+    def node(self, name: str) -> Member:
+        """A node by its name; raises NotFoundError that names those there are."""
+        for member in self.nodes:
+            if member.name == name:
+                return member
+        known = ", ".join(member.name for member in self.nodes)
+        raise NotFoundError(f"the cluster has no node '{name}'", hint=f"it has {known}")
+
+
+def _node_state(node: Node) -> NodeState:
+    if node.unclean:
+        return NodeState.UNCLEAN
+    if not node.online:
+        return NodeState.OFFLINE
+    if node.pending:
+        return NodeState.PENDING
+    if node.maintenance:
+        return NodeState.MAINTENANCE
+    return NodeState.STANDBY if node.standby else NodeState.ONLINE
+
+
+def vm_state(resource: Resource, placed: Placed | None) -> VmState:
+    """What a VM does, of what is wanted and what Pacemaker sees."""
+    if placed is not None:
+        if placed.blocked:
+            return VmState.BLOCKED
+        pending = _BY_PENDING.get(placed.pending)
+        if pending is not None:
+            return pending
+        if placed.failed:
+            return VmState.FAILED
+        if placed.role in _BY_ROLE and placed.nodes:
+            return _BY_ROLE[placed.role]
+    if resource.started:
+        return VmState.DOWN
+    if resource.life is Life.OFF:
+        return VmState.OFF
+    return VmState.SAVED if resource.wish is documents.Wish.SAVE else VmState.STOPPED
+
+
+def build(status: Status, cib: Element) -> Cluster:
+    """The cluster, of what Pacemaker says and what its CIB holds; raises DataError."""
+    vms = []
+    for resource in documents.resources(cib):
+        placed = status.resources.get(resource.id)
+        where = () if placed is None else tuple(dict.fromkeys(placed.nodes))
+        vms.append(Vm(resource, vm_state(resource, placed), where))
+    known = documents_of_nodes.facts(cib)
+    devices = tuple(documents_of_nodes.devices(cib))
+    members = tuple(
+        _member(node, known.get(node.name, Facts(node.name)), vms, devices)
+        for node in sorted(status.nodes, key=lambda each: each.name)
+    )
+    strategy = documents_of_nodes.option(cib, "placement-strategy")
+    return Cluster(
+        members,
+        tuple(vms),
+        status.quorate,
+        status.fencing_enabled,
+        strategy in documents_of_nodes.COUNTING,
+        status.failures,
+        status.fencing,
+        devices,
+    )
+
+
+def _member(node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...]) -> Member:
+    here = [vm.resource for vm in vms if node.name in vm.nodes]
+    return Member(
+        node.name,
+        _node_state(node),
+        node.dc,
+        known.number("memory"),
+        sum(resource.memory_mib for resource in here),
+        known.number("cpu"),
+        sum(resource.cpu for resource in here),
+        len(here),
+        known,
+        next((device.id for device in devices if device.fences(node.name)), ""),
+    )
+
+
+# --- who is meant ---------------------------------------------------------------------------------
+
+
+def find_vms(cluster: Cluster, text: str) -> list[Vm]:
+    """The VMs whose name or number has this in it."""
+    wanted = text.lower()
+    return [
+        vm
+        for vm in cluster.vms
+        if wanted in vm.name.lower() or text == str(vm.resource.vm) or text == _full(vm)
+    ]
+
+
+def _full(vm: Vm) -> str:
+    return f"{vm.resource.cloud}/{vm.resource.vm}"
+
+
+def find_vm(cluster: Cluster, text: str) -> Vm:
+    """The VM of exactly this name, number or ``cloud/number``.
+
+    Raises NotFoundError, and UsageError when two are meant: a name may look like a number, and two
+    clouds may share a cluster.
+    """
+    for exact in (
+        [vm for vm in cluster.vms if _full(vm) == text],
+        [vm for vm in cluster.vms if text in (vm.name, str(vm.resource.vm))],
+    ):
+        if len(exact) == 1:
+            return exact[0]
+        if exact:
+            which = ", ".join(f"{_full(vm)} is {vm.name}" for vm in exact)
+            raise UsageError(f"'{text}' is more than one VM", hint=f"say CLOUD/NUMBER: {which}")
+    near = [vm.name for vm in find_vms(cluster, text)]
+    hint = f"did you mean {', '.join(near)}?" if near else "'cxm list' shows all"
+    raise NotFoundError(f"the cluster has no VM '{text}'", hint=hint)
+
+
+# --- what fits ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Room:
+    name: str
+    memory: int
+    cpu: int
+
+
+def place(
+    vms: Iterable[Vm], rooms: Iterable[Member]
+) -> tuple[list[tuple[Vm, str]], list[Vm]]:
+    """Where VMs would go, and which have no place: the largest first, each where it fits tightest.
+
+    What this finds room for does fit. Pacemaker, which takes VMs in an order of its own, may do
+    worse when it is tight.
+    """
+    free = [_Room(each.name, each.memory_free, each.cpu - each.cpu_used) for each in rooms]
+    placed, left = [], []
+    for vm in sorted(vms, key=lambda each: (-each.resource.memory_mib, each.resource.id)):
+        need = vm.resource
+        fits = [room for room in free if room.memory >= need.memory_mib and room.cpu >= need.cpu]
+        if not fits:
+            left.append(vm)
+            continue
+        best = min(fits, key=lambda room: (room.memory - need.memory_mib, room.name))
+        best.memory -= need.memory_mib
+        best.cpu -= need.cpu
+        placed.append((vm, best.name))
+    return placed, left
+
+
+def without(cluster: Cluster, node: str) -> tuple[list[tuple[Vm, str]], list[Vm]]:
+    """Where the VMs of a node would go if it were gone, and which would stay down."""
+    rooms = [member for member in cluster.nodes if member.name != node and member.takes_vms]
+    homeless = [vm for vm in cluster.vms if vm.state is VmState.DOWN and not vm.nodes]
+    gone = [vm for vm in cluster.on(node) if vm.resource.started]
+    return place([*gone, *homeless], rooms)
+
+
+def losses(cluster: Cluster) -> dict[str, list[Vm]]:
+    """Which VMs would stay down, by the node that died; only nodes whose death costs some."""
+    found = {}
+    for member in cluster.nodes:
+        if member.state in (NodeState.OFFLINE, NodeState.UNCLEAN):
+            continue
+        left = without(cluster, member.name)[1]
+        if left:
+            found[member.name] = left
+    return found
