@@ -158,6 +158,25 @@ def activate(runner: Runner, vg: Group, name: LvName) -> None:
     runner.run(["lvchange", "-a", how, f"{vg.name}/{name}"], timeout_s=_TIMEOUT_S)
 
 
+def share(runner: Runner, vg: Group, names: Sequence[LvName]) -> None:
+    """Make volumes of a shared group usable here and, at the same time, on another node.
+
+    Those that are usable here alone become so in place, while they are open. Fails at once where
+    another node has one for itself.
+    """
+    volumes = [f"{vg.name}/{name}" for name in names]
+    runner.run(["lvchange", "-a", "sy", *volumes], timeout_s=_TIMEOUT_S)
+
+
+def claim(runner: Runner, vg: Group, names: Sequence[LvName]) -> None:
+    """Make volumes of a shared group usable here alone, also those that are open and shared.
+
+    Fails at once while another node has one of them active.
+    """
+    volumes = [f"{vg.name}/{name}" for name in names]
+    runner.run(["lvchange", "-a", "ey", *volumes], timeout_s=_TIMEOUT_S)
+
+
 def deactivate(runner: Runner, vg: Group, name: LvName) -> None:
     """Make a volume unusable on this node; raises CommandError while it is open."""
     runner.run(["lvchange", "-a", "n", f"{vg.name}/{name}"], timeout_s=_TIMEOUT_S)

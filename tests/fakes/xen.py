@@ -213,13 +213,13 @@ class FakeXen:
     # --- commands ----------------------------------------------------------------------------
 
     def _ps(self, argv: tuple[str, ...], _input: bytes) -> Outcome:
-        assert argv == ("ps", "-e", "-ww", "-o", "pid=,ruid=,args=")
+        assert argv == ("ps", "-e", "-ww", "-o", "pid=,ruid=,unit=,args=")
         rows = [
-            "      1     0 /sbin/init\n",
-            "    280     0 /usr/lib/xen-4.17/bin/oxenstored --pid-file /run/x\n",
+            "      1     0 init.scope /sbin/init\n",
+            "    280     0 - /usr/lib/xen-4.17/bin/oxenstored --pid-file /run/x\n",
         ]
         rows += [
-            f"{domain.keeper:7}     0 /usr/lib/xen-4.17/bin/xl create -q {domain.config}\n"
+            f"{domain.keeper:7}     0 run-r1.scope /usr/lib/xen-4.17/bin/xl create -q {domain.config}\n"
             for domain in self.state.domains
             if domain.keeper is not None
         ]

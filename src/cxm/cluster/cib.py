@@ -9,7 +9,7 @@ sent to the cluster in one piece by :func:`cxm.cluster.pacemaker.change` (docs/d
 import base64
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -174,7 +174,7 @@ def _child(parent: Element, tag: str, rid: str) -> Element:
     return SubElement(parent, tag, {"id": rid})
 
 
-def _set(parent: Element, kind: str, rid: str, values: dict[str, str | None]) -> None:
+def _set(parent: Element, kind: str, rid: str, values: Mapping[str, str | None]) -> None:
     """Set name-value pairs; one without a value is removed."""
     group = _child(parent, kind, f"{rid}-{kind}")
     for name, value in values.items():

@@ -168,7 +168,7 @@ def parse_status(text: str) -> Status:
         )
         for element in root.iterfind("nodes/node")
     )
-    resources = {}
+    resources: dict[str, Placed] = {}
     for element in root.iterfind("resources//resource"):
         rid = element.get("id", "")
         where = tuple(node.get("name", "") for node in element.iterfind("node"))

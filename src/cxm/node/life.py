@@ -66,7 +66,14 @@ class Vm:
     def keepers(self) -> list[int]:
         """The processes that keep its domain, or are making it, started by cxm or xendomains."""
         paths = configs.start_paths(self.machine, self.stored()) + self.saved_by_xendomains()
-        return xl.keepers(self.machine.runner, paths) if paths else []
+        if not paths and not self.machine.in_cluster:
+            return []
+        return xl.keepers(self.machine.runner, paths, self.scope)
+
+    @property
+    def scope(self) -> str:
+        """How the systemd scopes of keepers begin that received the domain from another node."""
+        return f"cxm-{self.owner.cloud}-{self.owner.vm}"
 
     def record(self) -> Guest | None:
         """What is known of its life."""

@@ -45,6 +45,7 @@ class Machine:
     sys_dir: str = "/sys"
     proc_dir: str = "/proc"
     boot_id_file: str = "/proc/sys/kernel/random/boot_id"
+    cluster_marker: str = "/etc/cxm/cluster"
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -60,6 +61,19 @@ class Machine:
         """The lock of one VM; :mod:`cxm.node.helper` takes it for every verb that names a VM."""
         directory = os.path.join(self.run_dir, "lock")
         return lock.hold(directory, f"vm-{cloud}-{vm}", timeout_s=timeout_s)
+
+    def order_lock(self, cloud: CloudId, vm: VmId) -> AbstractContextManager[None]:
+        """Held on a cluster's node by an order about a VM, which waits for the cluster to act.
+
+        The VM's lock is taken by what then happens on this node, at the cluster's behest.
+        """
+        directory = os.path.join(self.run_dir, "lock")
+        return lock.hold(directory, f"order-{cloud}-{vm}", timeout_s=_LOCK_TIMEOUT_S)
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether this machine is a node of a cxm cluster: cxm-setup leaves a mark."""
+        return os.path.exists(self.cluster_marker)
 
     def vm_busy(self, cloud: CloudId, vm: VmId) -> bool:
         """Whether an action is at work on a VM at this moment."""

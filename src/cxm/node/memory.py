@@ -64,6 +64,15 @@ def save(call: Call, *, vm: VmId) -> dict[str, Any]:
 
 
 def _save(vm: Vm, domain: Domain, group: Group, found: Owned | None) -> str:
+    with _runs_on(vm, domain):
+        return checkpoint(vm, domain, group, found)
+
+
+def checkpoint(vm: Vm, domain: Domain, group: Group, found: Owned | None) -> str:
+    """Write a domain's memory into the VM's checkpoint, made anew; returns the volume's name.
+
+    When it fails the domain may run on; then what is there of the checkpoint is worthless.
+    """
     machine = vm.machine
     if found is not None:
         store.discard(machine, group, found)
@@ -71,7 +80,7 @@ def _save(vm: Vm, domain: Domain, group: Group, found: Owned | None) -> str:
     name = lv_name(machine.config.lv_prefix, vm.vm, CHECKPOINT)
     tags = Tags(vm.owner.cloud, vm.vm, CHECKPOINT, State.FILLING, domain.name)
     # A save that is ended halfway leaves a guest that nothing can wake: a signal waits.
-    with _runs_on(vm, domain), interrupt.held_off():
+    with interrupt.held_off():
         size_mib = checkpoint_mib(domain.memory_mib)
         lvm.create(machine.runner, group, name, size_mib, tags.encode())
         device = machine.device(name)
@@ -156,11 +165,11 @@ def restore(
     if domain is None:
         if present:
             end(here)
-        domain = _restore(here, spec, directory)
+        domain = wake(here, spec, directory)
     elif domain.paused:
         xl.unpause(call.machine.runner, domain.domid)
     note_running(here, domain.name, "OpenNebula restored it from its saved memory")
-    _throw_away(here)
+    throw_away(here)
     _log.info("VM %d goes on as %s", vm, domain.name)
     return {"name": domain.name}
 
@@ -196,7 +205,12 @@ def _check(vm: Vm, device: str) -> SaveFile:
         ) from error
 
 
-def _restore(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
+def wake(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
+    """Start a VM that has no domain from its checkpoint, which is worthless from then on.
+
+    By its stored configuration, or by ``spec`` where there is none. Raises RefusedError for a
+    checkpoint that is not there or not complete.
+    """
     machine = vm.machine
     group, found = _checkpoint(vm)
     with store.activated(machine, group, found) as device:
@@ -221,11 +235,11 @@ def _restore(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
                 vm, lambda: xl.restore(machine.runner, path, device, memory_mib=memory_mib)
             ) as domain,
         ):
-            _wake(vm, group, found, domain)
+            _let_run(vm, group, found, domain)
     return domain
 
 
-def _wake(vm: Vm, group: Group, found: Owned, domain: Domain) -> None:
+def _let_run(vm: Vm, group: Group, found: Owned, domain: Domain) -> None:
     """Let the restored domain run; from this moment its checkpoint is worthless."""
     used = _retag(vm, group, found.name, found.tags, State.FILLING)
     try:
@@ -237,7 +251,7 @@ def _wake(vm: Vm, group: Group, found: Owned, domain: Domain) -> None:
         raise
 
 
-def _throw_away(vm: Vm) -> None:
+def throw_away(vm: Vm) -> None:
     """Remove the used checkpoint; one that stays is removed by the next save or cold start."""
     try:
         drop_checkpoint(vm, vm.group())

@@ -9,6 +9,7 @@ a name may change while a domain moves. Which domain belongs to which VM says it
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -241,6 +242,28 @@ def restore(runner: Runner, config: str, path: str, *, memory_mib: int) -> None:
     _run(runner, argv, memory_timeout_s(memory_mib))
 
 
+def migrate(
+    runner: Runner, domid: int, config: str, receiver: Sequence[str], *, timeout_s: float
+) -> None:
+    """Move a running domain to another node, where ``receiver`` runs :func:`receive_argv`.
+
+    The configuration is always given, as for :func:`restore`. After a failure the domain may run
+    here, may run there, or may be lost: whoever calls this looks.
+    """
+    # An empty -s makes xl take the last argument as the whole command, for a shell.
+    argv = ["xl", "migrate", "-C", config, "-s", "", str(domid), shlex.join(receiver)]
+    _run(runner, argv, timeout_s)
+
+
+def receive_argv(scope: str) -> list[str]:
+    """The command that takes a domain from :func:`migrate`: from its input, answers to its output.
+
+    It stays behind as the domain's keeper, in the systemd scope ``scope-<number>``.
+    """
+    unit = f"--unit={scope}-{os.getpid()}"
+    return [*_SCOPE[:-1], unit, "--", "xl", "migrate-receive"]
+
+
 def _run(runner: Runner, argv: Sequence[str], timeout_s: float) -> None:
     """Run a command of xl; its failure names the cause among the many lines that xl prints."""
     try:
@@ -259,16 +282,17 @@ def _run(runner: Runner, argv: Sequence[str], timeout_s: float) -> None:
         ) from error
 
 
-def keepers(runner: Runner, configs: Sequence[str]) -> list[int]:
+def keepers(runner: Runner, configs: Sequence[str], scope: str = "") -> list[int]:
     """The processes that started a domain from one of ``configs`` and keep it, by process id.
 
+    Those too that received it from another node, in a scope as :func:`receive_argv` makes it.
     While one lives, a missing domain is only between two lives (its guest reboots) or is being
     made; without one it has vanished. Only root's count: anybody may call a process as he likes.
     """
-    argv = ["ps", "-e", "-ww", "-o", "pid=,ruid=,args="]
+    argv = ["ps", "-e", "-ww", "-o", "pid=,ruid=,unit=,args="]
     listed = runner.run(argv, timeout_s=_ASK_TIMEOUT_S).stdout
     rows = map(str.split, listed.splitlines())
-    return [int(words[0]) for words in rows if _keeps(words, configs)]
+    return [int(words[0]) for words in rows if _keeps(words, configs, scope)]
 
 
 def end_keeper(runner: Runner, pid: int) -> None:
@@ -276,8 +300,11 @@ def end_keeper(runner: Runner, pid: int) -> None:
     runner.run(["kill", "-KILL", str(pid)], ok=(0, 1))
 
 
-def _keeps(words: Sequence[str], configs: Sequence[str]) -> bool:
-    # <pid> 0 [/usr/lib/xen-4.17/bin/]xl create [-q] CONFIG, or: xl restore [-p] CONFIG CHECKPOINT
-    if len(words) < 5 or words[1] != "0" or os.path.basename(words[2]) != "xl":  # noqa: PLR2004 - see above
+def _keeps(words: Sequence[str], configs: Sequence[str], scope: str) -> bool:
+    # <pid> 0 <unit> [/usr/lib/xen-4.17/bin/]xl create [-q] CONFIG, or: xl restore [-p] CONFIG
+    # CHECKPOINT, or: xl migrate-receive
+    if len(words) < 5 or words[1] != "0" or os.path.basename(words[3]) != "xl":  # noqa: PLR2004 - see above
         return False
-    return words[3] in ("create", "restore") and any(word in configs for word in words[4:])
+    if words[4] == "migrate-receive":
+        return scope != "" and re.fullmatch(rf"{re.escape(scope)}-\d+\.scope", words[2]) is not None
+    return words[4] in ("create", "restore") and any(word in configs for word in words[5:])

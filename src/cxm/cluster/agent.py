@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what Pacemaker's resource agent does with a VM on this node (docs/design/0010).
+
+A healthy monitor never comes here: ``packaging/ocf/domain`` answers it without starting Python.
+Nothing here waits for a guest, but for at most :data:`SOFT_S`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from enum import IntEnum
+from typing import Final
+
+from cxm import names
+from cxm.cluster import cib, moving, pacemaker
+from cxm.cluster.cib import Resource, Wish
+from cxm.errors import CommandError, NotFoundError
+from cxm.names import CHECKPOINT, LvName, State
+from cxm.node import configs, memory
+from cxm.node import volumes as store
+from cxm.node.guests import Life
+from cxm.node.life import Vm, end, never_ran, running, settled
+from cxm.node.machine import Machine
+from cxm.node.starting import activated, drop_checkpoint, launched, release, usable
+from cxm.node.volumes import Owner
+from cxm.xen import domcfg, xl
+from cxm.xen.xl import Domain
+
+_log = logging.getLogger(__name__)
+
+# How long a guest is asked before it is destroyed: longer would delay every failover.
+SOFT_S: Final = 20.0
+# A save or another order about the VM ends soon after its domain is destroyed under it.
+_BUSY_S: Final = 10.0
+_GAP_S: Final = 40.0
+
+
+class Ocf(IntEnum):
+    """The exit codes of a resource agent."""
+
+    SUCCESS = 0
+    ERROR = 1
+    ARGUMENTS = 2
+    UNIMPLEMENTED = 3
+    NOT_INSTALLED = 5
+    NOT_CONFIGURED = 6
+    NOT_RUNNING = 7
+
+
+def resource_of(vm: Vm) -> Resource:
+    """What the cluster knows of a VM; raises NotFoundError when it knows nothing."""
+    found = cib.find(pacemaker.cib(vm.machine.runner), vm.owner.cloud, vm.vm)
+    if found is None:
+        raise NotFoundError(f"the cluster knows no VM {vm.vm} of the cloud '{vm.owner.cloud}'")
+    return found
+
+
+def update(vm: Vm, what: str, edit: Callable[[Resource], Resource]) -> None:
+    """Change what the cluster knows of a VM; nothing when it is gone meanwhile."""
+
+    def apply(root: object) -> None:
+        known = cib.find(root, vm.owner.cloud, vm.vm)  # type: ignore[arg-type]
+        if known is not None:
+            cib.put(root, edit(known))  # type: ignore[arg-type]
+
+    pacemaker.change(vm.machine.runner, apply, what=what)
+
+
+# --- start --------------------------------------------------------------------------------------
+
+
+def start(vm: Vm) -> Ocf:
+    """Start the VM, from its saved memory if that is wished and possible, else cold."""
+    resource = resource_of(vm)
+    present = settled(vm)
+    found = running(present)
+    if found is not None:
+        _log.info("VM %d runs already, as %s", vm.vm, found.name)
+        moving.settle(vm)
+        return Ocf.SUCCESS
+    if present:
+        end(vm)
+    path = configs.write(
+        vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
+    )
+    moving.forget(vm)
+    if resource.wish is Wish.RESTORE and _can_wake(vm):
+        memory.wake(vm, None, "")
+        memory.throw_away(vm)
+        _log.info("VM %d goes on from its saved memory", vm.vm)
+        return Ocf.SUCCESS
+    stored = domcfg.read(resource.config, path)
+    group, owned = usable(vm, [LvName(name) for name in stored.volumes])
+    drop_checkpoint(vm, group)
+    with (
+        activated(vm, group, owned),
+        launched(vm, lambda: xl.create(vm.machine.runner, path)) as domain,
+    ):
+        _log.info("VM %d was started as %s", vm.vm, domain.name)
+    return Ocf.SUCCESS
+
+
+def _can_wake(vm: Vm) -> bool:
+    found = store.find(vm.machine, vm.group(), vm.owner, CHECKPOINT)
+    return found is not None and found.tags.state is State.READY
+
+
+# --- stop ---------------------------------------------------------------------------------------
+
+
+def stop(vm: Vm) -> Ocf:
+    """End the VM's domain here, whatever it is doing, and release its disks."""
+    _shut_down(vm)
+    for domain in vm.present():
+        if not domain.dying:
+            # Without the VM's lock: whoever holds it (a save) fails at once, and lets it go.
+            xl.destroy(vm.machine.runner, domain.domid)
+    with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
+        end(vm)
+        release(vm)
+        configs.remove(vm.machine, vm.stored())
+        moving.forget(vm)
+    _log.info("VM %d is off on this node", vm.vm)
+    return Ocf.SUCCESS
+
+
+def _shut_down(vm: Vm) -> None:
+    machine = vm.machine
+    asked: set[int] = set()
+    for _turn in machine.waits(SOFT_S):
+        domain = running(vm.present())
+        if domain is None or domain.paused:
+            return
+        if domain.domid in asked:
+            continue
+        asked.add(domain.domid)
+        try:
+            xl.ask_shutdown(machine.runner, domain.domid, timeout_s=SOFT_S)
+        except CommandError as error:
+            _log.debug("VM %d does not listen: %s", vm.vm, error.message)
+            return
+
+
+# --- monitor ------------------------------------------------------------------------------------
+
+
+def monitor(vm: Vm) -> Ocf:
+    """What became of a VM that does not simply run."""
+    if vm.machine.vm_busy(vm.owner.cloud, vm.vm):
+        return Ocf.SUCCESS  # an action is at work on it, and answers for it
+    present = _settled(vm)
+    domain = running(present)
+    if domain is not None:
+        moving.settle(vm)
+        return Ocf.SUCCESS
+    here = [each for each in present if not each.moving and not each.dying]
+    if not here:
+        return _gone(vm)
+    if here[0].powered_off:
+        _switched_off(vm)
+        return Ocf.SUCCESS
+    if never_ran(here[0]) or vm.keepers():
+        return Ocf.SUCCESS if vm.keepers() else Ocf.ERROR
+    what = "its watchdog found it dead" if here[0].reason == xl.Reason.WATCHDOG else "it crashed"
+    _log.warning("VM %d: %s", vm.vm, what)
+    return Ocf.ERROR
+
+
+def _settled(vm: Vm) -> list[Domain]:
+    """The VM's domains when it is not between two lives, or after a while."""
+    present: list[Domain] = []
+    for _turn in vm.machine.waits(_GAP_S):
+        kept = bool(vm.keepers())
+        present = vm.present()
+        if running(present) is not None or not kept:
+            break
+        if any(domain.shut_down and domain.reason != xl.Reason.REBOOT for domain in present):
+            break
+    return present
+
+
+def _gone(vm: Vm) -> Ocf:
+    """No domain: it is not here, or its memory was saved by somebody who could not say so."""
+    found = cib.find(pacemaker.cib(vm.machine.runner), vm.owner.cloud, vm.vm)
+    if found is not None and found.started and found.wish is Wish.SAVE and _can_wake(vm):
+        update(vm, f"VM {vm.vm}: its memory was saved", saved)
+        return Ocf.SUCCESS
+    return Ocf.NOT_RUNNING
+
+
+def saved(resource: Resource) -> Resource:
+    """A VM whose memory lies in its checkpoint."""
+    return replace(
+        resource,
+        started=False,
+        life=Life.STOPPED,
+        wish=Wish.NONE,
+        reason="its memory was saved",
+    )
+
+
+def _switched_off(vm: Vm) -> None:
+    def edit(resource: Resource) -> Resource:
+        if not resource.started:
+            return resource
+        reason = "its guest switched itself off"
+        return replace(resource, started=False, life=Life.OFF, reason=reason)
+
+    update(vm, f"VM {vm.vm}: its guest switched itself off", edit)
+
+
+# --- the agent ----------------------------------------------------------------------------------
+
+
+def _locked(vm: Vm, action: Callable[[Vm], Ocf]) -> Ocf:
+    with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
+        return action(vm)
+
+
+def run(machine: Machine, action: str, env: Mapping[str, str]) -> Ocf:
+    """Do one action for the resource that the environment describes; raises CxmError."""
+    cloud = names.cloud_id(env.get("OCF_RESKEY_cloud", ""))
+    vm = Vm(machine, Owner(cloud, names.vm_id(env.get("OCF_RESKEY_vm", ""))))
+    limit_s = int(env.get("OCF_RESKEY_CRM_meta_timeout", "0") or "0") / 1000
+    if action == "start":
+        return _locked(vm, start)
+    if action == "stop":
+        return stop(vm)
+    if action == "monitor":
+        return monitor(vm)
+    if action == "migrate_to":
+        target = env.get("OCF_RESKEY_CRM_meta_migrate_target", "")
+        return _locked(vm, lambda vm: Ocf(moving.send(vm, resource_of(vm), target, limit_s)))
+    if action == "migrate_from":
+        return _locked(vm, lambda vm: Ocf(moving.arrive(vm, resource_of(vm))))
+    return Ocf.UNIMPLEMENTED

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns a live migration: both its ends, and who may write the VM's disks meanwhile.
+
+A disk is one node's alone, before and after. Only while its guest moves do two nodes share it: the
+source gives up being alone, the target joins, the guest goes over, the source leaves, the target
+becomes alone. A mark in ``/run/cxm/moving`` says that a node's disks may still be shared; whoever
+finds it later (start, stop, monitor) puts that right.
+
+Pacemaker answers a failed migration by stopping the VM on both nodes. So sending fails only when
+the guest is known to run on here, and the resource's ``on-fail=block`` leaves it alone then.
+"""
+
+import logging
+import os
+from contextlib import suppress
+from typing import Final
+
+from cxm import lvm, names
+from cxm.cluster import peer
+from cxm.cluster.cib import Resource
+from cxm.errors import CommandError, CxmError, RefusedError
+from cxm.lvm import Group
+from cxm.names import LvName
+from cxm.node import configs
+from cxm.node.life import Vm, running
+from cxm.node.volumes import load
+from cxm.xen import domcfg, xl
+from cxm.xen.xl import Domain
+
+_log = logging.getLogger(__name__)
+
+_SUCCESS: Final = 0
+_ERROR: Final = 1
+_NOT_RUNNING: Final = 7
+# The other end of xl, on the target, may need a moment more than this one.
+_ARRIVE_S: Final = 30.0
+_CLAIM_S: Final = 30.0
+_MIGRATED_AWAY: Final = "--migratedaway"
+_INCOMING: Final = "--incoming"
+# A guest's memory goes over several times while it is being written to.
+_BASE_S: Final = 300.0
+_SECONDS_PER_MIB: Final = 1 / 4
+# What is left of Pacemaker's own limit to put things right again.
+_RESERVE_S: Final = 120.0
+
+
+def limit_s(memory_mib: int, pacemaker_s: float) -> float:
+    """How long a guest's memory may take to go over, well within Pacemaker's limit (0: none)."""
+    wanted = _BASE_S + memory_mib * _SECONDS_PER_MIB
+    return min(wanted, pacemaker_s - _RESERVE_S) if pacemaker_s > 2 * _RESERVE_S else wanted
+
+
+# --- the mark -----------------------------------------------------------------------------------
+
+
+def _mark(vm: Vm) -> str:
+    return os.path.join(vm.machine.run_dir, "moving", f"{vm.owner.cloud}-{vm.vm}")
+
+
+def note(vm: Vm) -> None:
+    """Mark that the VM's disks may be shared from now on."""
+    os.makedirs(os.path.dirname(_mark(vm)), mode=0o755, exist_ok=True)
+    with open(_mark(vm), "w", encoding="utf-8") as file:
+        file.write("its disks may be active on two nodes\n")
+
+
+def forget(vm: Vm) -> None:
+    """Remove the mark."""
+    with suppress(FileNotFoundError):
+        os.unlink(_mark(vm))
+
+
+def settle(vm: Vm) -> None:
+    """Make the disks of a VM that runs here this node's alone, if they may not be."""
+    if not os.path.exists(_mark(vm)):
+        return
+    group, volumes = _disks(vm)
+    try:
+        lvm.claim(vm.machine.runner, group, volumes)
+    except CommandError as error:
+        _log.warning("the disks of VM %d are still active on another node: %s", vm.vm, error)
+    else:
+        forget(vm)
+
+
+def _disks(vm: Vm) -> tuple[Group, list[LvName]]:
+    stored = vm.stored()
+    group = load(vm.machine, vm.owner)
+    return group, [LvName(name) for name in stored[0].stored.volumes] if stored else []
+
+
+# --- the source ---------------------------------------------------------------------------------
+
+
+def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
+    """Move the VM's domain to ``target``; an agent's exit code.
+
+    Not success: the guest runs on here, and nothing of it is left on the target.
+    """
+    domain = running(vm.present())
+    if domain is None:
+        _log.error("VM %d does not run here, so it cannot move", vm.vm)
+        return _NOT_RUNNING
+    path = configs.write(
+        vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
+    )
+    volumes = [LvName(name) for name in domcfg.read(resource.config, path).volumes]
+    group = load(vm.machine, vm.owner)
+    note(vm)
+    try:
+        lvm.share(vm.machine.runner, group, volumes)
+        receiver = peer.command(vm.machine, target, ["receive", vm.owner.cloud, str(vm.vm)])
+        seconds = limit_s(domain.memory_mib, pacemaker_s)
+        xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
+    except CxmError as error:
+        _log.error("VM %d did not move to %s: %s", vm.vm, target, error.sentence())
+        return _after_failure(vm, group, volumes, target)
+    _left(vm, group, volumes)
+    _log.info("VM %d moved to %s", vm.vm, target)
+    return _SUCCESS
+
+
+def _after_failure(vm: Vm, group: Group, volumes: list[LvName], target: str) -> int:
+    """What a migration that went wrong has left, put right."""
+    here = running(vm.present())
+    if here is not None:
+        _call_off(vm, target)
+        _alone(vm, group, volumes)
+        _log.warning("VM %d runs on here", vm.vm)
+        return _ERROR
+    # It is beyond the point of no return. Where it is now, migrate_from finds out; where it is
+    # not, Pacemaker starts it anew. Either way nothing of it may stay here.
+    _left(vm, group, volumes)
+    return _SUCCESS
+
+
+def _call_off(vm: Vm, target: str) -> None:
+    try:
+        peer.ask(vm.machine, target, "release", vm.owner.cloud, vm.vm)
+    except CxmError as error:
+        _log.warning("VM %d: what came of it to %s may be there still: %s", vm.vm, target, error)
+
+
+def _left(vm: Vm, group: Group, volumes: list[LvName]) -> None:
+    """Clean up where a guest has left; what cannot be done now, the agent's stop does next."""
+    try:
+        for domain in vm.present():
+            if domain.name.endswith(_MIGRATED_AWAY) and not domain.dying:
+                xl.destroy(vm.machine.runner, domain.domid)
+        _deactivate(vm, group, volumes)
+    except CxmError as error:
+        _log.warning("VM %d has left, but something of it stays: %s", vm.vm, error.sentence())
+
+
+def _deactivate(vm: Vm, group: Group, volumes: list[LvName]) -> None:
+    """A backend lets go of its disks some moments after its domain has gone."""
+    waits = vm.machine.waits(_ARRIVE_S)
+    left = list(volumes)
+    while left:
+        next(waits)
+        try:
+            lvm.deactivate(vm.machine.runner, group, left[0])
+        except CommandError as error:
+            if "in use" not in error.stderr:
+                raise
+        else:
+            left.pop(0)
+
+
+def _alone(vm: Vm, group: Group, volumes: list[LvName]) -> None:
+    try:
+        lvm.claim(vm.machine.runner, group, volumes)
+    except CommandError as error:
+        _log.warning("the disks of VM %d are still shared: %s", vm.vm, error)
+    else:
+        forget(vm)
+
+
+# --- the target ---------------------------------------------------------------------------------
+
+
+def receive(vm: Vm, resource: Resource) -> list[str]:
+    """Get ready for a VM's domain; returns the command that takes it from its input."""
+    present = vm.present()
+    if present:
+        raise RefusedError(f"VM {vm.vm} has a domain here already: {present[0].name}")
+    source = f"the configuration of VM {vm.vm}"
+    volumes = [LvName(name) for name in domcfg.read(resource.config, source).volumes]
+    note(vm)
+    lvm.share(vm.machine.runner, load(vm.machine, vm.owner), volumes)
+    return xl.receive_argv(vm.scope)
+
+
+def withdraw(vm: Vm, resource: Resource) -> None:
+    """End what came here of a VM that did not move after all."""
+    for _turn in vm.machine.waits(_ARRIVE_S):
+        present = vm.present()
+        if running(present) is not None and not _half(present):
+            raise RefusedError(f"VM {vm.vm} runs here, as {present[0].name}")
+        kept = vm.keepers()
+        if not present and not kept:
+            break
+        for domain in present:
+            if not domain.dying:
+                xl.destroy(vm.machine.runner, domain.domid)
+        for pid in kept:
+            xl.end_keeper(vm.machine.runner, pid)
+    source = f"the configuration of VM {vm.vm}"
+    volumes = [LvName(name) for name in domcfg.read(resource.config, source).volumes]
+    group = load(vm.machine, vm.owner)
+    active = [name for name in volumes if (found := group.find(name)) and found.active]
+    _deactivate(vm, group, active)
+    forget(vm)
+
+
+def _half(present: list[Domain]) -> bool:
+    return any(domain.name.endswith(_INCOMING) for domain in present)
+
+
+def arrive(vm: Vm, resource: Resource) -> int:
+    """Confirm that the VM's domain has come, and make its disks this node's alone."""
+    domain: Domain | None = None
+    for _turn in vm.machine.waits(_ARRIVE_S):
+        domain = running(vm.present())
+        if domain is not None or not vm.keepers():
+            break
+    if domain is None:
+        _log.error("VM %d has not come", vm.vm)
+        return _NOT_RUNNING
+    configs.write(
+        vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
+    )
+    note(vm)
+    for _turn in vm.machine.waits(_CLAIM_S):
+        settle(vm)
+        if not os.path.exists(_mark(vm)):
+            break
+    _log.info("VM %d has come, as %s", vm.vm, domain.name)
+    return _SUCCESS
