@@ -61,7 +61,9 @@ class Style:
 
     def box(self, lines: Sequence[str]) -> str:
         """Lines in a frame that nobody overlooks."""
-        left, right, across, down = ("╔╚", "╗╝", "═", "║") if self.unicode else ("++", "++", "=", "|")
+        left, right, across, down = (
+            ("╔╚", "╗╝", "═", "║") if self.unicode else ("++", "++", "=", "|")
+        )
         width = max(map(len, lines))
         edge = across * (width + 2)
         rows = [f"{down} {line:<{width}} {down}" for line in lines]

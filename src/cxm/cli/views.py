@@ -32,14 +32,18 @@ def summary(cluster: Cluster, style: Style, now: float) -> str:
     dc = next((member.name for member in cluster.nodes if member.dc), "")
     states = Counter(vm.state for vm in cluster.vms)
     counted = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
-    quorum = Cell("quorate", Tint.GOOD) if cluster.quorate else Cell("NOT QUORATE", Tint.BAD)
+    good, bad = style.paint("quorate", Tint.GOOD), style.paint("NOT QUORATE", Tint.BAD)
+    parts = (
+        count(len(cluster.nodes), "node"),
+        good if cluster.quorate else bad,
+        f"{dc} decides" if dc else "nobody decides at the moment",
+    )
     rows = [
-        ("Cluster", f"{count(len(cluster.nodes), 'node')}, {style.paint(quorum.text, quorum.tint)}"
-         f", {f'{dc} decides' if dc else 'nobody decides at the moment'}"),
+        ("Cluster", ", ".join(parts)),
         ("Fencing", _fencing(cluster, style, now)),
         ("N+1", style.paint(sentence, Tint.GOOD if fine else Tint.NOTICE)),
         ("VMs", counted),
-    ]  # fmt: skip
+    ]
     return "".join(f"{style.paint(f'{key:<8}', Tint.HEAD)} {value}\n" for key, value in rows)
 
 
@@ -60,22 +64,21 @@ def _fencing(cluster: Cluster, style: Style, now: float) -> str:
 def nodes(cluster: Cluster, style: Style) -> str:
     """The nodes, and how full they are."""
     head = ("NODE", "STATE", "VMS", "MEMORY", "USED", "OF", "CPU", "USED", "OF")
-    rows = []
-    for member in cluster.nodes:
-        rows.append(
-            (
-                Cell(member.name),
-                Cell(member.state.value, _NODE_TINTS.get(member.state, Tint.NOTICE)),
-                Cell(str(member.vms), right=True),
-                style.bar(member.memory_used, member.memory),
-                Cell(mib(member.memory_used), right=True),
-                Cell(mib(member.memory) if member.memory else "?", right=True),
-                style.bar(member.cpu_used, member.cpu, 8),
-                Cell(f"{member.cpu_used}%", right=True),
-                Cell(f"{member.cpu}%" if member.cpu else "?", right=True),
-            )
-        )
-    return style.table(head, rows)
+    return style.table(head, [_node(member, style) for member in cluster.nodes])
+
+
+def _node(member: Member, style: Style) -> tuple[Cell, ...]:
+    return (
+        Cell(member.name),
+        Cell(member.state.value, _NODE_TINTS.get(member.state, Tint.NOTICE)),
+        Cell(str(member.vms), right=True),
+        style.bar(member.memory_used, member.memory),
+        Cell(mib(member.memory_used), right=True),
+        Cell(mib(member.memory) if member.memory else "?", right=True),
+        style.bar(member.cpu_used, member.cpu, 8),
+        Cell(f"{member.cpu_used}%", right=True),
+        Cell(f"{member.cpu}%" if member.cpu else "?", right=True),
+    )
 
 
 def vms(found: Iterable[Vm], style: Style, live: Mapping[str, float] | None = None) -> str:

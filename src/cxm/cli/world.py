@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns what ``cxm`` reaches of the world: commands, terminal, files and clock; and reads the cluster.
+"""Owns what ``cxm`` reaches of the world: commands, terminal, files, clock.
 
 Tests pass a world that lives in a temporary directory and whose runner is a model.
 """
@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
+from xml.etree.ElementTree import Element
 
 from cxm import config, run
 from cxm.cli.text import Style
-from cxm.cluster import model, pacemaker
+from cxm.cluster import model, nodes, pacemaker
 from cxm.cluster.model import Cluster
 from cxm.errors import RefusedError, UsageError
 from cxm.node.machine import Caller, Machine
@@ -39,6 +40,7 @@ class World:
     typed: Callable[[str], str] = input  # asks a question; raises EOFError where nobody is
     uid: int = field(default_factory=os.geteuid)
     style: Style | None = None
+    settings: config.NodeConfig | None = None  # None: those in the node's file
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -76,10 +78,23 @@ class World:
         if self.uid != 0:
             raise RefusedError("only root may ask the cluster", hint="run it with sudo")
 
+    def look(self) -> tuple[Cluster, Element]:
+        """The cluster as it is now, and its CIB."""
+        status = pacemaker.status(self.runner)
+        cib = pacemaker.cib(self.runner, local=not status.quorate)
+        return model.build(status, cib), cib
+
     def cluster(self) -> Cluster:
         """The cluster as it is now."""
-        status = pacemaker.status(self.runner)
-        return model.build(status, pacemaker.cib(self.runner, local=not status.quorate))
+        return self.look()[0]
+
+    def set_attribute(self, node: str, key: str, value: str | None, *, what: str) -> bool:
+        """Set or remove a node's attribute; False when it was so already."""
+
+        def edit(cib: Element) -> None:
+            nodes.set_attribute(cib, node, key, value)
+
+        return pacemaker.change(self.runner, edit, what=what)
 
     def here(self) -> str:
         """This node's name."""
@@ -87,9 +102,10 @@ class World:
 
     def machine(self) -> Machine:
         """This node as the verbs use it, for its volumes and locks."""
-        settings, _warnings = config.node(
-            config.read_trusted(self.path(config.NODE_FILE)), config.NODE_FILE
-        )
+        settings = self.settings
+        if settings is None:
+            text = config.read_trusted(self.path(config.NODE_FILE))
+            settings, _warnings = config.node(text, config.NODE_FILE)
         return Machine(
             settings,
             self.runner,

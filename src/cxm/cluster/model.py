@@ -147,18 +147,22 @@ def _node_state(node: Node) -> NodeState:
     return NodeState.STANDBY if node.standby else NodeState.ONLINE
 
 
+def _seen(placed: Placed) -> VmState | None:
+    """What Pacemaker sees of a VM; None for nothing."""
+    if placed.blocked:
+        return VmState.BLOCKED
+    if placed.pending in _BY_PENDING:
+        return _BY_PENDING[placed.pending]
+    if placed.failed:
+        return VmState.FAILED
+    return _BY_ROLE.get(placed.role) if placed.nodes else None
+
+
 def vm_state(resource: Resource, placed: Placed | None) -> VmState:
     """What a VM does, of what is wanted and what Pacemaker sees."""
-    if placed is not None:
-        if placed.blocked:
-            return VmState.BLOCKED
-        pending = _BY_PENDING.get(placed.pending)
-        if pending is not None:
-            return pending
-        if placed.failed:
-            return VmState.FAILED
-        if placed.role in _BY_ROLE and placed.nodes:
-            return _BY_ROLE[placed.role]
+    seen = None if placed is None else _seen(placed)
+    if seen is not None:
+        return seen
     if resource.started:
         return VmState.DOWN
     if resource.life is Life.OFF:
@@ -255,9 +259,7 @@ class _Room:
     cpu: int
 
 
-def place(
-    vms: Iterable[Vm], rooms: Iterable[Member]
-) -> tuple[list[tuple[Vm, str]], list[Vm]]:
+def place(vms: Iterable[Vm], rooms: Iterable[Member]) -> tuple[list[tuple[Vm, str]], list[Vm]]:
     """Where VMs would go, and which have no place: the largest first, each where it fits tightest.
 
     What this finds room for does fit. Pacemaker, which takes VMs in an order of its own, may do

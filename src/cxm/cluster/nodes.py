@@ -81,11 +81,11 @@ def set_attribute(cib: Element, name: str, key: str, value: str | None) -> None:
                 return
     if value is None:
         return
-    group = node.find("instance_attributes")
-    if group is None:
-        group = SubElement(node, "instance_attributes", {"id": f"nodes-{node.get('id')}"})
-    pair_id = f"{group.get('id')}-{key}"
-    SubElement(group, "nvpair", {"id": pair_id, "name": key, "value": value})
+    first = node.find("instance_attributes")
+    if first is None:
+        first = SubElement(node, "instance_attributes", {"id": f"nodes-{node.get('id')}"})
+    pair_id = f"{first.get('id')}-{key}"
+    SubElement(first, "nvpair", {"id": pair_id, "name": key, "value": value})
 
 
 def devices(cib: Element) -> list[Device]:
@@ -105,6 +105,12 @@ def _targets(given: dict[str, str]) -> tuple[str, ...] | None:
     pairs = given.get("pcmk_host_map", "").replace(",", " ").replace(";", " ").split()
     named = [*words, *(pair.partition(":")[0] for pair in pairs)]
     return tuple(dict.fromkeys(named)) or None
+
+
+def abilities(cib: Element) -> set[str]:
+    """The versions of Pacemaker's protocol that the nodes speak: more than one while upgrading."""
+    pairs = cib.iterfind("status/node_state/transient_attributes/instance_attributes/nvpair")
+    return {pair.get("value", "") for pair in pairs if pair.get("name") == "#feature-set"}
 
 
 def option(cib: Element, name: str) -> str:

@@ -7,6 +7,7 @@ Its own command line is used, with XML output: it is the same on every distribut
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -300,3 +301,17 @@ def confirm_fenced(runner: Runner, node: str) -> None:
     """Tell the cluster that a human has seen to it that a node is off."""
     runner.run(["stonith_admin", "--confirm", node], timeout_s=_TIMEOUT_S)
     _log.info("confirmed that node %s is off", node)
+
+
+def versions(runner: Runner) -> dict[str, str]:
+    """Which Pacemaker and Corosync are installed here; without one that does not say."""
+    found = {}
+    for name, argv in (
+        ("pacemaker", ["pacemakerd", "--version"]),
+        ("corosync", ["corosync", "-v"]),
+    ):
+        said = runner.run(argv, timeout_s=_TIMEOUT_S).stdout
+        match = re.search(r"(?:Pacemaker|version) '?(\d[\w.+-]*)", said)
+        if match:
+            found[name] = match[1]
+    return found
