@@ -103,7 +103,7 @@ def test_package_says_its_version_and_what_it_needs(built: dict[str, Path], name
     )
 
 
-@pytest.mark.parametrize("name", ["cxm", "cxm-helper", "cxm-setup", "cxmd_ctl"])
+@pytest.mark.parametrize("name", ["cxm-cli", "cxm-helper", "cxm-setup", "cxmd_ctl"])
 def test_entry_points_are_python_with_a_clean_start(name: str) -> None:
     """Isolated from the caller's environment: -I; the path to the program is fixed."""
     text = (ROOT / "packaging/bin" / name).read_text()

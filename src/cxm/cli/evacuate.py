@@ -4,9 +4,9 @@
 
 from typing import Final
 
-from cxm.cli.text import count
 from cxm.cli.world import World
 from cxm.cluster import nodes
+from cxm.cluster.amounts import count
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState, without
 from cxm.errors import CommandError, LockTimeoutError, RefusedError
 

@@ -5,9 +5,9 @@
 from typing import Final
 
 from cxm.cli import evacuate
-from cxm.cli.text import count
 from cxm.cli.world import World
 from cxm.cluster import nodes, pacemaker
+from cxm.cluster.amounts import count
 from cxm.cluster.model import Cluster, Member, NodeState
 from cxm.errors import CommandError, CxmError, LockTimeoutError, RefusedError, UsageError
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns how tables, bars, boxes and times look. Pure: values in, text out."""
+"""Owns how tables, bars and boxes look. Pure: values in, text out."""
 
 import time
 from collections.abc import Sequence
@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-_MINUTE_S: Final = 60
-_HOUR_S: Final = 3600
-_DAY_S: Final = 86400
 _FULL: Final = 0.9  # from here on a bar is shown as a warning
 
 
@@ -87,28 +84,6 @@ class Style:
         return "\n".join(lines) + "\n"
 
 
-def mib(value: int) -> str:
-    """An amount of memory for people: MiB below 10 GiB, GiB above."""
-    return f"{value} MiB" if abs(value) < 10 * 1024 else f"{value / 1024:.1f} GiB"
-
-
-def ago(then: float, now: float) -> str:
-    """How long ago something was."""
-    gone = max(0.0, now - then)
-    if gone < 2 * _MINUTE_S:
-        return f"{gone:.0f} s ago"
-    if gone < 2 * _HOUR_S:
-        return f"{gone / _MINUTE_S:.0f} min ago"
-    if gone < 2 * _DAY_S:
-        return f"{gone / _HOUR_S:.0f} h ago"
-    return f"{gone / _DAY_S:.0f} days ago"
-
-
 def moment(at: float) -> str:
     """A time as this machine's clock shows it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-
-
-def count(number: int, what: str) -> str:
-    """``1 node``, ``2 nodes``."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

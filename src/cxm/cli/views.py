@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from cxm.cli.text import Cell, Style, Tint, ago, count, mib
+from cxm.cli.text import Cell, Style, Tint
 from cxm.cluster.alarms import alarms, n_plus_one
+from cxm.cluster.amounts import ago, count, mib
 from cxm.cluster.model import WRONG, Cluster, Member, NodeState, Vm, VmState
 
 _NODE_TINTS: Final = {
@@ -31,7 +32,7 @@ def summary(cluster: Cluster, style: Style, now: float) -> str:
     fine, sentence = n_plus_one(cluster)
     dc = next((member.name for member in cluster.nodes if member.dc), "")
     states = Counter(vm.state for vm in cluster.vms)
-    counted = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
+    counted = ", ".join(f"{states[state]} {state}" for state in VmState if states[state]) or "none"
     good, bad = style.paint("quorate", Tint.GOOD), style.paint("NOT QUORATE", Tint.BAD)
     parts = (
         count(len(cluster.nodes), "node"),

@@ -7,12 +7,12 @@ from typing import Final
 
 from cxm.cluster import nodefindings
 from cxm.cluster.alarms import alarms, n_plus_one
+from cxm.cluster.amounts import ago
 from cxm.cluster.model import Cluster, NodeState, VmState
 from cxm.cluster.nodefindings import Here
 from cxm.setup.report import Check, Level, failed, ok, warning
 
-_DAY_S: Final = 86400
-_OLD_S: Final = 365 * _DAY_S
+_OLD_S: Final = 365 * 86400.0
 _ATTENDED: Final = 2  # nodes: with so few, a vote decides nothing
 
 
@@ -63,9 +63,9 @@ def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:
             yield failed(name, f"{member.device}, never proven", f"{advice}not highly available")
         elif now - proven > _OLD_S:
             advice = f"'cxm fence --test {member.name}' on another node"
-            yield warning(name, f"proven {(now - proven) / _DAY_S:.0f} days ago", advice)
+            yield warning(name, f"proven {ago(proven, now)}", advice)
         else:
-            yield ok(name, f"{member.device}, proven {max(0, now - proven) / _DAY_S:.0f} days ago")
+            yield ok(name, f"{member.device}, proven {ago(proven, now)}")
 
 
 def _capacity(cluster: Cluster) -> Iterator[Check]:

@@ -140,10 +140,24 @@ def of_operations(cib: Element, names: Mapping[str, str]) -> Iterator[Event]:
             rid = resource.get("id", "")
             subject = names.get(rid, rid)
             kind = Kind.VM if rid in names else Kind.RESOURCE
-            for operation in resource.iterfind("lrm_rsc_op"):
+            operations = resource.findall("lrm_rsc_op")
+            gone = {_transition(each) for each in operations if _moved_away(each)}
+            for operation in operations:
+                is_stop = operation.get("operation") == "stop"
+                if is_stop and _transition(operation) in gone and not _failed(operation):
+                    continue  # the end of its move: it runs elsewhere
                 event = _operation(operation, node, subject, kind)
                 if event is not None:
                     yield event
+
+
+def _moved_away(operation: Element) -> bool:
+    return operation.get("operation") == "migrate_to" and operation.get("rc-code") == "0"
+
+
+def _transition(operation: Element) -> str:
+    """Which of Pacemaker's plans an operation was a part of: ``action:PLAN:rc:uuid``."""
+    return operation.get("transition-key", "").partition(":")[2].partition(":")[0]
 
 
 def _operation(operation: Element, node: str, subject: str, kind: Kind) -> Event | None:

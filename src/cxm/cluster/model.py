@@ -41,6 +41,7 @@ class VmState(StrEnum):
     MIGRATING = "migrating"
     BLOCKED = "BLOCKED"  # something failed and nobody knows what it does: a human must look
     FAILED = "FAILED"  # it failed, and is being recovered or waits to be
+    UNKNOWN = "UNKNOWN"  # it was on a node of which nobody knows what it does
     DOWN = "DOWN"  # it should run, and does not
     OFF = "off"  # its guest switched it off
     SAVED = "saved"  # its memory waits on a disk
@@ -48,7 +49,7 @@ class VmState(StrEnum):
 
 
 # A state that an operator should know of at once.
-WRONG: Final = (VmState.BLOCKED, VmState.FAILED, VmState.DOWN)
+WRONG: Final = (VmState.BLOCKED, VmState.FAILED, VmState.UNKNOWN, VmState.DOWN)
 _BY_ROLE: Final = {
     "Started": VmState.RUNNING,
     "Starting": VmState.STARTING,
@@ -172,11 +173,13 @@ def vm_state(resource: Resource, placed: Placed | None) -> VmState:
 
 def build(status: Status, cib: Element) -> Cluster:
     """The cluster, of what Pacemaker says and what its CIB holds; raises DataError."""
+    dark = {node.name for node in status.nodes if node.unclean}
     vms = []
     for resource in documents.resources(cib):
         placed = status.resources.get(resource.id)
         where = () if placed is None else tuple(dict.fromkeys(placed.nodes))
-        vms.append(Vm(resource, vm_state(resource, placed), where))
+        state = VmState.UNKNOWN if where and set(where) <= dark else vm_state(resource, placed)
+        vms.append(Vm(resource, state, where))
     known = documents_of_nodes.facts(cib)
     devices = tuple(documents_of_nodes.devices(cib))
     members = tuple(
@@ -281,11 +284,15 @@ def place(vms: Iterable[Vm], rooms: Iterable[Member]) -> tuple[list[tuple[Vm, st
 
 
 def without(cluster: Cluster, node: str) -> tuple[list[tuple[Vm, str]], list[Vm]]:
-    """Where the VMs of a node would go if it were gone, and which would stay down."""
+    """Where the VMs of a node would go if it were gone, and which would stay down.
+
+    VMs that are down already take the room that they need, but are nobody's loss.
+    """
     rooms = [member for member in cluster.nodes if member.name != node and member.takes_vms]
     homeless = [vm for vm in cluster.vms if vm.state is VmState.DOWN and not vm.nodes]
     gone = [vm for vm in cluster.on(node) if vm.resource.started]
-    return place([*gone, *homeless], rooms)
+    placed, left = place([*gone, *homeless], rooms)
+    return placed, [vm for vm in left if node in vm.nodes]
 
 
 def losses(cluster: Cluster) -> dict[str, list[Vm]]:

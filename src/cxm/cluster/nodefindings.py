@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cxm import names
+from cxm.cluster.amounts import count
 from cxm.cluster.guestdisks import Needs, needs
 from cxm.cluster.model import Cluster, Vm, VmState
 from cxm.errors import DataError, UsageError
@@ -90,7 +91,7 @@ def _domains(cluster: Cluster, here: Here) -> Iterator[Check]:
     yield from wrong
     if not wrong:
         running = sum(1 for domains in found.values() if any(each.alive for each in domains))
-        yield ok("domains", f"{running} of this node's run here, as the cluster says")
+        yield ok("domains", f"{count(running, 'VM')} here, as the cluster says")
     clouds = _of_clouds(cluster, here)
     foreign = [domain.name for domain in here.domains if _vm_of(domain, clouds) is None]
     if foreign:
