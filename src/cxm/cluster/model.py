@@ -162,6 +162,8 @@ def _seen(placed: Placed) -> VmState | None:
 def vm_state(resource: Resource, placed: Placed | None) -> VmState:
     """What a VM does, of what is wanted and what Pacemaker sees."""
     seen = None if placed is None else _seen(placed)
+    if placed is not None and seen is VmState.STOPPING and len(placed.nodes) > 1:
+        return VmState.MIGRATING  # the end of a move: what is left where it came from is stopped
     if seen is not None:
         return seen
     if resource.started:
