@@ -16,11 +16,9 @@ from cxm.cluster.model import (
     build,
     find_vm,
     find_vms,
-    losses,
-    place,
-    without,
 )
 from cxm.cluster.pacemaker import parse_status
+from cxm.cluster.placement import losses, place, without
 from cxm.errors import NotFoundError, UsageError
 from cxm.names import CloudId
 from tests.fakes.crm import FakeCluster, Place, two_nodes

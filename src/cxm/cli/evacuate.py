@@ -7,7 +7,8 @@ from typing import Final
 from cxm.cli.world import World
 from cxm.cluster import nodes
 from cxm.cluster.amounts import count
-from cxm.cluster.model import Cluster, NodeState, Vm, VmState, without
+from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.placement import without
 from cxm.errors import CommandError, LockTimeoutError, RefusedError
 
 _POLL_S: Final = 2.0

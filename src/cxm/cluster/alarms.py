@@ -8,7 +8,8 @@ What is not urgent is the business of ``cxm check`` (:mod:`cxm.cli.findings`).
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cxm.cluster.model import Cluster, NodeState, VmState, losses
+from cxm.cluster.model import Cluster, NodeState, VmState
+from cxm.cluster.placement import losses
 
 
 @dataclass(frozen=True, slots=True)
