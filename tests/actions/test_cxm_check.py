@@ -111,7 +111,7 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
 
 WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "standby", "on"), "state",
-     "node2 is in standby"),
+     "node2 takes no VMs: standby"),
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "cxm-fencing", "1700000000"),
      "fencing node2", "proven 1108 days ago"),
     (lambda crm: crm.add_vm(8, "node1", memory=3000), "N+1",

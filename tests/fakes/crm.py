@@ -203,6 +203,12 @@ class FakeCluster:
         for rid, place in self.places.items():
             self._step_vm(rid, place)
 
+    def _check_locks(self) -> None:
+        for name in self.members:
+            here = [rid for rid, place in self.places.items() if name in place.nodes]
+            at_rest = self.attribute(name, "standby") == "on"
+            assert not (at_rest and here), f"{name} loses its locks under {here}"
+
     def _step_vm(self, rid: str, place: Place) -> None:
         if rid in self.stuck or not place.nodes:
             return
@@ -214,7 +220,11 @@ class FakeCluster:
             place.nodes, place.role = (place.nodes[0], takes[0]), "Migrating"
 
     def _takes(self, name: str) -> bool:
-        return self.members[name].online and self.attribute(name, "standby") != "on"
+        banned = self.attribute(name, "cxm-eject") == "on"
+        if banned:
+            rules = self.cib.iterfind("configuration/constraints/rsc_location/rule/expression")
+            assert any(each.get("attribute") == "cxm-eject" for each in rules), "nothing obeys it"
+        return self.members[name].online and not banned
 
     # --- the programs --------------------------------------------------------------------------
 
@@ -265,6 +275,7 @@ class FakeCluster:
             return Outcome(ET.tostring(self.cib, encoding="unicode"))
         assert argv[1:] == ("--patch", "--xml-pipe")
         self.cib = ET.fromstring(given)
+        self._check_locks()
         return Outcome()
 
     def _crm_diff(self, argv: tuple[str, ...], _in: bytes) -> Outcome:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cxm.cli.world import World
-from cxm.cluster.model import NodeState
+from cxm.cluster.model import UP, NodeState
 from cxm.errors import CxmError, system_error
 
 _NO: Final = 1
@@ -36,8 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def _ping(world: World) -> int:
     cluster = world.cluster()
     member = cluster.node(world.here())
-    is_in = member.state in (NodeState.ONLINE, NodeState.STANDBY, NodeState.MAINTENANCE)
-    return 0 if is_in and cluster.quorate else _NO
+    return 0 if member.state in UP and cluster.quorate else _NO
 
 
 def _list(world: World) -> int:

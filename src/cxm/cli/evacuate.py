@@ -34,16 +34,10 @@ def check(cluster: Cluster, node: str, *, restart: bool) -> None:
         )
 
 
-def to_standby(world: World, node: str) -> bool:
-    """Have a node give its VMs away; False when it was so already."""
-    what = f"node {node} is to be empty (standby)"
-    return world.set_attribute(node, nodes.STANDBY, "on", what=what)
-
-
 def back(world: World, node: str) -> bool:
     """Let a node take VMs again; False when it did."""
     what = f"node {node} may have VMs again"
-    return world.set_attribute(node, nodes.STANDBY, None, what=what)
+    return world.change(lambda cib: nodes.give_back(cib, node), what=what)
 
 
 def _progress(vm: Vm) -> str:
@@ -86,12 +80,14 @@ def wait_until_empty(world: World, node: str, moved: list[Vm], timeout_s: float)
 
 
 def evacuate(world: World, node: str, *, restart: bool, timeout_s: float) -> bool:
-    """Empty a node and wait for that; False when it was in standby before."""
+    """Empty a node and wait for that; False when somebody else had ordered so before."""
     cluster = world.cluster()
     cluster.node(node)
     check(cluster, node, restart=restart)
     moved = cluster.on(node)
-    ours = to_standby(world, node)
+    ours = world.change(
+        lambda cib: nodes.empty(cib, node), what=f"all VMs are to leave node {node}"
+    )
     if moved:
         world.say(f"{count(len(moved), 'VM')} of {node} to move:")
     try:
@@ -113,5 +109,7 @@ def eject(world: World, *, node: str | None, back_: bool, restart: bool, timeout
     if member.state is NodeState.OFFLINE:
         raise RefusedError(f"{name} is offline: there is nothing to move")
     evacuate(world, name, restart=restart, timeout_s=timeout_s)
+    what = f"node {name} is empty and at rest (standby)"
+    world.change(lambda cib: nodes.rest(cib, name), what=what)
     world.say(f"{name} is empty and takes no VMs until 'cxm eject --back {name}'")
     return 0

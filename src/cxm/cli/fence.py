@@ -8,7 +8,7 @@ from cxm.cli import evacuate
 from cxm.cli.world import World
 from cxm.cluster import nodes, pacemaker
 from cxm.cluster.amounts import count
-from cxm.cluster.model import Cluster, Member, NodeState
+from cxm.cluster.model import UP, Cluster, Member, NodeState
 from cxm.errors import CommandError, CxmError, LockTimeoutError, RefusedError, UsageError
 
 _FENCE_S: Final = 300.0
@@ -17,7 +17,6 @@ _EVACUATE_S: Final = 3600.0
 _SILENCE_S: Final = 90.0
 _LOST_ANSWERS: Final = 3
 _POLL_S: Final = 1.0
-_UP: Final = (NodeState.ONLINE, NodeState.STANDBY, NodeState.MAINTENANCE)
 
 
 def fence(
@@ -76,7 +75,7 @@ def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool
 
 
 def _confirmed(world: World, member: Member, *, yes: bool) -> None:
-    if member.state in _UP:
+    if member.state in UP:
         raise RefusedError(
             f"{member.name} is {member.state}: it is alive",
             hint=f"'cxm fence {member.name}' resets it",
@@ -98,7 +97,7 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
     here = world.here()
     chosen = [cluster.node(node)] if node else [each for each in cluster.nodes if each.name != here]
     for member in cluster.nodes:
-        if member.state not in _UP:
+        if member.state not in UP:
             raise RefusedError(
                 f"{member.name} is {member.state}: fencing is tried while all nodes are well"
             )
@@ -173,7 +172,7 @@ def _await_return(world: World, name: str, boot_s: float) -> None:
             states = {member.name: member.state for member in world.cluster().nodes}
         except CxmError:
             states = {}  # the nodes agree anew on who decides
-        up = states.pop(name, None) in _UP
+        up = states.pop(name, None) in UP
         if up and has_left:
             return
         has_left = has_left or not up

@@ -88,13 +88,13 @@ class World:
         """The cluster as it is now."""
         return self.look()[0]
 
+    def change(self, edit: Callable[[Element], None], *, what: str) -> bool:
+        """Change the CIB in one piece; False when it was so already."""
+        return pacemaker.change(self.runner, edit, what=what)
+
     def set_attribute(self, node: str, key: str, value: str | None, *, what: str) -> bool:
         """Set or remove a node's attribute; False when it was so already."""
-
-        def edit(cib: Element) -> None:
-            nodes.set_attribute(cib, node, key, value)
-
-        return pacemaker.change(self.runner, edit, what=what)
+        return self.change(lambda cib: nodes.set_attribute(cib, node, key, value), what=what)
 
     def here(self) -> str:
         """This node's name."""

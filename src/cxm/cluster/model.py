@@ -24,11 +24,16 @@ class NodeState(StrEnum):
     """What a node is good for."""
 
     ONLINE = "online"
-    STANDBY = "standby"  # it gives its VMs away and takes none
+    EJECTED = "ejected"  # it gives its VMs away and takes none
+    STANDBY = "standby"  # nothing runs on it
     MAINTENANCE = "maintenance"  # what runs there is left alone
     PENDING = "joining"
     UNCLEAN = "UNCLEAN"  # nobody knows what it does: it must be fenced first
     OFFLINE = "offline"
+
+
+# States in which a node is a healthy member, whether or not it takes VMs.
+UP: Final = (NodeState.ONLINE, NodeState.EJECTED, NodeState.STANDBY, NodeState.MAINTENANCE)
 
 
 class VmState(StrEnum):
@@ -135,7 +140,7 @@ class Cluster:
         raise NotFoundError(f"the cluster has no node '{name}'", hint=f"it has {known}")
 
 
-def _node_state(node: Node) -> NodeState:
+def _node_state(node: Node, known: Facts) -> NodeState:
     if node.unclean:
         return NodeState.UNCLEAN
     if not node.online:
@@ -144,7 +149,10 @@ def _node_state(node: Node) -> NodeState:
         return NodeState.PENDING
     if node.maintenance:
         return NodeState.MAINTENANCE
-    return NodeState.STANDBY if node.standby else NodeState.ONLINE
+    if node.standby:
+        return NodeState.STANDBY
+    ejected = known.attributes.get(documents_of_nodes.EJECT) == "on"
+    return NodeState.EJECTED if ejected else NodeState.ONLINE
 
 
 def _seen(placed: Placed) -> VmState | None:
@@ -204,7 +212,7 @@ def _member(node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...]
     here = [vm.resource for vm in vms if node.name in vm.nodes]
     return Member(
         node.name,
-        _node_state(node),
+        _node_state(node, known),
         node.dc,
         known.number("memory"),
         sum(resource.memory_mib for resource in here),
