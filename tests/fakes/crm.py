@@ -69,6 +69,7 @@ class FakeCluster:
     journal: str = ""
     lies: bool = False  # the fencing device reports success and resets nothing
     hits: str = ""  # the fencing device resets this node instead
+    broken: set[str] = field(default_factory=set)  # devices, and nodes without locks
     stuck: set[str] = field(default_factory=set)  # VMs that do not move
     said: io.StringIO = field(default_factory=io.StringIO)
     answer: str = ""  # what the reader types
@@ -246,10 +247,26 @@ class FakeCluster:
             made = SubElement(rows, "resource", row)
             for name in place.nodes:
                 SubElement(made, "node", {"name": name})
+        self._services(root, rows)
         history = SubElement(root, "fence_history")
         for event in self.fence_events:
             SubElement(history, "fence_event", event)
         return Outcome(ET.tostring(root, encoding="unicode"))
+
+    def _services(self, root: Element, rows: Element) -> None:
+        """Fencing devices and locks, and what went wrong with them."""
+        for device in nodes.devices(self.cib):
+            role = "Stopped" if device.id in self.broken else "Started"
+            SubElement(rows, "resource", {"id": device.id, "role": role})
+        locks = SubElement(rows, "resource", {"id": "cxm-lockspace", "role": "Started"})
+        for name, member in self.members.items():
+            if member.online and name not in self.broken:
+                SubElement(locks, "node", {"name": name})
+        failures = SubElement(root, "failures")
+        for rid in self.broken:
+            row = {"op_key": f"{rid}_monitor_60000", "task": "monitor", "interval": "60000"}
+            more = {"node": "node1", "exitreason": "no answer", "last-rc-change": "today"}
+            SubElement(failures, "failure", row | more)
 
     def _summary(self, root: Element) -> None:
         summary = SubElement(root, "summary")

@@ -232,15 +232,19 @@ def test_every_alarm(crm: FakeCluster) -> None:
     crm.places["cxm-cloudone1-7"].blocked = True
     crm.fence_events = [
         {"target": "node2", "action": "reboot", "status": "pending", "origin": "node1"},
-        {"target": "node3", "action": "off", "status": "failed", "exit-reason": "No route"},
-        {"target": "node3", "action": "off", "status": "success"},
-    ]
+        {"target": "node3", "action": "off", "status": "success", "completed": "2026-01-01 00:00Z"},
+        {"target": "node3", "action": "off", "status": "failed", "exit-reason": "No route",
+         "completed": "2026-01-02 00:00Z"},
+    ]  # fmt: skip
+    crm.broken = {"fence-node1", "node1"}
     texts = [each.text for each in alarms(_look(crm))]
     assert texts == [
         "NOT QUORATE: this part of the cluster may start nothing",
         "FENCING IN PROGRESS: node2 (reboot, by node1)",
         "FENCING OF node3 FAILED: No route",
         "FENCING IS SWITCHED OFF: a dead node's VMs could come to run twice",
+        "THE FENCING DEVICE OF node1 DOES NOT ANSWER: no answer",
+        "NODE node1 HAS NO LOCKS: no VM can start on it",
         "NODE node2 IS UNCLEAN: nobody knows what it does",
         "VM web.home.net (VM 7) IS BLOCKED on node1",
     ]
@@ -248,10 +252,11 @@ def test_every_alarm(crm: FakeCluster) -> None:
 
 
 def test_failed_fencing_that_worked_later_is_no_alarm(crm: FakeCluster) -> None:
-    """The newest is first in Pacemaker's list."""
+    """Whatever the order that Pacemaker tells them in."""
+    failed = {"target": "node2", "status": "failed", "completed": "2026-01-01 00:00:00Z"}
     crm.fence_events = [
-        {"target": "node2", "action": "reboot", "status": "success"},
-        {"target": "node2", "action": "reboot", "status": "failed"},
+        failed,
+        {"target": "node2", "status": "success", "completed": "2026-01-01 00:00:09.5Z"},
     ]
     assert alarms(_look(crm)) == []
 

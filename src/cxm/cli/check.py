@@ -11,7 +11,8 @@ from cxm.cli.world import World
 from cxm.cluster import cpus, nodes, pacemaker
 from cxm.cluster.findings import errors, judge
 from cxm.cluster.nodefindings import Here
-from cxm.errors import CommandError, RefusedError
+from cxm.errors import CommandError, CxmError, RefusedError
+from cxm.lvm import Group
 from cxm.setup import report
 from cxm.xen import xl
 
@@ -35,6 +36,14 @@ def _bridges(world: World) -> frozenset[str]:
     return frozenset(names) - {"lo"}
 
 
+def _group(world: World, vg: str) -> Group | str:
+    """The volume group; or why it cannot be seen, which is a finding among others."""
+    try:
+        return lvm.group(world.runner, vg)
+    except CxmError as error:
+        return error.sentence()
+
+
 def observe(world: World, *, mixed: bool) -> Here:
     """This node as it is now; raises what keeps it from being seen."""
     machine = world.machine()
@@ -42,7 +51,8 @@ def observe(world: World, *, mixed: bool) -> Here:
     return Here(
         node=world.here(),
         domains=xl.domains(world.runner),
-        group=lvm.group(world.runner, machine.config.vg_name),
+        vg=machine.config.vg_name,
+        group=_group(world, machine.config.vg_name),
         bridges=_bridges(world),
         clouds=machine.config.clouds,
         versions={"cxm": __version__, "xen": info.version, **pacemaker.versions(world.runner)},

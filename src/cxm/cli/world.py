@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TextIO
 from xml.etree.ElementTree import Element
 
@@ -81,6 +81,8 @@ class World:
     def look(self) -> tuple[Cluster, Element]:
         """The cluster as it is now, and its CIB."""
         status = pacemaker.status(self.runner)
+        # crm_mon leaves out what succeeded, and with it that a failed fencing was made good.
+        status = replace(status, fencing=pacemaker.fencing_history(self.runner))
         cib = pacemaker.cib(self.runner, local=not status.quorate)
         return model.build(status, cib), cib
 

@@ -8,7 +8,9 @@ What is not urgent is the business of ``cxm check`` (:mod:`cxm.cli.findings`).
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cxm.cluster import history
 from cxm.cluster.model import Cluster, NodeState, VmState
+from cxm.cluster.pacemaker import Fencing
 from cxm.cluster.placement import losses
 
 
@@ -35,7 +37,7 @@ def _quorum(cluster: Cluster) -> Iterator[Alarm]:
 
 def _fencing(cluster: Cluster) -> Iterator[Alarm]:
     seen = set()
-    for event in cluster.fencing:  # the newest first
+    for event in sorted(cluster.fencing, key=_newest_first):
         if event.status == "pending":
             yield Alarm(
                 f"FENCING IN PROGRESS: {event.target} ({event.action}, by {event.by or '?'})",
@@ -55,6 +57,21 @@ def _fencing(cluster: Cluster) -> Iterator[Alarm]:
             "cxm-setup cluster sets it up",
         )
 
+    for member in cluster.nodes:
+        if member.device and not member.device_works:
+            why = next(
+                (f": {f.reason}" for f in cluster.failures if f.resource == member.device), ""
+            )
+            yield Alarm(
+                f"THE FENCING DEVICE OF {member.name} DOES NOT ANSWER{why}",
+                f"if {member.name} dies now, its VMs stay down; repair {member.device}, then "
+                f"'crm_resource --cleanup --resource {member.device}'",
+            )
+
+
+def _newest_first(event: Fencing) -> tuple[bool, float]:
+    return event.status != "pending", -(history.seconds(event.when) or 0.0)
+
 
 def _nodes(cluster: Cluster) -> Iterator[Alarm]:
     for member in cluster.nodes:
@@ -65,6 +82,11 @@ def _nodes(cluster: Cluster) -> Iterator[Alarm]:
             )
         elif member.state is NodeState.OFFLINE:
             yield Alarm(f"node {member.name} is offline", "start it, and its Pacemaker")
+        elif member.state is NodeState.ONLINE and not member.has_locks:
+            yield Alarm(
+                f"NODE {member.name} HAS NO LOCKS: no VM can start on it",
+                f"'cxm timeline' says why; 'crm_resource --cleanup' on {member.name} tries again",
+            )
 
 
 def _vms(cluster: Cluster) -> Iterator[Alarm]:

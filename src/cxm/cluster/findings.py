@@ -20,6 +20,7 @@ def judge(cluster: Cluster, here: Here) -> list[Check]:
     """Everything that was looked at."""
     return [
         *_state(cluster),
+        *_failures(cluster),
         *_fencing(cluster, here.now),
         *_capacity(cluster),
         *nodefindings.judge(cluster, here),
@@ -47,6 +48,16 @@ def _state(cluster: Cluster) -> Iterator[Check]:
                 f"VM {vm.label} is on {' and '.join(vm.nodes)} at once",
                 "switch it off on all but one at once: its disk is being damaged",
             )
+
+
+def _failures(cluster: Cluster) -> Iterator[Check]:
+    """What went wrong with a service of the cluster, and may have been put right since."""
+    known = {vm.resource.id for vm in cluster.vms}
+    for each in cluster.failures:
+        if each.resource not in known:
+            found = f"{each.resource}: {each.operation} on {each.node} failed: {each.reason}"
+            advice = f"once it is understood: 'crm_resource --cleanup --resource {each.resource}'"
+            yield warning("failures", f"{found} ({each.when})", advice)
 
 
 def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:

@@ -52,6 +52,7 @@ class VmState(StrEnum):
     STOPPED = "stopped"
 
 
+LOCKS: Final = "cxm-lockspace"  # the last of the services that a VM needs on its node
 # A state that an operator should know of at once.
 WRONG: Final = (VmState.BLOCKED, VmState.FAILED, VmState.UNKNOWN, VmState.DOWN)
 _BY_ROLE: Final = {
@@ -104,6 +105,8 @@ class Member:
     vms: int
     facts: Facts
     device: str = ""  # what fences it; empty: nothing does
+    device_works: bool = True  # as its monitor says
+    has_locks: bool = True  # without them no VM can start on it
 
     @property
     def memory_free(self) -> int:
@@ -192,7 +195,7 @@ def build(status: Status, cib: Element) -> Cluster:
     known = documents_of_nodes.facts(cib)
     devices = tuple(documents_of_nodes.devices(cib))
     members = tuple(
-        _member(node, known.get(node.name, Facts(node.name)), vms, devices)
+        _member(node, known.get(node.name, Facts(node.name)), vms, devices, status)
         for node in sorted(status.nodes, key=lambda each: each.name)
     )
     strategy = documents_of_nodes.option(cib, "placement-strategy")
@@ -208,8 +211,12 @@ def build(status: Status, cib: Element) -> Cluster:
     )
 
 
-def _member(node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...]) -> Member:
+def _member(
+    node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...], status: Status
+) -> Member:
     here = [vm.resource for vm in vms if node.name in vm.nodes]
+    device = next((each.id for each in devices if each.fences(node.name)), "")
+    watched, locks = status.resources.get(device), status.resources.get(LOCKS)
     return Member(
         node.name,
         _node_state(node, known),
@@ -220,7 +227,9 @@ def _member(node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...]
         sum(resource.cpu for resource in here),
         len(here),
         known,
-        next((device.id for device in devices if device.fences(node.name)), ""),
+        device,
+        watched is None or (watched.role == "Started" and not watched.failed),
+        locks is None or node.name in locks.nodes,
     )
 
 

@@ -28,7 +28,8 @@ class Here:
 
     node: str
     domains: Collection[Domain]
-    group: Group
+    vg: str
+    group: Group | str  # why it cannot be seen
     bridges: frozenset[str]
     clouds: tuple[CloudId, ...]
     versions: Mapping[str, str] = field(default_factory=dict)  # of programs
@@ -148,7 +149,7 @@ def _needed(cluster: Cluster, vg: str) -> Iterator[tuple[Vm, Needs | str]]:
 
 def _bridges(cluster: Cluster, here: Here) -> Iterator[Check]:
     wanting: dict[str, list[str]] = defaultdict(list)
-    for vm, need in _needed(cluster, here.group.name):
+    for vm, need in _needed(cluster, here.vg):
         if isinstance(need, str):
             yield failed("configuration", need, "have OpenNebula deploy the VM again")
             continue
@@ -175,19 +176,23 @@ def _decoded(group: Group) -> Iterator[tuple[Volume, Tags | str]]:
 def _volumes(cluster: Cluster, here: Here) -> Iterator[Check]:
     """The disks: that each is there, and active where its VM runs and nowhere else."""
     group = here.group
+    if isinstance(group, str):
+        advice = "locks of the storage? 'cxm infos', 'lvmlockctl --info' and 'dlm_tool ls' say more"
+        yield failed("volumes", group, advice)
+        return
     if not group.shared:
         advice = "no other node can be kept from writing to its volumes: cxm-setup cluster"
         yield failed("volumes", f"the volume group {group.name} is not shared", advice)
-    wrong = [*_lost(cluster, here), *_active(cluster, here)]
+    wrong = [*_lost(cluster, here, group), *_active(cluster, here, group)]
     yield from wrong
     if not wrong:
         yield ok("volumes", f"{len(group.volumes)} in {group.name}, active where they should be")
-    yield from _left_over(cluster, here)
+    yield from _left_over(cluster, group)
 
 
-def _lost(cluster: Cluster, here: Here) -> Iterator[Check]:
-    there = {volume.name: volume for volume in here.group.volumes}
-    for vm, need in _needed(cluster, here.group.name):
+def _lost(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
+    there = {volume.name: volume for volume in group.volumes}
+    for vm, need in _needed(cluster, here.vg):
         if isinstance(need, str):
             continue
         lost = sorted(need.volumes - set(there))
@@ -200,14 +205,14 @@ def _lost(cluster: Cluster, here: Here) -> Iterator[Check]:
             yield failed("volumes", f"VM {vm.label} runs here without {some(asleep)}", advice)
 
 
-def _active(cluster: Cluster, here: Here) -> Iterator[Check]:
+def _active(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
     running = present(cluster, here)
     homes = {(vm.resource.cloud, vm.resource.vm): vm.nodes for vm in cluster.vms}
     left = []
-    for volume, tags in _decoded(here.group):
+    for volume, tags in _decoded(group):
         if isinstance(tags, str):
             yield failed("volumes", f"{volume.name}: {tags}", "see 'lvs -o +tags'")
-        elif volume.active and here.group.shared and tags.state is not State.FILLING:
+        elif volume.active and group.shared and tags.state is not State.FILLING:
             key = (tags.cloud, tags.vm)
             if not running.get(key) and here.node not in homes.get(key, ()):
                 left.append(volume.name)
@@ -216,10 +221,10 @@ def _active(cluster: Cluster, here: Here) -> Iterator[Check]:
         yield warning("volumes", f"active here without their VM: {some(left)}", advice)
 
 
-def _left_over(cluster: Cluster, here: Here) -> Iterator[Check]:
+def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
     known = {(vm.resource.cloud, vm.resource.vm) for vm in cluster.vms}
     filling, doomed, orphans = [], [], []
-    for volume, tags in _decoded(here.group):
+    for volume, tags in _decoded(group):
         if isinstance(tags, str):
             continue
         if tags.state is State.DELETE_REQUESTED:
