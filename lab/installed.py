@@ -18,6 +18,7 @@ from cxm.run import System
 from lab import keys
 from lab.image import locked
 from lab.lab import Lab
+from lab.machine import Machine
 from lab.places import Places
 from lab.spec import FRONTEND_ADDRESS
 
@@ -78,22 +79,32 @@ def _files(tree: str) -> Iterator[str]:
             yield from (os.path.join(directory, name) for name in files if name != "md5sums")
 
 
+def install(lab: Lab, machine: Machine, packages: dict[str, str]) -> None:
+    """Install the node's packages on a machine."""
+    with lab.progress.step(f"{machine.name}: installing cxm-node", lab.places.log("lab")):
+        for name in _NODE_PACKAGES:
+            machine.push(packages[name], f"/root/{name}.deb")
+        files = [f"/root/{name}.deb" for name in _NODE_PACKAGES]
+        machine.run(["apt-get", "install", "-qq", "-y", *files], timeout_s=_INSTALL_S)
+        machine.run(["rm", *files])
+
+
+def enrol(lab: Lab, machine: Machine) -> None:
+    """Let the lab's cloud use a machine that has the packages and the volume group."""
+    machine.run(
+        ["cxm-setup", "node", "--frontend", FRONTEND_ADDRESS,
+         "--cloud", cloud(lab.places), "--vg", lab.spec.vg_name,
+         "--key", keys.public_key(lab.places, ONEADMIN_KEY).strip()],
+        timeout_s=_INSTALL_S,
+    )  # fmt: skip
+
+
 def on_nodes(lab: Lab, packages: dict[str, str]) -> None:
-    """Install the packages on every node of the lab and set the nodes up for its frontend."""
+    """Install the packages on every machine of the lab and set those up that are alone."""
     for machine in lab.machines.values():
-        with lab.progress.step(f"{machine.name}: installing cxm-node", lab.places.log("lab")):
-            for name in _NODE_PACKAGES:
-                machine.push(packages[name], f"/root/{name}.deb")
-            files = [f"/root/{name}.deb" for name in _NODE_PACKAGES]
-            machine.run(["apt-get", "install", "-qq", "-y", *files], timeout_s=_INSTALL_S)
-            machine.run(["rm", *files])
-            if machine.host.data_gib:
-                machine.run(
-                    ["cxm-setup", "node", "--frontend", FRONTEND_ADDRESS,
-                     "--cloud", cloud(lab.places), "--vg", lab.spec.vg_name,
-                     "--key", keys.public_key(lab.places, ONEADMIN_KEY).strip()],
-                    timeout_s=_INSTALL_S,
-                )  # fmt: skip
+        install(lab, machine, packages)
+        if machine.host.data_gib:
+            enrol(lab, machine)
 
 
 def bring_up(lab: Lab) -> str:

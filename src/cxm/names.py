@@ -21,6 +21,7 @@ DomainName = NewType("DomainName", str)
 # A volume of a VM is one of its disks, by number, or its saved memory.
 CHECKPOINT: Final = "checkpoint"
 
+_HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,252}")
 _PREFIX: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.+-]{0,40}")
 _CLOUD: Final = re.compile(r"[a-z0-9]{8,32}")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -56,6 +57,14 @@ def volume_kind(text: str) -> str:
     """A disk number or ``checkpoint``; raises UsageError for anything else."""
     if text != CHECKPOINT and not re.fullmatch(r"0|[1-9][0-9]{0,3}", text):
         message = f"'{text}' is neither a disk number nor '{CHECKPOINT}'"
+        raise UsageError(message)
+    return text
+
+
+def host_name(text: str) -> str:
+    """The checked name or address of a host; raises UsageError."""
+    if not _HOST.fullmatch(text):
+        message = f"'{text}' is not the name or address of a host"
         raise UsageError(message)
     return text
 

@@ -86,6 +86,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env | dict(extra or {})
 
 
+def become(argv: Sequence[str]) -> None:
+    """Let this process be another program, with its input and output; it does not come back."""
+    _log.debug("become: %s", shlex.join(argv))
+    os.execvpe(argv[0], list(argv), environment())  # noqa: S606 - an argument list, no shell
+
+
 def tail(text: str, *, limit: int = 300) -> str:
     """The last words of an error output, on one line."""
     line = " ".join(text.split())

@@ -72,7 +72,7 @@ def test_hosts_of_one_volume_group_copy_nothing(cloud: Cloud, disk: str) -> None
     """The disk of the target is that of the source: a copy and a removal would destroy it."""
     volume(cloud, "solo1")
     cloud.hosts["solo2"].uuid = cloud.hosts["solo1"].uuid
-    with pytest.raises(RefusedError, match="share their volume group"):
+    with pytest.raises(RefusedError, match="have the same volume group"):
         run(cloud, "mv", *between("solo1", "solo2", disk)(cloud))
     assert has(cloud, DISK) != []
 

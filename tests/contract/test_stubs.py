@@ -325,11 +325,10 @@ def test_what_is_ignored_of_a_cxmrc_stands_in_the_log_of_a_vm_that_starts(tmp_pa
 @pytest.mark.parametrize("driver", DRIVERS["tm"])
 def test_unsupported_actions_fail(frontend: Frontend, driver: str) -> None:
     """Exit code 0 would be believed."""
-    ended = frontend.run("tm", driver, "premigrate", "a", "b", "/x/42", "42", "0")
+    ended = frontend.run("tm", driver, "resize", "a:/x/42/disk.0", "64", "42", "0")
     assert ended.returncode == 6
     assert frontend.shown(ended) == (
-        "cxm does not support live migration (premigrate) here; nothing was done "
-        "(stop the VM and resume it on the other host)"
+        "cxm does not support enlarging a disk (resize) here; nothing was done"
     )
 
 

@@ -219,7 +219,7 @@ class FakeXen:
             "    280     0 - /usr/lib/xen-4.17/bin/oxenstored --pid-file /run/x\n",
         ]
         rows += [
-            f"{domain.keeper:7}     0 run-r1.scope /usr/lib/xen-4.17/bin/xl create -q {domain.config}\n"
+            f"{domain.keeper:7} 0 r1.scope /usr/lib/xen-4.17/bin/xl create -q {domain.config}\n"
             for domain in self.state.domains
             if domain.keeper is not None
         ]

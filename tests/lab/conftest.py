@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab import lab
+from lab import cluster, lab
 from lab.guest_image import GuestImage, guest_image
 from lab.image import node_image
 from lab.lab import Lab
@@ -105,6 +105,13 @@ def pair_session() -> Iterator[Lab]:
 def pair_lab(pair_session: Lab) -> Lab:
     """The lab with node1 and node2, freshly booted."""
     pair_session.booted()
+    return pair_session
+
+
+@pytest.fixture
+def cluster_lab(pair_session: Lab) -> Lab:
+    """The lab with node1 and node2, just formed into a cluster that the lab's cloud may use."""
+    cluster.bring_up(pair_session)
     return pair_session
 
 

@@ -67,8 +67,10 @@ def test_only_one_module_starts_processes() -> None:
         if "subprocess" in _imports(tree) and path not in RUNNERS
     }
     assert not wrong
+    # A process that becomes another one is run.py's business too.
     loose = re.compile(r"\bos\.(system|popen|exec[lv]p?e?|spawn\w+)\(|shell=True")
-    assert not {path for path, text in _files("src", suffix=".py") if loose.search(text)}
+    found = {path for path, text in _files("src", suffix=".py") if loose.search(text)}
+    assert found <= {"src/cxm/run.py"}
 
 
 def test_every_source_file_says_its_licence() -> None:

@@ -12,6 +12,7 @@ from cxm import __version__
 from cxm.node.client import HELPER
 from cxm.node.verbs import VERBS
 from cxm.run import System
+from cxm.setup import clustercheck
 
 ROOT = Path(__file__).parents[2]
 SUDOERS = ROOT / "packaging/sudoers.d/cxm"
@@ -65,6 +66,7 @@ def test_node_package_holds_the_way_to_root(built: dict[str, Path]) -> None:
     node, common = _listing(built["cxm-node"]), _listing(built["cxm-common"])
     assert node[HELPER] == "-rwxr-xr-x root/root"
     assert node["/etc/sudoers.d/cxm"] == "-r--r----- root/root"
+    assert node["/usr/lib/ocf/resource.d/cxm/lockspace"] == "-rwxr-xr-x root/root"
     assert common["/usr/sbin/cxm-setup"] == "-rwxr-xr-x root/root"
     for path, mode in (node | common).items():
         assert mode.endswith("root/root"), path
@@ -103,6 +105,17 @@ def test_package_says_its_version_and_what_it_needs(built: dict[str, Path], name
     )
 
 
+def test_standalone_host_needs_no_cluster_stack(built: dict[str, Path]) -> None:
+    """It is suggested; cxm-setup cluster says what is missing."""
+    ask = ["dpkg-deb", "--field", str(built["cxm-node"])]
+    needed = System().run([*ask, "Depends"]).stdout + System().run([*ask, "Recommends"]).stdout
+    suggested = System().run([*ask, "Suggests"]).stdout
+    packages = {*clustercheck.NEEDED.values(), *clustercheck.AGENTS.values(), "fence-agents"}
+    for package in packages - {"openssh-client", "cxm-node"}:
+        assert package not in re.split(r"[,\s]+", needed)
+        assert package in re.split(r"[,\s]+", suggested)
+
+
 @pytest.mark.parametrize("name", ["cxm-cli", "cxm-helper", "cxm-setup", "cxmd_ctl"])
 def test_entry_points_are_python_with_a_clean_start(name: str) -> None:
     """Isolated from the caller's environment: -I; the path to the program is fixed."""
@@ -128,7 +141,7 @@ def _purge(package: str, top: Path) -> list[str]:
         (tools / name).chmod(0o755)
     text = (ROOT / "packaging/deb" / package / "postrm").read_text()
     script = top / "postrm"
-    script.write_text(re.sub(r"(?<![\w$}/.])/(?=(?:var|etc|usr|run)/)", f"{top}/", text))
+    script.write_text(re.sub(r"(?<![\w$}/.])/(?=(?:var|etc|usr|run|root)/)", f"{top}/", text))
     path = f"{tools}:/usr/bin:/bin"
     argv = ["env", f"PATH={path}", f"LOG={top}/log", "/bin/sh", str(script), "purge"]
     System().run(argv)

@@ -6,6 +6,7 @@ import base64
 
 import pytest
 
+from cxm import names
 from cxm.errors import UsageError
 from cxm.setup import keys
 
@@ -71,4 +72,4 @@ def test_what_is_no_public_key_is_refused(text: str) -> None:
 def test_frontend_is_named_by_a_host_name(name: str) -> None:
     """The name becomes a part of a line that sshd reads."""
     with pytest.raises(UsageError):
-        keys.host_name(name)
+        names.host_name(name)

@@ -120,15 +120,18 @@ class Shell(System):
 
 
 PS = """\
-      1     0 /sbin/init
-    942     0 /usr/lib/xen-4.17/bin/xl restore -p /etc/xen/vm/one /dev/vg/lv-one-1-checkpoint
-    943     0 /usr/lib/xen-4.17/bin/xl create -q /etc/xen/vm/one
-    944     0 xl create -q /etc/xen/auto/one
-    945     0 xl create -q /etc/xen/vm/one0
-    946     0 vi /etc/xen/vm/one create x
-    947     0 xl save 3 /etc/xen/vm/one
-    948     0 xl list
-    949  9869 xl create -q /etc/xen/vm/one
+      1     0 init.scope /sbin/init
+    942     0 run-r1.scope /usr/lib/xen-4.17/bin/xl restore -p /etc/xen/vm/one /dev/vg/lv-one-1
+    943     0 run-r2.scope /usr/lib/xen-4.17/bin/xl create -q /etc/xen/vm/one
+    944     0 xendomains.service xl create -q /etc/xen/auto/one
+    945     0 - xl create -q /etc/xen/vm/one0
+    946     0 - vi /etc/xen/vm/one create x
+    947     0 - xl save 3 /etc/xen/vm/one
+    948     0 - xl list
+    949  9869 - xl create -q /etc/xen/vm/one
+    950     0 cxm-acloud00-4-1504.scope /usr/lib/xen-4.17/bin/xl migrate-receive
+    951     0 cxm-acloud00-42-7.scope /usr/lib/xen-4.17/bin/xl migrate-receive
+    952  9869 cxm-acloud00-4-9.scope xl migrate-receive
 """
 
 
@@ -138,6 +141,7 @@ def test_keepers_are_found_exactly() -> None:
     assert xl.keepers(Shell(PS), paths) == [942, 943, 944]
     assert xl.keepers(Shell(PS), ["/etc/xen/vm/one0"]) == [945]
     assert xl.keepers(Shell(PS), ["/etc/xen/vm/on"]) == []
+    assert xl.keepers(Shell(PS), [], "cxm-acloud00-4") == [950]
 
 
 def _recorded() -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Final
 from cxm import names
 from cxm.cluster import cib, moving, pacemaker
 from cxm.cluster.cib import Resource, Wish
+from cxm.cluster.view import edited
 from cxm.errors import CommandError, NotFoundError
 from cxm.names import CHECKPOINT, LvName, State
 from cxm.node import configs, memory
@@ -58,13 +59,7 @@ def resource_of(vm: Vm) -> Resource:
 
 def update(vm: Vm, what: str, edit: Callable[[Resource], Resource]) -> None:
     """Change what the cluster knows of a VM; nothing when it is gone meanwhile."""
-
-    def apply(root: object) -> None:
-        known = cib.find(root, vm.owner.cloud, vm.vm)  # type: ignore[arg-type]
-        if known is not None:
-            cib.put(root, edit(known))  # type: ignore[arg-type]
-
-    pacemaker.change(vm.machine.runner, apply, what=what)
+    pacemaker.change(vm.machine.runner, edited(vm, edit), what=what)
 
 
 # --- start --------------------------------------------------------------------------------------
@@ -90,6 +85,11 @@ def start(vm: Vm) -> Ocf:
         memory.throw_away(vm)
         _log.info("VM %d goes on from its saved memory", vm.vm)
         return Ocf.SUCCESS
+    if resource.wish is Wish.RESTORE:
+        _log.warning("VM %d is started afresh: its saved memory cannot be used", vm.vm)
+        update(
+            vm, f"VM {vm.vm}: no memory to restore", lambda known: replace(known, wish=Wish.NONE)
+        )
     stored = domcfg.read(resource.config, path)
     group, owned = usable(vm, [LvName(name) for name in stored.volumes])
     drop_checkpoint(vm, group)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from cxm import config, log, run
@@ -13,6 +14,7 @@ from cxm.cluster.agent import Ocf
 from cxm.errors import CxmError, UsageError, system_error
 from cxm.names import cloud_id, domain_uuid, vm_id
 from cxm.node.machine import Caller, Machine
+from cxm.xen import xl
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,20 @@ def _say(text: str) -> None:
     sys.stderr.write(f"ocf-exit-reason:{text}\n")
 
 
+def _machine(action: str, env: Mapping[str, str]) -> Machine:
+    """This node; broken settings must not get it fenced for a VM that is not even here."""
+    settings = config.NodeConfig()
+    machine = Machine(settings, run.System(), Caller(0, 0), os.uname().nodename)
+    try:
+        settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
+    except CxmError:
+        uuid = domain_uuid(cloud_id(env["OCF_RESKEY_cloud"]), vm_id(env["OCF_RESKEY_vm"]))
+        present = [domain for domain in xl.domains(machine.runner) if domain.uuid == uuid]
+        if present or action not in ("monitor", "stop"):
+            raise
+    return replace(machine, config=settings)
+
+
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Do the action and return the agent's exit code."""
     from cxm.cluster import agent  # noqa: PLC0415 - after the log is ready for what it says
@@ -45,8 +61,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     log.to_syslog(ident="cxm", debug=False)
     action = argv[0] if len(argv) == 1 else ""
     try:
-        settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
-        machine = Machine(settings, run.System(), Caller(0, 0), os.uname().nodename)
+        machine = _machine(action, environ)
         _remember_uuid(machine, environ)
         if action == "validate-all":
             return Ocf.SUCCESS

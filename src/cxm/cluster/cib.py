@@ -106,7 +106,8 @@ def _pairs(element: Element, kind: str) -> dict[str, str]:
 
 def _primitives(cib: Element) -> Iterator[Element]:
     for primitive in cib.iterfind("configuration/resources/primitive"):
-        if primitive.get("template") == TEMPLATE:
+        # The basis has one that is no VM's: a template without any is an error.
+        if primitive.get("template") == TEMPLATE and parse_id(primitive.get("id", "")):
             yield primitive
 
 

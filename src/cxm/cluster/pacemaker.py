@@ -174,11 +174,13 @@ def parse_status(text: str) -> Status:
         rid = element.get("id", "")
         where = tuple(node.get("name", "") for node in element.iterfind("node"))
         known = resources.get(rid)
+        # Of a clone's instances, the one that is not at rest says what goes on.
+        is_busy = known is not None and not known.at_rest
         resources[rid] = Placed(
             rid,
-            element.get("role", ""),
+            known.role if known and is_busy else element.get("role", ""),
             (known.nodes if known else ()) + where,
-            element.get("pending", ""),
+            known.pending if known and is_busy else element.get("pending", ""),
             managed=_flag(element, "managed"),
             blocked=_flag(element, "blocked"),
             failed=_flag(element, "failed"),
@@ -265,6 +267,40 @@ def _patch(runner: Runner, edit: Callable[[Element], None]) -> bytes | None:
                 file.write(text)
         argv = ["crm_diff", "--cib", "--original", old, "--new", new]
         return runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, _DIFFERENT)).stdout.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What Pacemaker would do with a resource."""
+
+    action: str  # start, stop, migrate, recover, restart, ...
+    resource: str
+    node: str  # where it would be afterwards, or be stopped
+
+
+def parse_deeds(text: str) -> list[Deed]:
+    """The actions that ``crm_simulate --output-as=xml`` foresees; raises DataError."""
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"crm_simulate's output cannot be read: {error}") from error
+    return [
+        Deed(
+            element.get("action", ""),
+            element.get("resource", ""),
+            element.get("dest") or element.get("node") or element.get("source") or "",
+        )
+        for element in root.iterfind("actions/rsc_action")
+    ]
+
+
+def foresee(runner: Runner, root: Element) -> list[Deed]:
+    """What Pacemaker would do if this were its CIB."""
+    with tempfile.NamedTemporaryFile(prefix="cxm-cib-", suffix=".xml") as file:
+        file.write(ET.tostring(root))
+        file.flush()
+        argv = ["crm_simulate", "--simulate", "--xml-file", file.name, "--output-as=xml"]
+        return parse_deeds(runner.run(argv, timeout_s=_TIMEOUT_S).stdout)
 
 
 # --- orders -------------------------------------------------------------------------------------

@@ -82,10 +82,6 @@ def serve(machine: Machine, text: str, become: Callable[[list[str]], None]) -> d
     return _ANSWERS[word](vm)
 
 
-def _become(argv: list[str]) -> None:
-    os.execvpe(argv[0], argv, run.environment())  # noqa: S606 - a fixed command, no shell
-
-
 def main(environ: Mapping[str, str]) -> int:
     """The entry point of ``cxm-peer``."""
     os.umask(0o022)
@@ -93,7 +89,7 @@ def main(environ: Mapping[str, str]) -> int:
     try:
         settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
         machine = Machine(settings, run.System(), Caller(0, 0), os.uname().nodename)
-        answer = serve(machine, environ.get("SSH_ORIGINAL_COMMAND", ""), _become)
+        answer = serve(machine, environ.get("SSH_ORIGINAL_COMMAND", ""), run.become)
     except CxmError as error:
         _log.error("%s", error.sentence())
         answer = {"error": error.message, "hint": error.hint}

@@ -93,6 +93,28 @@ def remove(machine: Machine, directory: str) -> list[str]:
     return [directory]
 
 
+def drop(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
+    """Remove the directory of a VM that has gone to another node of this cluster; nothing else."""
+    del vm  # the directory's name says it, and was checked
+    return {"removed": remove(call.machine, directory)}
+
+
+def adopt(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
+    """Where the volume group is shared: make the VM's directory, with links to its disks.
+
+    The result names the disks that are complete; it is empty where they would have to be copied.
+    """
+    machine, owner = call.machine, store.Owner(call.cloud, vm)
+    group = store.load(machine, owner)
+    disks: list[str] = []
+    if group.shared:
+        for owned in store.of_vm(machine, group, owner):
+            if owned.tags.state is State.READY and owned.tags.kind != CHECKPOINT:
+                with linked(machine, directory, owned.tags.kind, machine.device(owned.name)):
+                    disks.append(owned.tags.kind)
+    return {"disks": disks}
+
+
 # --- out ----------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from cxm.names import DomainName, State, Tags, VmId
 from cxm.node import directory as directories
 from cxm.node import guests
 from cxm.node import volumes as store
+from cxm.node.life import Vm
 from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 from cxm.node.volumes import Owned, Owner
@@ -351,6 +352,15 @@ def usage(call: Call) -> dict[str, Any]:
 # --- removing -----------------------------------------------------------------------------------
 
 
+def _runs_in_cluster(machine: Machine, owner: Owner) -> str:
+    """The node of this cluster on which a VM runs, whatever OpenNebula believes."""
+    if not machine.in_cluster:
+        return ""
+    from cxm.cluster.view import look  # noqa: PLC0415 - most nodes are in no cluster
+
+    return " and ".join(look(Vm(machine, owner)).where)
+
+
 def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Owned]]) -> list[str]:
     """Remove volumes, unless one of them is in use: then all are marked, and RefusedError says so.
 
@@ -360,10 +370,12 @@ def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Own
     if not found:
         return []
     used = [owned.name for owned in found if owned.volume.in_use]
-    if used or _has_domain(machine, owner):
+    elsewhere = _runs_in_cluster(machine, owner)
+    if used or elsewhere or _has_domain(machine, owner):
         for owned in found:
             store.request_deletion(machine, group, owned)
         what = f"its volume {used[0]} is in use" if used else "its domain is still there"
+        what = f"it runs on {elsewhere}" if elsewhere else what
         raise RefusedError(
             f"VM {owner.vm} is not removed: {what}",
             hint="stop the VM; its volumes are marked delete-requested until they are removed",

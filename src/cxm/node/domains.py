@@ -182,10 +182,24 @@ def reset(call: Call, *, vm: VmId) -> dict[str, Any]:
 # --- for other verbs ----------------------------------------------------------------------------
 
 
+def refuse_migration(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
+    """A standalone host shares its disks with no other: nothing moves while it runs."""
+    raise RefusedError(
+        f"{call.machine.hostname} is in no cluster, so VM {vm} cannot move to {node} while it "
+        "runs; nothing was done",
+        hint="migrate it without --live: it is saved, moved and restored",
+    )
+
+
 def forget(machine: Machine, cloud: CloudId, vm: VmId) -> list[str]:
     """Remove the VM's configuration, autostart link and record; returns the paths removed."""
+    removed: list[str] = []
+    if machine.in_cluster:
+        from cxm.cluster import orders  # noqa: PLC0415 - it imports this module
+
+        removed = orders.forget(Vm(machine, Owner(cloud, vm)))
     configs.drop_unfinished(machine, cloud, vm)
-    removed = configs.remove(machine, configs.of_vm(machine, cloud, vm))
+    removed += configs.remove(machine, configs.of_vm(machine, cloud, vm))
     guests.forget(machine, cloud, vm)
     kernels.drop_unused(machine)
     return removed

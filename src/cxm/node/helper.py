@@ -21,7 +21,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO, Final
 
@@ -31,7 +31,7 @@ from cxm.interrupt import InterruptedBySignalError
 from cxm.names import CloudId
 from cxm.node.client import FAILURE_CODE
 from cxm.node.machine import Caller, Machine
-from cxm.node.verbs import VERBS, Call, Data, block_mib, check_arguments
+from cxm.node.verbs import VERBS, Call, Data, Verb, block_mib, check_arguments
 
 _log = logging.getLogger(__name__)
 
@@ -193,13 +193,23 @@ def _perform(
             call.cloud = _check_request(request, machine)
             call.block = block_mib(request.get("block_mib", 1)) << 20
             arguments = check_arguments(verb, request.get("args"))
-            if "vm" in arguments and row.lock:
+            if "vm" in arguments and row.lock and not (row.cluster and machine.in_cluster):
                 stack.enter_context(machine.vm_lock(call.cloud, arguments["vm"]))
             if row.data is Data.UP:
                 call.items = stack.enter_context(_uploaded(stdin, machine, pack=pack))
-        module = importlib.import_module(f"cxm.node.{row.module}")
-        result: dict[str, Any] = getattr(module, row.function)(call, **arguments)
+        result: dict[str, Any] = _function(row, machine)(call, **arguments)
         return result
+
+
+def _function(row: Verb, machine: Machine) -> Callable[..., dict[str, Any]]:
+    """What a verb does on this node: in a cluster, orders about a VM are the cluster's business."""
+    if row.cluster and machine.in_cluster:
+        below, name = row.cluster.split(".")
+        module = f"cxm.cluster.{below}"
+    else:
+        module, name = f"cxm.node.{row.module}", row.function
+    function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _explain(error: BaseException, verb: str, hostname: str) -> CxmError:

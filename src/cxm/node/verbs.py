@@ -131,6 +131,7 @@ ARGUMENTS: Final[Mapping[str, Argument]] = {
     "guest": Argument("guest", _mapping),
     "how": Argument("how", _word("shutdown", "destroy")),
     "timeout_s": Argument("timeout_s", _integer(1, 86400)),
+    "node": Argument("node", lambda value: names.host_name(_text(value))),
     "detail": Argument("detail", _word("state", "usage", "host", "all")),
 }
 
@@ -146,6 +147,7 @@ class Verb:
     request: bool = True
     stays: bool = False
     lock: bool = True  # False: the verb waits long, and takes the VM's lock itself when it acts
+    cluster: str = ""  # what takes its place on a node of a cluster, below cxm.cluster
 
     def arguments(self) -> dict[str, tuple[Argument, bool]]:
         """Name in the request -> the argument, and whether it may be null."""
@@ -167,13 +169,16 @@ VERBS: Final[Mapping[str, Verb]] = {
     "vg-usage": Verb("disks", "usage"),
     "dir-read": Verb("directory", "read", "vm dir", Data.DOWN),
     "dir-write": Verb("directory", "write", "vm dir name", Data.UP),
+    "dir-adopt": Verb("directory", "adopt", "vm dir"),
+    "dir-drop": Verb("directory", "drop", "vm dir"),
     "file-write": Verb("directory", "write_file", "vm dir file", Data.UP),
-    "domain-start": Verb("domains", "start", "vm dir guest"),
-    "domain-stop": Verb("domains", "stop", "vm how timeout_s", lock=False),
-    "domain-reboot": Verb("domains", "reboot", "vm"),
-    "domain-reset": Verb("domains", "reset", "vm"),
-    "domain-save": Verb("memory", "save", "vm"),
-    "domain-restore": Verb("memory", "restore", "vm dir guest?"),
+    "domain-start": Verb("domains", "start", "vm dir guest", cluster="orders.start"),
+    "domain-stop": Verb("domains", "stop", "vm how timeout_s", lock=False, cluster="orders.stop"),
+    "domain-reboot": Verb("domains", "reboot", "vm", cluster="orders.reboot"),
+    "domain-reset": Verb("domains", "reset", "vm", cluster="orders.reset"),
+    "domain-save": Verb("memory", "save", "vm", cluster="suspend.save"),
+    "domain-restore": Verb("memory", "restore", "vm dir guest?", cluster="suspend.restore"),
+    "domain-migrate": Verb("domains", "refuse_migration", "vm node", cluster="relocate.migrate"),
     "observe": Verb("observe", "observe", "detail", stays=True),
     "tend": Verb("tend", "tend", request=False),
 }

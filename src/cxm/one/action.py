@@ -42,17 +42,17 @@ ACTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "mv": "mv",
         "mvds": "mvds",
         "monitor": "monitor",
+        "premigrate": "migration",
+        "postmigrate": "migration",
+        "failmigrate": "migration",
     }
     | dict.fromkeys(
         (
             "cpds",
-            "failmigrate",
             "postbackup",
             "postbackup_live",
-            "postmigrate",
             "prebackup",
             "prebackup_live",
-            "premigrate",
             "resize",
             "restore",
             "snap_create",
@@ -71,6 +71,7 @@ ACTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "save": "memory",
         "restore": "memory",
         "poll": "poll",
+        "migrate": "migrate",
     }
     | dict.fromkeys(
         (
@@ -80,7 +81,6 @@ ACTIONS: Final[Mapping[str, Mapping[str, str]]] = {
             "detach_nic",
             "exec",
             "exec_cancel",
-            "migrate",
             "prereconfigure",
             "reconfigure",
             "resize",

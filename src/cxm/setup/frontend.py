@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cxm import config
+from cxm import config, names
 from cxm.config import Owner
 from cxm.errors import CxmError, UsageError
 from cxm.one import frontend as one_frontend
@@ -304,7 +304,7 @@ def run(world: World, options: Options, say: Say) -> None:
     plan = _planned(world, one, options)
     if name is None:
         name = one_frontend.setting(one.remotes, "HOSTNAME") or os.uname().nodename
-    keys.host_name(name)
+    names.host_name(name)
     to_apply = not options.apply and any(each.changes for each in (*plan.own, plan.ssh))
     if options.dry_run or to_apply:
         for change in (*plan.own, plan.ssh):

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns the ssh keys that let a frontend in: their check, and oneadmin's authorized_keys. Pure.
+"""Owns the ssh keys that let a frontend or a peer in: their check, and authorized_keys. Pure.
 
-A line that cxm-setup wrote ends in ``cxm-setup:frontend=NAME``; only such lines are changed or
-removed.
+A line that cxm-setup wrote ends in ``cxm-setup:frontend=NAME`` (oneadmin's) or
+``cxm-setup:cluster=NAME`` (root's); only such lines are changed or removed.
 """
 
 import base64
 import binascii
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,8 +23,10 @@ _TYPES: Final = (
     "ecdsa-sha2-nistp384",
     "ecdsa-sha2-nistp521",
 )
-_HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,252}")
 _MARK: Final = "cxm-setup:frontend="
+PEER_COMMAND: Final = "/usr/lib/cxm/cxm-peer"
+_PEER_RESTRICTIONS: Final = f'command="{PEER_COMMAND}",restrict'
+_PEER_MARK: Final = "cxm-setup:cluster="
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,6 @@ def public_key(text: str) -> PublicKey:
     return PublicKey(kind, blob)
 
 
-def host_name(text: str) -> str:
-    """The checked name or address of a frontend; raises UsageError."""
-    if not _HOST.fullmatch(text):
-        raise UsageError(f"'{text}' is not the name or address of a host")
-    return text
-
-
 def _own_line(key: PublicKey, frontend: str) -> str:
     return f"{RESTRICTIONS} {key} {_MARK}{frontend}"
 
@@ -87,17 +81,27 @@ def merge(text: str, key: PublicKey, frontend: str) -> str:
     A former key of the same frontend goes. A line with this key that somebody else wrote stays as
     it is, and no second one is made: sshd would take the first that fits.
     """
+    return _merge(text, key, f"{_MARK}{frontend}", _own_line(key, frontend))
+
+
+def merge_peer(text: str, key: PublicKey, cluster: str) -> str:
+    """authorized_keys of root that lets the cluster's other nodes ask for what peers may."""
+    mark = f"{_PEER_MARK}{cluster}"
+    return _merge(text, key, mark, f"{_PEER_RESTRICTIONS} {key} {mark}")
+
+
+def _merge(text: str, key: PublicKey, mark: str, own: str) -> str:
     kept: list[str] = []
     present = False
     for line in text.splitlines():
         words = line.split()
-        if line.endswith(f" {_MARK}{frontend}"):
+        if line.endswith(f" {mark}"):
             if key.blob in words and not present:
-                kept.append(_own_line(key, frontend))
+                kept.append(own)
                 present = True
         else:
             kept.append(line)
             present = present or (key.blob in words and not line.lstrip().startswith("#"))
     if not present:
-        kept.append(_own_line(key, frontend))
+        kept.append(own)
     return "\n".join(kept) + "\n"

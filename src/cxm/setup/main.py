@@ -11,7 +11,7 @@ from typing import Final
 from cxm import __version__
 from cxm.errors import CxmError
 from cxm.run import System
-from cxm.setup import frontend, node, nodecheck, parts
+from cxm.setup import cluster, frontend, node, nodecheck, parts
 
 _UNEXPECTED: Final = 1
 _INTERRUPTED: Final = 130
@@ -67,6 +67,49 @@ def _frontend_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
     _common(parser)
 
 
+def _cluster_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "cluster",
+        help="make this Xen host a node of a cluster that shares a SAN",
+        description="On the first node: writes the configuration of Corosync, Pacemaker and LVM, "
+        "prints the line for the other nodes and waits for them. The same command goes on where "
+        "it was broken off.",
+    )
+    parser.add_argument("--name", metavar="NAME", help="name of the new cluster")
+    parser.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        dest="nodes",
+        metavar="NAME=ADDRESS",
+        help="once for each node: its hostname, its address in the cluster's network",
+    )
+    parser.add_argument("--device", metavar="/dev/disk/by-id/...", help="the disk they share")
+    parser.add_argument("--vg", metavar="NAME", help="volume group on it (that of cxmrc)")
+    parser.add_argument(
+        "--fence",
+        action="append",
+        default=[],
+        dest="fencing",
+        metavar="NODE=AGENT,KEY=VALUE,...",
+        help="what can cut a node off; a second one of a node is tried when the first fails; "
+        "KEY=@FILE takes the value from a file",
+    )
+    parser.add_argument(
+        "--token-ms", type=int, metavar="N", help="silence after which a node is lost (5000)"
+    )
+    parser.add_argument(
+        "--import",
+        dest="original",
+        metavar="FILE",
+        help="take name, nodes and timer from the cxm.conf of an original cxm",
+    )
+    parser.add_argument(
+        "--join", metavar="TOKEN", help="on each other node: the line's token; - reads it"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="change nothing, show what would be")
+
+
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
@@ -84,9 +127,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="cxm-setup", description="Sets up cxm for OpenNebula.")
     made.add_argument("--version", action="version", version=f"cxm {__version__}")
     made.add_argument("--debug", action="store_true", help="show every command that is run")
-    verbs = made.add_subparsers(dest="verb", required=True, metavar="node|frontend")
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="node|frontend|cluster")
     _node_parser(verbs)
     _frontend_parser(verbs)
+    _cluster_parser(verbs)
     return made
 
 
@@ -106,6 +150,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         if verb == "node":
             node.run(nodecheck.Host(System()), node.Options(**arguments), _say)
+        elif verb == "cluster":
+            if arguments["join"] == "-":
+                arguments["join"] = sys.stdin.read()
+            cluster.run(nodecheck.Host(System()), cluster.Options(**arguments), _say)
         else:
             frontend.run(frontend.World(System()), frontend.Options(**arguments), _say)
     except CxmError as error:

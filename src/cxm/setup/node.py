@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cxm import API_VERSION, __version__, config, wire
+from cxm import API_VERSION, __version__, config, names, wire
+from cxm.cluster.pacemaker import MARKER
 from cxm.config import NodeConfig, Owner
 from cxm.errors import CommandError, CxmError, NotFoundError, UsageError
 from cxm.names import CloudId, cloud_id
@@ -147,7 +148,8 @@ def _planned(host: Host, account: Account, options: Options, key: PublicKey | No
         tuple(changes),
         _authorized(account, options.frontend, key),
         tuple(_directories(host, settings)),
-        not _service_is_on(host),
+        # In a cluster, Pacemaker looks after the guests.
+        not os.path.exists(host.path(MARKER)) and not _service_is_on(host),
         settings.clouds[-1],
     )
 
@@ -185,7 +187,7 @@ def _try_helper(host: Host, cloud: CloudId) -> None:
 
 def run(host: Host, options: Options, say: Callable[[str], None]) -> None:
     """Check, then set up; raises RefusedError, and changes nothing, when a check fails."""
-    keys.host_name(options.frontend)
+    names.host_name(options.frontend)
     key = _key(options)
     old = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
     present, ignored = config.node(old or "", config.NODE_FILE)

@@ -70,6 +70,7 @@ class Host:
     root: str = "/"  # where its files are
     uid: int = field(default_factory=os.geteuid)
     python: tuple[int, int] = field(default_factory=lambda: sys.version_info[:2])
+    hostname: str = field(default_factory=socket.gethostname)
     account: Callable[[str], Account | None] = _account
     banner: Callable[[int], str] = _banner
     resolves: Callable[[str], bool] = _resolves
@@ -251,6 +252,11 @@ def _sudo(host: Host) -> Check:
         advice = "cxm does not need it any more: remove it when nothing else does"
         return warning("sudo", f"{USER} may do everything as root", advice)
     return ok("sudo", f"{USER} may run cxm's helper")
+
+
+def basics(host: Host) -> list[Check]:
+    """What any node of cxm needs: Python, Xen, the right time."""
+    return [_python_version(host), _xen(host), _clock(host)]
 
 
 def checks(host: Host, frontend: str, vg: str) -> Sequence[Check]:

@@ -151,6 +151,11 @@ def domains(runner: Runner) -> list[Domain]:
     return [domain for domain in all_domains(runner) if domain.domid != 0]
 
 
+def dom0_mib(runner: Runner) -> int:
+    """The memory of Domain-0, which no guest can have."""
+    return sum(each.memory_mib for each in all_domains(runner) if each.domid == 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Info:
     """What Xen says of this machine."""

@@ -3,7 +3,8 @@
 """Owns the action mv: a VM's disks and directory change place.
 
 Between a host and the frontend (stop, undeploy, resume) or between two standalone hosts (cold
-migration; through the frontend, without a copy there). oned moves each disk, then the directory.
+migration; through the frontend, without a copy there). Between two nodes that share their storage
+nothing is copied, and the node that is left is not asked. oned moves each disk, then the directory.
 
 The place that is moved from is the truth as long as it holds the disk: its content replaces what an
 earlier move, cut or given up, left at the other place. It is removed only when the copy is safe, so
@@ -29,6 +30,8 @@ from cxm.one.tm import relay, stopped
 _log = logging.getLogger(__name__)
 
 _REMOVE_TIMEOUT_S = 600.0
+# LCM states PROLOG_MIGRATE_UNKNOWN and its failure: the host it was on does not answer.
+_SOURCE_IS_LOST = (60, 61)
 
 
 def run(ctx: Context, call: Call) -> str:
@@ -56,13 +59,23 @@ def _check_same_place(request: MoveDisk | MoveDirectory) -> None:
         )
 
 
+def _shared(ctx: Context, target: Directory, vm: VmId) -> list[str]:
+    """The VM's disks that are on the target's shared storage already, linked there.
+
+    The source is not asked: it may be dead.
+    """
+    found = ctx.node(target.host).call("dir-adopt", {"vm": vm, "dir": target.path})
+    return [str(disk) for disk in found["disks"]]
+
+
 def _check_own_storage(ctx: Context, source: str, target: str, vm: VmId) -> None:
     """Two hosts with one volume group have nothing to copy, and a copy would destroy the disk."""
     groups = [ctx.node(host).call("vg-usage", {}).get("uuid") for host in (source, target)]
     if groups[0] == groups[1]:
         raise RefusedError(
-            f"cxm does not move VM {vm} from {source} to {target} yet: "
-            "they share their volume group"
+            f"cxm does not move VM {vm} from {source} to {target}: they have the same volume "
+            "group, and no locks that tell who may write to it",
+            hint="make them a cluster: cxm-setup cluster",
         )
 
 
@@ -75,7 +88,6 @@ def _move_disk(ctx: Context, request: MoveDisk) -> None:
     elif ctx.is_store(request.target.host):
         _stop_disk(ctx, request)
     else:
-        _check_own_storage(ctx, request.source.host, request.target.host, request.vm)
         _migrate_disk(ctx, request)
 
 
@@ -182,6 +194,11 @@ def _relay_disk(ctx: Context, source: DiskPlace, target: DiskPlace, asked: Subje
 
 def _migrate_disk(ctx: Context, request: MoveDisk) -> None:
     source, target, vm = request.source, request.target, request.vm
+    place = Directory(target.host, target.directory)
+    if str(target.disk) in _shared(ctx, place, vm):
+        _log.info("VM %s disk %s is on storage that %s shares", vm, target.disk, target.host)
+        return
+    _check_own_storage(ctx, source.host, target.host, vm)
     if str(source.disk) not in _states(ctx.node(source.host), vm):
         if _has(ctx.node(target.host), vm, target.disk):
             return
@@ -201,7 +218,6 @@ def _move_directory(ctx: Context, request: MoveDirectory) -> None:
     elif ctx.is_store(request.target.host):
         _stop_directory(ctx, request)
     else:
-        _check_own_storage(ctx, request.source.host, request.target.host, request.vm)
         _migrate_directory(ctx, request)
 
 
@@ -249,6 +265,11 @@ def _migrate_directory(ctx: Context, request: MoveDirectory) -> None:
     source, target, vm = request.source, request.target, request.vm
     asked = subject.ask(ctx, vm)
     node = ctx.node(source.host)
+    if _shared(ctx, target, vm):
+        if asked.record.lcm_state not in _SOURCE_IS_LOST:
+            node.call("dir-drop", {"vm": vm, "dir": source.path})
+        return
+    _check_own_storage(ctx, source.host, target.host, vm)
     for place in _left_behind(ctx, source, vm):
         _relay_disk(ctx, place, DiskPlace(target.host, target.path, place.disk), asked)
 

@@ -14,9 +14,6 @@ from cxm.one.action import Call, Context
 _WHAT: Final[Mapping[str, str]] = {
     "cpds": "saving a disk of a VM as a new image",
     "resize": "enlarging a disk",
-    "premigrate": "live migration",
-    "postmigrate": "live migration",
-    "failmigrate": "live migration",
     "restore": "restoring a disk from a backup",
 } | {
     name: what
@@ -32,7 +29,6 @@ _WHAT: Final[Mapping[str, str]] = {
 
 _HINTS: Final[Mapping[str, str]] = {
     "cpds": "make the image persistent: its disk is saved back when the VM ends",
-    "premigrate": "stop the VM and resume it on the other host",
 }
 
 

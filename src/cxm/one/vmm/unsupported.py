@@ -23,10 +23,6 @@ _ACTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "detach_nic": ("detach a NIC from a running VM", _POWER_OFF),
     "exec": ("run a command inside of a VM", "use ssh"),
     "exec_cancel": ("run a command inside of a VM", "use ssh"),
-    "migrate": (
-        "migrate a running VM of a standalone host live",
-        "migrate it without --live: it is saved, moved and restored",
-    ),
     "prereconfigure": ("change the context of a running VM", _POWER_OFF),
     "reconfigure": ("change the context of a running VM", _POWER_OFF),
     "resize": ("change the memory or CPUs of a running VM", _POWER_OFF),

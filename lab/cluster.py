@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how node1 and node2 become a cluster: by ``cxm-setup cluster``, as an administrator does it.
+
+The first node's command waits for the others; the token it prints is given to them meanwhile.
+"""
+
+import re
+from collections.abc import Iterator
+
+from cxm.errors import CxmError
+from cxm.run import System
+from lab import installed
+from lab.lab import Lab
+from lab.machine import Machine
+from lab.places import Places
+from lab.spec import BMC_PASSWORD, BMC_USER, SAN_SERIAL, HostSpec
+
+NAME = "lab"
+DEVICE = f"/dev/disk/by-id/virtio-{SAN_SERIAL}"
+# Emulated nodes that share two cores are silent for seconds.
+TOKEN_MS = 6000
+_FORM_S = 900.0
+_JOIN_S = 400.0
+_TOKEN = re.compile(r"cxm-setup cluster --join (\S+)")
+
+
+def _fence(host: HostSpec) -> str:
+    """How the node is cut off: its BMC."""
+    pairs = {
+        "ip": host.bmc_address,
+        "username": BMC_USER,
+        "password": BMC_PASSWORD,
+        "lanplus": "1",
+    }
+    words = ",".join(f"{key}={value}" for key, value in pairs.items())
+    return f"{host.name}=fence_ipmilan,{words}"
+
+
+def command(lab: Lab) -> list[str]:
+    """What is run on the first node; the same again changes nothing."""
+    argv = ["cxm-setup", "cluster", "--name", NAME, "--device", DEVICE]
+    argv += ["--vg", lab.spec.vg_name, "--token-ms", str(TOKEN_MS)]
+    for host in lab.spec.hosts:
+        argv += ["--node", f"{host.name}={host.cluster_address}", "--fence", _fence(host)]
+    return argv
+
+
+def form(lab: Lab) -> None:
+    """Make a cluster of the lab's machines, which have the packages."""
+    first, *others = lab.machines.values()
+    path = lab.places.log("cluster")
+    last = ""
+    with (
+        lab.progress.step("forming the cluster", path, look=lambda: last),
+        open(path, "w", encoding="utf-8", buffering=1) as log,
+        System().produce(first.ssh(command(lab)), timeout_s=_FORM_S) as output,
+    ):
+        for line in _lines(output):
+            log.write(f"{line}\n")
+            last = line or last
+            if found := _TOKEN.match(line):
+                log.writelines(_join(machine, found[1]) for machine in others)
+    if "is formed" not in last:
+        raise CxmError(f"the cluster was not formed: {last}", hint=f"log: {path}")
+
+
+def _join(machine: Machine, token: str) -> str:
+    argv = ["cxm-setup", "cluster", "--join", "-"]
+    return machine.run(argv, stdin=token.encode(), timeout_s=_JOIN_S).stdout
+
+
+def _lines(output: Iterator[bytes]) -> Iterator[str]:
+    rest = b""
+    for chunk in output:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in whole)
+    yield rest.decode()
+
+
+def label(places: Places, packages: dict[str, str]) -> str:
+    """A label that changes with all that makes the cluster."""
+    return f"cluster-{installed.label(places, packages).partition('-')[2]}"
+
+
+def _made(lab: Lab, packages: dict[str, str]) -> None:
+    for machine in lab.machines.values():
+        installed.install(lab, machine, packages)
+    form(lab)
+    for machine in lab.machines.values():
+        installed.enrol(lab, machine)
+
+
+def bring_up(lab: Lab) -> str:
+    """Bring the lab's machines up as one cluster, from a snapshot where there is one.
+
+    Returns the snapshot's name. The frontend's place has cxm too, and its key is on the nodes.
+    """
+    packages = installed.build_packages(lab.places)
+    installed.on_frontend(lab, packages)
+    return lab.prepared(label(lab.places, packages), lambda lab: _made(lab, packages))

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what every cxm cluster has in its CIB, before the first VM. Pure: changes a tree in memory.
+
+What is there already is merged with: what cxm cannot work without is put right, what an
+administrator added or tuned stays. docs/cluster.md says the reason of every value.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from xml.etree.ElementTree import Element, SubElement
+
+from cxm.cluster.cib import TEMPLATE
+from cxm.errors import NotFoundError
+
+LOCKS: Final = "cxm-locks-clone"
+_NOTHING: Final = "cxm-nothing"
+STICKINESS: Final = 1000
+# Without these no VM is safe: they are put right at every run.
+_REQUIRED: Final = {
+    "stonith-enabled": "true",
+    "no-quorum-policy": "stop",
+    "startup-fencing": "true",
+    "concurrent-fencing": "true",
+    "start-failure-is-fatal": "false",
+    "placement-strategy": "utilization",
+}
+# An administrator may know better.
+_PROPOSED: Final = {
+    "stonith-timeout": "120s",
+    "node-action-limit": "6",
+    "load-threshold": "400%",
+    "migration-limit": "2",
+    "cluster-ipc-limit": "4000",
+    "pe-input-series-max": "200",
+    "pe-warn-series-max": "200",
+    "pe-error-series-max": "200",
+}
+_RSC_DEFAULTS: Final = {
+    "resource-stickiness": str(STICKINESS),
+    "migration-threshold": "3",
+    "failure-timeout": "600s",
+}
+_PAIR: Final = 2
+_PRIORITY_DELAY: Final = "15s"
+_TIE_DELAY: Final = "5s"
+# The operations' names, and what is said of each.
+_Operations = Mapping[str, Mapping[str, str]]
+_DLM: Final[_Operations] = {
+    "monitor": {"interval": "60s", "timeout": "60s", "on-fail": "fence"},
+    "start": {"interval": "0s", "timeout": "120s"},
+    "stop": {"interval": "0s", "timeout": "100s"},
+}
+_LVMLOCKD: Final[_Operations] = {
+    "monitor": {"interval": "30s", "timeout": "60s"},
+    "start": {"interval": "0s", "timeout": "90s"},
+    "stop": {"interval": "0s", "timeout": "90s"},
+}
+_LOCKSPACE: Final[_Operations] = {
+    "monitor": {"interval": "30s", "timeout": "60s"},
+    "start": {"interval": "0s", "timeout": "240s"},
+    "stop": {"interval": "0s", "timeout": "90s"},
+}
+_DOMAIN: Final[_Operations] = {
+    "monitor": {"interval": "10s", "timeout": "60s"},
+    "start": {"interval": "0s", "timeout": "300s"},
+    "stop": {"interval": "0s", "timeout": "120s"},
+    "migrate_to": {"interval": "0s", "timeout": "900s", "on-fail": "block"},
+    "migrate_from": {"interval": "0s", "timeout": "300s"},
+}
+_FENCING: Final[_Operations] = {
+    "monitor": {"interval": "120s", "timeout": "60s"},
+    "start": {"interval": "0s", "timeout": "60s"},
+}
+_TUNED: Final = ("interval", "timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class FenceDevice:
+    """What can cut one node off: an installed fence agent and its parameters."""
+
+    node: str
+    agent: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What of a cluster's CIB depends on the cluster; devices of a node are tried in this order."""
+
+    nodes: Sequence[str]
+    vg: str
+    fencing: Sequence[FenceDevice]
+
+
+def edit(cib: Element, basis: Basis) -> None:
+    """Put the basis into a CIB."""
+    configuration = _child(cib, "configuration")
+    delay = {"priority-fencing-delay": _PRIORITY_DELAY} if len(basis.nodes) == _PAIR else {}
+    _properties(_child(configuration, "crm_config"), _PROPOSED | delay)
+    resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
+    defaults = _child(configuration, "rsc_defaults")
+    _propose(defaults, _holder(defaults, "meta_attributes", "cxm-defaults"), _RSC_DEFAULTS)
+    _fencing(configuration, basis)
+    for each in (_locks(basis.vg), _template(), _nothing()):
+        _merge(resources, each)
+    for each in _constraints():
+        _merge(constraints, each)
+
+
+def has_facts(cib: Element, node: str) -> bool:
+    """Whether Pacemaker knows the node yet, so that it can have facts."""
+    return _node(cib, node) is not None
+
+
+def edit_facts(
+    cib: Element, node: str, attributes: Mapping[str, str], utilization: Mapping[str, str]
+) -> None:
+    """Set what a node says of itself; raises NotFoundError where Pacemaker does not know it."""
+    found = _node(cib, node)
+    if found is None:
+        raise NotFoundError(f"Pacemaker does not know the node {node} yet")
+    number = found.get("id", node)
+    for kind, pairs in (("instance", attributes), ("utilization", utilization)):
+        tag = "utilization" if kind == "utilization" else "instance_attributes"
+        there = found.find(tag)
+        set_id = f"nodes-{number}" + ("-utilization" if kind == "utilization" else "")
+        holder = SubElement(found, tag, {"id": set_id}) if there is None else there
+        for name, value in pairs.items():
+            _put_pair(holder, name, value)
+
+
+def _node(cib: Element, name: str) -> Element | None:
+    return next((each for each in cib.iter("node") if each.get("uname") == name), None)
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def _pairs(kind: str, set_id: str, pairs: Mapping[str, str]) -> Element:
+    """A set of names and values; ``kind`` is meta or instance."""
+    made = Element(f"{kind}_attributes", {"id": set_id})
+    for name, value in pairs.items():
+        SubElement(made, "nvpair", {"id": f"{set_id}-{name}", "name": name, "value": value})
+    return made
+
+
+def _operations(owner: str, operations: _Operations) -> Element:
+    made = Element("operations")
+    for name, settings in operations.items():
+        SubElement(made, "op", {"id": f"{owner}-{name}", "name": name, **settings})
+    return made
+
+
+def _primitive(name: str, agent: str, operations: _Operations, *sets: Element) -> Element:
+    """A resource of the agent ``CLASS:PROVIDER:TYPE`` or ``CLASS:TYPE``."""
+    words = agent.split(":")
+    provider = {"provider": words[1]} if words[0] == "ocf" else {}
+    made = Element("primitive", {"id": name, "class": words[0], **provider, "type": words[-1]})
+    made.extend([*sets, _operations(name, operations)])
+    return made
+
+
+def _locks(vg: str) -> Element:
+    clone = Element("clone", {"id": LOCKS})
+    # A dead lvmlockd is started again for as long as it takes: a ban would move every VM away.
+    stays = {"interleave": "true", "migration-threshold": "INFINITY"}
+    clone.append(_pairs("meta", f"{LOCKS}-meta", stays))
+    group = SubElement(clone, "group", {"id": "cxm-locks"})
+    space = _pairs("instance", "cxm-lockspace-params", {"vg": vg})
+    group.append(_primitive("cxm-dlm", "ocf:pacemaker:controld", _DLM))
+    group.append(_primitive("cxm-lvmlockd", "ocf:heartbeat:lvmlockd", _LVMLOCKD))
+    group.append(_primitive("cxm-lockspace", "ocf:cxm:lockspace", _LOCKSPACE, space))
+    return clone
+
+
+def _template() -> Element:
+    made = Element(
+        "template", {"id": TEMPLATE, "class": "ocf", "provider": "cxm", "type": "domain"}
+    )
+    # The priority makes a node with more VMs win when two nodes want to fence each other.
+    made.append(_pairs("meta", f"{TEMPLATE}-meta", {"allow-migrate": "true", "priority": "1"}))
+    made.append(_operations(TEMPLATE, _DOMAIN))
+    return made
+
+
+def _nothing() -> Element:
+    """A VM that never is: a constraint on a template without any resource is an error."""
+    made = Element("primitive", {"id": _NOTHING, "template": TEMPLATE})
+    made.append(_pairs("meta", f"{_NOTHING}-meta", {"target-role": "Stopped"}))
+    return made
+
+
+def _constraints() -> list[Element]:
+    nowhere = Element(
+        "rsc_location",
+        {"id": f"{_NOTHING}-nowhere", "rsc": _NOTHING, "resource-discovery": "never"},
+    )
+    rule = SubElement(nowhere, "rule", {"id": f"{_NOTHING}-rule", "score": "-INFINITY"})
+    everywhere = {"id": f"{_NOTHING}-node", "attribute": "#uname", "operation": "defined"}
+    SubElement(rule, "expression", everywhere)
+    where = {"rsc": TEMPLATE, "with-rsc": LOCKS, "score": "INFINITY"}
+    # A symmetrical order of the kind Optional does not make the locks wait for a guest that leaves
+    # alive, and one of the kind Mandatory stops every guest when lvmlockd is started again.
+    start = {"first": LOCKS, "then": TEMPLATE, "kind": "Optional", "symmetrical": "false"}
+    stop = {"first": TEMPLATE, "then": LOCKS, "kind": "Mandatory", "symmetrical": "false"}
+    stop |= {"first-action": "stop", "then-action": "stop"}
+    return [
+        nowhere,
+        Element("rsc_colocation", {"id": "cxm-domain-with-locks", **where}),
+        Element("rsc_order", {"id": "cxm-locks-then-domain", **start}),
+        Element("rsc_order", {"id": "cxm-domain-then-locks", **stop}),
+    ]
+
+
+def _fencing(configuration: Element, basis: Basis) -> None:
+    """The devices, where each may run, and which is tried first."""
+    resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
+    for node in basis.nodes:
+        devices = [each for each in basis.fencing if each.node == node]
+        names = [
+            f"fence-{node}" + (f"-{nr}" if nr > 1 else "") for nr in range(1, len(devices) + 1)
+        ]
+        for name, device in zip(names, devices, strict=True):
+            known = {"pcmk_host_list": node} if "pcmk_host_map" not in device.parameters else {}
+            tie = len(basis.nodes) == _PAIR and node == basis.nodes[0]
+            delay = {"pcmk_delay_base": _TIE_DELAY} if tie else {}
+            given = _pairs("instance", f"{name}-params", known | delay | dict(device.parameters))
+            _merge(resources, _primitive(name, f"stonith:{device.agent}", _FENCING, given))
+            banned = {"id": f"{name}-elsewhere", "rsc": name, "node": node, "score": "-INFINITY"}
+            _merge(constraints, Element("rsc_location", banned))
+        if len(names) > 1:
+            topology = configuration.find("fencing-topology")
+            if topology is None:
+                topology = SubElement(configuration, "fencing-topology")
+            for index, name in enumerate(names, 1):
+                level = {"id": f"cxm-{node}-{index}", "target": node, "index": str(index)}
+                _merge(topology, Element("fencing-level", level | {"devices": name}))
+
+
+def _properties(config: Element, pairs: dict[str, str]) -> None:
+    holder = _holder(config, "cluster_property_set", "cib-bootstrap-options")
+    for pair in config.iter("nvpair"):
+        if pair.get("name") in _REQUIRED:
+            pair.set("value", _REQUIRED[pair.get("name", "")])
+    _propose(config, holder, _REQUIRED | pairs)
+
+
+def _holder(parent: Element, tag: str, set_id: str) -> Element:
+    """The set of names and values that is there, else one of ours."""
+    found = parent.find(tag)
+    return SubElement(parent, tag, {"id": set_id}) if found is None else found
+
+
+def _propose(parent: Element, holder: Element, pairs: Mapping[str, str]) -> None:
+    there = {pair.get("name") for pair in parent.iter("nvpair")}
+    for name, value in pairs.items():
+        if name not in there:
+            _put_pair(holder, name, value)
+
+
+# --- merging --------------------------------------------------------------------------------------
+
+
+def _child(parent: Element, tag: str) -> Element:
+    found = parent.find(tag)
+    return SubElement(parent, tag) if found is None else found
+
+
+def _put_pair(holder: Element, name: str, value: str) -> None:
+    pair = next((each for each in holder.iter("nvpair") if each.get("name") == name), None)
+    if pair is None:
+        pair = SubElement(holder, "nvpair", {"id": f"{holder.get('id')}-{name}", "name": name})
+    pair.set("value", value)
+
+
+def _merge(parent: Element, ours: Element) -> None:
+    """Put an element of ours among the children of ``parent``, or into the one that is there."""
+    there = next((each for each in parent.findall(ours.tag) if _same(each, ours)), None)
+    if there is None:
+        parent.append(ours)
+        return
+    for key, value in ours.attrib.items():
+        if not (key in _TUNED and key in there.attrib):
+            there.set(key, value)
+    for child in ours:
+        if child.tag == "nvpair":
+            _put_pair(there, child.get("name", ""), child.get("value", ""))
+        else:
+            _merge(there, child)
+
+
+def _same(one: Element, other: Element) -> bool:
+    if one.tag == "operations":
+        return True
+    return one.get("id") == other.get("id")

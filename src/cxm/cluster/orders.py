@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the orders about one VM of a cluster: each is one change of the CIB, and a wait outside it.
+
+They are what the node's verbs do where the node is in a cluster, and what ``cxm`` does. A VM is
+started on the node that was named, or not at all.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any, Final
+from xml.etree.ElementTree import Element
+
+from cxm.cluster import agent, cib, pacemaker, peer
+from cxm.cluster.cib import Resource, Wish
+from cxm.cluster.view import START_S, STOP_S, View, await_, edited, iso, look, ready, simulated
+from cxm.errors import CommandError, RefusedError
+from cxm.names import VmId
+from cxm.node import plan as plans
+from cxm.node import volumes as store
+from cxm.node.domains import vm_of
+from cxm.node.guests import Life
+from cxm.node.life import Vm, end, running, settled, undoing
+from cxm.node.starting import release, usable
+from cxm.node.verbs import Call
+from cxm.xen import xl
+from cxm.xen.guest import GuestSpec, from_json
+
+_log = logging.getLogger(__name__)
+
+_WHOLE_CPU: Final = 100
+_WEIGHT_OF_CPU: Final = 256
+
+
+# --- start --------------------------------------------------------------------------------------
+
+
+def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dict[str, Any]:
+    """Have the VM run on this node; one that runs here already is adopted."""
+    here = vm_of(call, vm)
+    spec = from_json(guest)
+    with call.machine.order_lock(call.cloud, vm):
+        view = look(here)
+        if view.where:
+            return adopt(here, view)
+        ready(view, call.machine.hostname)
+        resource, kind = planned(here, spec, directory)
+        place(here, view, resource, f"VM {vm}: OpenNebula starts it on {call.machine.hostname}")
+    return {"name": resource.name, "type": kind, "adopted": False}
+
+
+def adopt(vm: Vm, view: View) -> dict[str, Any]:
+    """Take a VM that runs here already for one that should; elsewhere it is refused."""
+    me = vm.machine.hostname
+    if view.where != (me,) or view.resource is None:
+        raise RefusedError(
+            f"VM {vm.vm} runs on {' and '.join(view.where)}, so it is not started on {me}",
+            hint="OpenNebula's record is put right by cxm-sync; 'cxm list' shows where VMs are",
+        )
+    edit = edited(vm, lambda known: replace(known, started=True, life=Life.RUNNING, preferred=me))
+    pacemaker.change(vm.machine.runner, edit, what=f"VM {vm.vm} runs here, and shall")
+    await_(vm, START_S, lambda view: view.where == (me,), "start")
+    return {"name": view.resource.name, "type": "", "adopted": True}
+
+
+def planned(vm: Vm, spec: GuestSpec, directory: str) -> tuple[Resource, str]:
+    """The VM as it shall be; everything about it that can be checked has been."""
+    wanted = plans.volumes_of(vm, spec)
+    if running(settled(vm)) is not None:
+        group = vm.group()
+        owned = [each for each in store.of_vm(vm.machine, group, vm.owner) if each.name in wanted]
+    else:
+        group, owned = usable(vm, wanted)
+    plan = plans.make(vm, spec, directory=directory, group=group, owned=owned)
+    weight = spec.cpu_weight
+    cpu = _WHOLE_CPU * spec.vcpus if weight is None else -(-_WHOLE_CPU * weight // _WEIGHT_OF_CPU)
+    resource = Resource(
+        cloud=vm.owner.cloud,
+        vm=vm.vm,
+        name=plan.name,
+        config=plan.text,
+        memory_mib=cib.needed_mib(plan.memory_mib, spec.vcpus),
+        cpu=cpu,
+        migratable=plan.choice.guest_type.value != "pv",
+        started=True,
+        reason="OpenNebula started it",
+        host=vm.machine.hostname,
+        preferred=vm.machine.hostname,
+    )
+    return resource, plan.choice.guest_type.value
+
+
+def place(vm: Vm, view: View, resource: Resource, what: str) -> None:
+    """Start the VM on this node, or take all back: one change, simulated before it is made."""
+    machine, me, rid = vm.machine, vm.machine.hostname, resource.id
+    until = iso(machine.now() + START_S)
+
+    def edit(root: Element) -> None:
+        cib.put(root, resource)
+        cib.confine(root, rid, me, until=until)
+
+    if any(failure.resource == rid for failure in view.status.failures):
+        pacemaker.clean_up(machine.runner, rid)
+    simulated(vm, edit, rid, me)
+    before = view.resource
+    pacemaker.change(machine.runner, edit, what=what)
+    try:
+        await_(vm, START_S, lambda now: now.where == (me,), "start")
+    except BaseException:
+        with undoing(f"the resource {rid}"):
+            _withdraw(vm, before)
+        raise
+    pacemaker.change(
+        machine.runner, lambda root: cib.release(root, rid), what=f"VM {vm.vm} runs on {me}"
+    )
+
+
+def _withdraw(vm: Vm, before: Resource | None) -> None:
+    """Undo an order to start: nothing runs, and the VM is as it was known before."""
+    rid = cib.resource_id(vm.owner.cloud, vm.vm)
+    runner = vm.machine.runner
+
+    def stopped(root: Element) -> None:
+        cib.release(root, rid)
+        edited(vm, lambda known: replace(known, started=False, wish=Wish.NONE))(root)
+
+    pacemaker.change(runner, stopped, what=f"VM {vm.vm} did not start: it is called off")
+    await_(vm, STOP_S, lambda now: not now.where, "stop")
+    if before is None:
+        pacemaker.change(
+            runner, lambda root: cib.remove(root, rid), what=f"VM {vm.vm} is forgotten"
+        )
+    else:
+        pacemaker.change(
+            runner, lambda root: cib.put(root, before), what=f"VM {vm.vm} is as before"
+        )
+    pacemaker.clean_up(runner, rid)
+
+
+# --- stop ---------------------------------------------------------------------------------------
+
+
+def stop(call: Call, *, vm: VmId, how: str, timeout_s: int) -> dict[str, Any]:
+    """End the VM wherever it runs; returns when it is gone and its disks are released."""
+    here = vm_of(call, vm)
+    with call.machine.order_lock(call.cloud, vm):
+        view = look(here)
+        if how == "shutdown" and view.where:
+            _shut_down(here, timeout_s)
+        if view.resource is not None:
+            _stopped(here, "OpenNebula stopped it")
+        with call.machine.vm_lock(call.cloud, vm):
+            if view.resource is None:
+                end(here)
+            release(here)
+    return {"was": "running" if view.where else "absent"}
+
+
+def _stopped(vm: Vm, reason: str) -> None:
+    def edit(known: Resource) -> Resource:
+        return replace(known, started=False, life=Life.STOPPED, wish=Wish.NONE, reason=reason)
+
+    pacemaker.change(vm.machine.runner, edited(vm, edit), what=f"VM {vm.vm}: {reason}")
+    await_(vm, STOP_S, lambda view: not view.where, "stop")
+
+
+def _shut_down(vm: Vm, timeout_s: float) -> None:
+    """Ask the guest until it is off, or its time is up. Pacemaker only ever waits for little."""
+    for _turn in vm.machine.waits(timeout_s):
+        view = look(vm)
+        if not view.where or not _ask(vm, view.where[0], "shutdown"):
+            return
+
+
+def _ask(vm: Vm, node: str, word: str) -> bool:
+    """Ask the guest for something, on the node where it runs; False when it runs no more."""
+    if node != vm.machine.hostname:
+        return bool(peer.ask(vm.machine, node, word, vm.owner.cloud, vm.vm)["running"])
+    domain = running(vm.present())
+    if domain is None:
+        return False
+    try:
+        if word == "shutdown":
+            xl.ask_shutdown(vm.machine.runner, domain.domid, timeout_s=agent.SOFT_S)
+        else:
+            xl.ask_reboot(vm.machine.runner, domain.domid)
+    except CommandError as error:
+        _log.debug("VM %d does not listen: %s", vm.vm, error.message)
+    return True
+
+
+def reboot(call: Call, *, vm: VmId) -> dict[str, Any]:
+    """Ask the guest to reboot, wherever it runs."""
+    here = vm_of(call, vm)
+    view = look(here)
+    if view.resource is None or not view.where or not _ask(here, view.where[0], "reboot"):
+        raise RefusedError(f"VM {vm} does not run, so it cannot reboot")
+    _log.info("VM %d reboots", vm)
+    return {"name": view.resource.name}
+
+
+def reset(call: Call, *, vm: VmId) -> dict[str, Any]:
+    """Destroy the VM's domain and start it again, on the node where it was."""
+    here = vm_of(call, vm)
+    with call.machine.order_lock(call.cloud, vm):
+        view = look(here)
+        if view.resource is None or view.where != (call.machine.hostname,):
+            raise RefusedError(
+                f"VM {vm} does not run on {call.machine.hostname}, so it is not reset here",
+                hint="'cxm list' shows where it is",
+            )
+        with call.machine.vm_lock(call.cloud, vm):
+            end(here)
+        _stopped(here, "OpenNebula resets it")
+        again = replace(view.resource, started=True, preferred=call.machine.hostname)
+        place(here, look(here), again, f"VM {vm} is reset")
+    return {"name": view.resource.name}
+
+
+# --- for other verbs ----------------------------------------------------------------------------
+
+
+def forget(vm: Vm) -> list[str]:
+    """Take a VM out of the cluster; returns what was removed. Raises RefusedError while it runs."""
+    view = look(vm)
+    if view.where:
+        raise RefusedError(f"VM {vm.vm} runs on {view.where[0]}")
+    if view.resource is None:
+        return []
+    rid = view.resource.id
+    pacemaker.change(
+        vm.machine.runner, lambda root: cib.remove(root, rid), what=f"VM {vm.vm} is forgotten"
+    )
+    return [rid]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what an order about a VM finds in the cluster, and how it waits for what it asked for."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from xml.etree.ElementTree import Element
+
+from cxm.cluster import cib, pacemaker, peer
+from cxm.cluster.cib import Resource
+from cxm.cluster.pacemaker import Status
+from cxm.errors import CommandError, RefusedError
+from cxm.node.life import Vm
+
+# How long Pacemaker gets to start, stop or move a VM, beyond its agent's own limits: it may be
+# busy with others, or with fencing a node.
+START_S: Final = 600.0
+STOP_S: Final = 300.0
+MOVE_S: Final = 1200.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The cluster as an order finds it."""
+
+    status: Status
+    root: Element
+    resource: Resource | None
+    where: tuple[str, ...]  # the nodes on which the VM is active: none, or one
+
+
+def look(vm: Vm) -> View:
+    """What the cluster knows of a VM now; raises RefusedError where it cannot be asked."""
+    runner = vm.machine.runner
+    status, root = pacemaker.status(runner), pacemaker.cib(runner)
+    rid = cib.resource_id(vm.owner.cloud, vm.vm)
+    placed = status.resources.get(rid)
+    return View(
+        status,
+        root,
+        cib.find(root, vm.owner.cloud, vm.vm),
+        placed.nodes if placed is not None else (),
+    )
+
+
+def ready(view: View, node: str) -> None:
+    """Raise RefusedError unless a VM that is started now is safe."""
+    if not view.status.quorate:
+        raise RefusedError(
+            f"{node} has no quorum: it cannot know what the other nodes do, so nothing is started",
+            hint="'cxm infos' shows which nodes are missing",
+        )
+    if not view.status.fencing_enabled:
+        raise RefusedError(
+            "the cluster's fencing is switched off, so no VM of it can be highly available",
+            hint="'cxm-setup cluster' configures it, 'cxm fence --test' proves it",
+        )
+    for each in view.status.nodes:
+        if "cxm-fencing" not in peer.attributes(view.root, each.name):
+            raise RefusedError(
+                f"it was never proven that {each.name} can be fenced, "
+                "so no VM can be called highly available",
+                hint=f"cxm fence --test {each.name}",
+            )
+
+
+def iso(seconds: float) -> str:
+    """Seconds since 1970 as Pacemaker's rules take a moment."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def edited(vm: Vm, edit: Callable[[Resource], Resource]) -> Callable[[Element], None]:
+    """A change of the CIB that alters what it says of a VM, if it still says anything."""
+
+    def apply(root: Element) -> None:
+        known = cib.find(root, vm.owner.cloud, vm.vm)
+        if known is not None:
+            cib.put(root, edit(known))
+
+    return apply
+
+
+def simulated(vm: Vm, edit: Callable[[Element], None], rid: str, node: str) -> None:
+    """Raise RefusedError unless Pacemaker would have the VM on ``node`` after this change."""
+    root = pacemaker.cib(vm.machine.runner)
+    edit(root)
+    deeds = pacemaker.foresee(vm.machine.runner, root)
+    if not any(deed.resource == rid and deed.node == node for deed in deeds):
+        raise RefusedError(
+            f"Pacemaker would not run VM {vm.vm} on {node}: the node has too little memory or "
+            "CPU left, is in standby, or has no locks",
+            hint="'cxm infos' shows what each node has left",
+        )
+
+
+def await_(vm: Vm, patience_s: float, reached: Callable[[View], bool], action: str) -> None:
+    """Wait until the VM is as wanted and nothing is being done to it; raises CommandError."""
+    rid = cib.resource_id(vm.owner.cloud, vm.vm)
+    for _turn in vm.machine.waits(patience_s):
+        view = look(vm)
+        placed = view.status.resources.get(rid)
+        if reached(view) and (placed is None or placed.at_rest):
+            return
+        for failure in view.status.failures:
+            if failure.resource == rid and failure.operation in (action, "monitor", "stop"):
+                raise CommandError(
+                    f"{failure.node}: VM {vm.vm}: {failure.operation} failed: {failure.reason}",
+                    hint=f"the log of {failure.node} ('journalctl -t cxm') says more",
+                )
+    raise CommandError(
+        f"VM {vm.vm} did not {action} within {patience_s:g} s",
+        hint="'cxm timeline' shows what the cluster does; run the action again",
+    )

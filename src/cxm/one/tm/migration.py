@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""``premigrate``, ``postmigrate`` and ``failmigrate``: what surrounds a live migration.
+
+Who may use the disks meanwhile is the business of the cluster (docs/design/0010). Here the VM's
+directory gets its place on the target, and goes from the source.
+"""
+
+import logging
+
+from cxm.errors import CxmError, RefusedError
+from cxm.one import args
+from cxm.one.action import Call, Context
+from cxm.one.args import Migration
+
+_log = logging.getLogger(__name__)
+
+
+def run(ctx: Context, call: Call) -> str:
+    """Prepare the target, or clean up the side that the VM is not on."""
+    request = args.migration(call.argv, ctx.version)
+    if call.action == "premigrate":
+        _prepare(ctx, request)
+    elif call.action == "postmigrate":
+        _drop(ctx, request.source, request)
+    else:
+        _drop(ctx, request.target, request)
+    return ""
+
+
+def _prepare(ctx: Context, request: Migration) -> None:
+    arguments = {"vm": request.vm, "dir": request.directory}
+    if not ctx.node(request.target).call("dir-adopt", arguments)["disks"]:
+        raise RefusedError(
+            f"VM {request.vm} cannot move to {request.target} while it runs: its disks are not on "
+            "storage that this host shares",
+            hint="migrate it without --live: it is saved, moved and restored",
+        )
+
+
+def _drop(ctx: Context, host: str, request: Migration) -> None:
+    """What stays of a directory does no harm: the VM has moved, and that is what counts."""
+    try:
+        ctx.node(host).call("dir-drop", {"vm": request.vm, "dir": request.directory})
+    except CxmError as error:
+        _log.warning("VM %s: its old directory stays: %s", request.vm, error.sentence())

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns ``cxm-setup cluster``: machines become the nodes of one cluster.
+
+On the first node it is told everything and prints a join token; on each other it is given that.
+Everything is checked before anything is changed, and a second run changes nothing.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from cxm import config
+from cxm.cluster.basis import Basis
+from cxm.errors import NotFoundError, UsageError
+from cxm.setup import (
+    clusterargs,
+    clustercheck,
+    clusterfiles,
+    corosync,
+    files,
+    forming,
+    jointoken,
+    original,
+    peerkey,
+    report,
+    services,
+)
+from cxm.setup.corosync import Present
+from cxm.setup.files import FileChange
+from cxm.setup.forming import World
+from cxm.setup.jointoken import Membership
+from cxm.setup.node import SERVICE
+from cxm.setup.nodecheck import Host
+from cxm.setup.services import Change, Wish
+
+_SERVICES: Final = (
+    # It saves and restores guests behind the cluster's back.
+    Change("xendomains.service", Wish.MASKED),
+    # It is for standalone hosts.
+    Change(SERVICE, Wish.OFF),
+    # Pacemaker starts these itself.
+    *(Change(f"{name}.service", Wish.OFF) for name in ("lvmlocks", "lvmlockd", "dlm")),
+    Change("corosync.service", Wish.ON),
+    Change("pacemaker.service", Wish.ON),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asks for."""
+
+    name: str | None = None
+    nodes: Sequence[str] = ()
+    device: str | None = None
+    vg: str | None = None
+    fencing: Sequence[str] = field(default=(), repr=False)
+    token_ms: int | None = None
+    join: str | None = field(default=None, repr=False)
+    original: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Everything that is to be done on this machine."""
+
+    stopped: tuple[str, ...]  # services of the example that the packages come with
+    removed: tuple[str, ...]  # what they left
+    files: tuple[FileChange, ...]
+    services: tuple[Change, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        changes = any(each.changes for each in self.files)
+        return not (changes or self.services or self.stopped or self.removed)
+
+    def shown(self, host: Host) -> str:
+        """What would be done, as text."""
+        lines = [f"systemctl stop {name}\n" for name in self.stopped]
+        lines += [f"remove {path}\n" for path in self.removed]
+        lines += [clusterfiles.shown(host, each) for each in self.files if each.changes]
+        lines += [" ".join(each.argv) + "\n" for each in self.services]
+        return "".join(lines)
+
+
+def _imported(options: Options, say: Callable[[str], None]) -> Options:
+    """The options, with what the configuration of an original cxm says where they say nothing."""
+    if options.original is None:
+        return options
+    text = files.read(options.original)
+    if text is None:
+        raise NotFoundError(f"{options.original} does not exist")
+    found = original.read(text, options.original)
+    for sentence in found.told:
+        say(sentence)
+    given = {word.partition("=")[0] for word in options.nodes}
+    if missing := [name for name in found.nodes if name not in given]:
+        raise UsageError(
+            f"{options.original} allows {', '.join(missing)}, which no --node names",
+            hint="--node NAME=ADDRESS for each; without --import for another choice of nodes",
+        )
+    return replace(
+        options,
+        name=options.name or found.name,
+        token_ms=found.token_ms if options.token_ms is None else options.token_ms,
+    )
+
+
+def _first(host: Host, options: Options) -> tuple[Membership, Basis]:
+    """The cluster that the first node is told of."""
+    if options.name is None or options.device is None:
+        raise UsageError(
+            "--name and --device are needed on a cluster's first node",
+            hint="on each other: cxm-setup cluster --join TOKEN",
+        )
+    fencing = [clusterargs.fence_device(word) for word in options.fencing]
+    vg = options.vg
+    if vg is None:
+        text = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
+        vg = config.node(text or "", config.NODE_FILE)[0].vg_name
+    token_ms = clusterargs.TOKEN_MS if options.token_ms is None else options.token_ms
+    cluster = clusterargs.cluster(
+        options.name,
+        options.nodes,
+        device=options.device,
+        vg=vg,
+        token_ms=token_ms,
+        fencing=fencing,
+    )
+    return Membership(cluster, "", ""), Basis(list(cluster.nodes), vg, fencing)
+
+
+def _with_secrets(host: Host, given: Membership) -> Membership:
+    """The first node's own secrets, made where there are none."""
+    text = files.read(host.path(corosync.CONF))
+    is_ours = corosync.present(text, given.cluster) is Present.OURS
+    authkey = files.read(host.path(corosync.AUTHKEY)) if is_ours else None
+    key = files.read(host.path(peerkey.PATH))
+    return Membership(
+        given.cluster, authkey or corosync.new_key(), key or peerkey.make(host.runner)
+    )
+
+
+def _planned(host: Host, me: str, membership: Membership) -> _Plan:
+    text = files.read(host.path(corosync.CONF))
+    is_new = corosync.present(text, membership.cluster) is not Present.OURS
+    names = ("pacemaker.service", "corosync.service")
+    stopped = [name for name in names if is_new and services.is_active(host.runner, name)]
+    left = host.path(clustercheck.CIB_DIR)
+    removed = sorted(os.listdir(left)) if is_new and os.path.isdir(left) else []
+    unmet = services.unmet(host.runner, _SERVICES)
+    again = [each for each in _SERVICES if each.name in stopped and each not in unmet]
+    return _Plan(
+        tuple(stopped),
+        tuple(os.path.join(left, name) for name in removed),
+        clusterfiles.planned(host, me, membership),
+        (*unmet, *again),
+    )
+
+
+def _do(host: Host, plan: _Plan, say: Callable[[str], None]) -> None:
+    for name in plan.stopped:
+        services.stop(host.runner, name)
+        say(f"stopped: {name}")
+    for path in plan.removed:
+        os.unlink(path)
+        say(f"removed: {path}")
+    *others, marker = plan.files
+    for change in others:
+        _write(change, say)
+    for service in plan.services:
+        services.apply(host.runner, service)
+        say(f"{service.wish}: {service.name}")
+    _write(marker, say)
+
+
+def _write(change: FileChange, say: Callable[[str], None]) -> None:
+    if not change.changes:
+        return
+    directory = os.path.dirname(change.path)
+    if not os.path.isdir(directory):
+        os.makedirs(directory, mode=0o700 if directory.endswith("/.ssh") else 0o755)
+    files.write(change)
+    say(f"written: {change.path}")
+
+
+def run(host: Host, options: Options, say: Callable[[str], None]) -> None:
+    """Check, set up, wait; raises RefusedError, and changes nothing, when a check fails."""
+    work(World(host, say), options)
+
+
+def work(world: World, options: Options) -> None:
+    """The same in a world that may be a model."""
+    host, say = world.host, world.say
+    basis = None
+    if options.join is None:
+        membership, basis = _first(host, _imported(options, say))
+    else:
+        _refuse_others(options)
+        membership = jointoken.unpack(options.join)
+    cluster = membership.cluster
+    me = clustercheck.own_name(host, cluster)
+    found = clustercheck.checks(host, me, cluster)
+    say(report.table(found))
+    report.require(found, "cxm-setup cluster")
+    if basis is not None:
+        membership = _with_secrets(host, membership)
+    plan = _planned(host, me, membership)
+    if options.dry_run:
+        say("Nothing to change." if plan.is_empty else f"This would be done:\n{plan.shown(host)}")
+        return
+    _do(host, plan, say)
+    changed = not plan.is_empty
+    if basis is None:
+        changed |= forming.join(world, me, cluster)
+    else:
+        if not forming.is_whole(world, cluster):
+            say(
+                "On each other node (whoever has this line can be a node: keep it secret):\n"
+                f"cxm-setup cluster --join {jointoken.pack(membership)}"
+            )
+        changed |= forming.form(world, me, cluster, basis)
+    say(_end(me, membership, changed=changed, first=basis is not None))
+
+
+def _refuse_others(options: Options) -> None:
+    given = (options.name, options.nodes, options.device, options.vg, options.fencing)
+    if any((*given, options.original)) or options.token_ms is not None:
+        raise UsageError("--join TOKEN says everything: no other option belongs to it")
+
+
+def _end(me: str, membership: Membership, *, changed: bool, first: bool) -> str:
+    name = membership.cluster.name
+    if not changed:
+        return f"Nothing to change: {me} is a node of {name}."
+    if first:
+        return f"The cluster {name} is formed. On each node: cxm-setup node --frontend ..."
+    return f"{me} is a node of {name}. The first node goes on by itself."

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the files that make a machine a node of a cluster, each planned whole. Writes none."""
+
+import os
+import re
+from typing import Final
+
+from cxm.cluster.pacemaker import MARKER
+from cxm.setup import corosync, cxmrc, files, keys, peerkey
+from cxm.setup.files import FileChange
+from cxm.setup.jointoken import Membership
+from cxm.setup.nodecheck import Host
+
+LVMLOCAL: Final = "/etc/lvm/lvmlocal.conf"
+PACEMAKER: Final = "/etc/default/pacemaker"
+# What is never shown.
+SECRETS: Final = (corosync.AUTHKEY, peerkey.PATH)
+_ROOT_KEYS: Final = "/root/.ssh/authorized_keys"
+_BEGIN: Final = "# Written by cxm-setup, down to its end:"
+_END: Final = "# end of what cxm-setup wrote"
+_LVM: Final = f"""\
+{_BEGIN}
+global {{
+\tuse_lvmlockd = 1
+\tlvmlockd_lock_retries = 20
+}}
+{_END}
+"""
+# The answer about a CIB with several hundred VMs has to fit in it, compressed.
+_IPC_BUFFER: Final = 1 << 20
+
+
+def planned(host: Host, me: str, membership: Membership) -> tuple[FileChange, ...]:
+    """All files, in the order in which they are written: the last makes the machine a node."""
+    cluster = membership.cluster
+    marker = f'CLUSTER="{cluster.name}"\nNODE="{me}"\nVG_NAME="{cluster.vg}"\n'
+    return (
+        files.plan(host.path(corosync.AUTHKEY), membership.authkey, mode=0o400),
+        files.plan(host.path(corosync.CONF), corosync.conf(cluster), mode=0o644),
+        _lvmlocal(host),
+        _pacemaker(host),
+        files.plan(host.path(peerkey.PATH), membership.peer_key, mode=0o600),
+        _root_keys(host, membership),
+        files.plan(host.path(MARKER), marker, mode=0o644),
+    )
+
+
+def shown(host: Host, change: FileChange) -> str:
+    """What would change, without what is a secret."""
+    if change.path in map(os.path.realpath, map(host.path, SECRETS)):
+        return f"write the secret {change.path}\n"
+    return change.diff()
+
+
+def _lvmlocal(host: Host) -> FileChange:
+    path = host.path(LVMLOCAL)
+    old = files.read(path) or ""
+    kept = re.sub(rf"^{_BEGIN}\n.*?^{_END}\n", "", old, flags=re.MULTILINE | re.DOTALL)
+    is_open = bool(kept) and not kept.endswith("\n")
+    return files.plan(path, kept + "\n" * is_open + _LVM, mode=0o644)
+
+
+def _pacemaker(host: Host) -> FileChange:
+    path = host.path(PACEMAKER)
+    new = cxmrc.set_values(files.read(path) or "", {"PCMK_ipc_buffer": str(_IPC_BUFFER)})
+    return files.plan(path, new, mode=0o644)
+
+
+def _root_keys(host: Host, membership: Membership) -> FileChange:
+    path = host.path(_ROOT_KEYS)
+    key = peerkey.public(host.runner, membership.peer_key)
+    new = keys.merge_peer(files.read(path) or "", key, membership.cluster.name)
+    return files.plan(path, new, mode=0o600)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the way of a cluster from started services to usable locks, as seen from one node.
+
+Every step waits for what it needs and is left out where it is done: the way can be broken off
+anywhere and begun again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from xml.etree.ElementTree import Element
+
+from cxm.cluster import basis, pacemaker
+from cxm.cluster.basis import Basis
+from cxm.cluster.pacemaker import Status
+from cxm.errors import CommandError, CxmError, DataError, RefusedError
+from cxm.run import Runner
+from cxm.setup import files, services, shareddisk
+from cxm.setup.clusterargs import Cluster
+from cxm.setup.clustercheck import HOST_KEY
+from cxm.setup.nodecheck import Host
+from cxm.xen import xl
+
+_PAUSE_S: Final = 2.0
+_PERCENT: Final = 100
+_LVMLOCKD, _LOCKSPACE = "cxm-lvmlockd", "cxm-lockspace"
+
+_Change = Callable[[Runner, Callable[[Element], None], str], bool]
+
+
+def _change(runner: Runner, edit: Callable[[Element], None], what: str) -> bool:
+    return pacemaker.change(runner, edit, what=what)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A node whose services have been started."""
+
+    host: Host
+    say: Callable[[str], None]
+    status: Callable[[Runner], Status] = pacemaker.status
+    change: _Change = _change
+    clean_up: Callable[[Runner, str], None] = pacemaker.clean_up
+    sleep: Callable[[float], None] = time.sleep
+
+
+def _wait(world: World, lacking: Callable[[Status], str]) -> Status:
+    """Wait until nothing is lacking; says what is, whenever that changes."""
+    told = ""
+    while True:
+        status = _status(world)
+        lacks = "waiting for Pacemaker" if status is None else lacking(status)
+        if status is not None and not lacks:
+            return status
+        if lacks != told:
+            world.say(lacks)
+            told = lacks
+        world.sleep(_PAUSE_S)
+
+
+def _status(world: World) -> Status | None:
+    try:
+        return world.status(world.host.runner)
+    # Pacemaker that is still starting answers without saying anything.
+    except (CommandError, RefusedError, DataError) as error:
+        for service in ("corosync", "pacemaker"):
+            if not services.is_active(world.host.runner, service):
+                raise CxmError(
+                    f"{service} does not run on this node: {error.message}",
+                    hint=f"journalctl -u {service} says why; then run the same command again",
+                ) from error
+        return None
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names)
+
+
+def join(world: World, me: str, cluster: Cluster) -> bool:
+    """Wait until this node is a member of a cluster that can decide, and set what it is."""
+
+    def lacking(status: Status) -> str:
+        node = status.node(me)
+        if node is None or not node.online or node.pending or not status.dc:
+            return f"waiting until Pacemaker has taken {me} in"
+        if not status.quorate:
+            return "waiting for other nodes: these are too few to decide anything"
+        return ""
+
+    _wait(world, lacking)
+    attributes = {"cxm-address": cluster.nodes[me], "cxm-hostkey": _host_key(world.host)}
+    info = xl.info(world.host.runner)
+    room_mib = info.total_mib - xl.dom0_mib(world.host.runner)
+    size = {"memory": str(room_mib), "cpu": str(info.cpus * _PERCENT)}
+    changed = world.change(
+        world.host.runner,
+        lambda cib: basis.edit_facts(cib, me, attributes, size),
+        f"what the node {me} is",
+    )
+    if changed:
+        world.say(f"the cluster knows {me}: {size['memory']} MiB for guests, {info.cpus} CPUs")
+    return changed
+
+
+def _host_key(host: Host) -> str:
+    words = (files.read(host.path(HOST_KEY)) or "").split()
+    return " ".join(words[:2])
+
+
+def is_whole(world: World, cluster: Cluster) -> bool:
+    """Whether all nodes are there already."""
+    status = _status(world)
+    return status is not None and not _missing(cluster, status)
+
+
+def form(world: World, me: str, cluster: Cluster, given: Basis) -> bool:
+    """Make the cluster whole from its first node; whether anything was changed."""
+    runner = world.host.runner
+    _wait(world, lambda status: _missing(cluster, status))
+    changed = join(world, me, cluster)
+    if world.change(runner, lambda cib: basis.edit(cib, given), f"the basis of {cluster.name}"):
+        world.say("written: what every cluster has in Pacemaker's configuration")
+        changed = True
+        for failure in world.status(runner).failures:
+            world.clean_up(runner, failure.resource)
+    _wait(world, lambda status: _not_on_all(cluster, status, _LVMLOCKD))
+    if not shareddisk.has_group(runner, cluster.vg):
+        while not shareddisk.make_group(runner, cluster.vg, cluster.device):
+            world.sleep(_PAUSE_S)
+        world.say(f"made: the shared volume group {cluster.vg} on {cluster.device}")
+        changed = True
+    _wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))
+    _wait(world, lambda status: _fencing(given, status))
+    return changed
+
+
+def _missing(cluster: Cluster, status: Status) -> str:
+    online = {node.name for node in status.nodes if node.online and not node.pending}
+    missing = [name for name in cluster.nodes if name not in online]
+    if missing:
+        return f"waiting for {_list(missing)}: run there 'cxm-setup cluster --join ...'"
+    return "" if status.dc and status.quorate else "waiting until the nodes agree"
+
+
+def _not_on_all(cluster: Cluster, status: Status, resource: str) -> str:
+    if missing := _missing(cluster, status):
+        return missing
+    placed = status.resources.get(resource)
+    nodes = () if placed is None else placed.nodes
+    # A resource that is being started has its node already.
+    if placed is not None and placed.role == "Started" and set(nodes) >= set(cluster.nodes):
+        return ""
+    why = [each for each in status.failures if each.resource.startswith("cxm-")]
+    reason = f" ({why[-1].node}: {why[-1].resource} {why[-1].reason})" if why else ""
+    return f"waiting for the locks on all nodes{reason}"
+
+
+def _fencing(given: Basis, status: Status) -> str:
+    """Raises CxmError for a device that does not answer: no guest would ever be safe."""
+    names = [name for name in status.resources if name.startswith("fence-")]
+    waiting = [name for name in names if status.resources[name].role != "Started"]
+    for failure in status.failures:
+        # One that has started since has forgotten nothing, but works.
+        if failure.resource in waiting:
+            raise CxmError(
+                f"the fence device {failure.resource} does not work from {failure.node}: "
+                f"{failure.reason}",
+                hint="correct --fence and run this again; everything else is in place",
+            )
+    if len(names) < len(given.fencing) or waiting:
+        return f"waiting for the fence devices {_list(waiting)}"
+    return ""

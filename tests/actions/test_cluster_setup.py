@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""cxm-setup cluster: machines become one cluster, and a second run changes nothing."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cxm.cluster.pacemaker import Failure
+from cxm.errors import CxmError, RefusedError, UsageError
+from cxm.setup import cluster, clustercheck, corosync, jointoken, main
+from cxm.setup.cluster import Options
+from tests.actions.test_setup import Said
+from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
+
+GIVEN = Options(
+    name="lab",
+    nodes=["node1=10.0.0.1", "node2=10.0.0.2"],
+    device=DEVICE,
+    fencing=[f"node{n}=fence_ipmilan,ip=10.0.1.{n},username=u,password=secret{n}" for n in (1, 2)],
+)
+LOCKS = {"cxm-dlm", "cxm-lvmlockd", "cxm-lockspace"}
+FENCES = {"fence-node1", "fence-node2"}
+
+
+class Pair:
+    """Two machines, the disk they share, and the cluster they become."""
+
+    def __init__(self, top: Path) -> None:
+        self.san = San()
+        self.pacemaker = FakePacemaker()
+        self.nodes = [
+            FakeClusterNode(str(top / f"node{n}"), f"node{n}", f"10.0.0.{n}", self.san)
+            for n in (1, 2)
+        ]
+        self.first, self.second = self.nodes
+
+    def run(self, node: FakeClusterNode, options: Options, *steps: Callable[[], None]) -> str:
+        """One call; the steps happen while it waits."""
+        said = Said()
+        node.steps = list(steps)
+        cluster.work(node.world(self.pacemaker, said), options)
+        assert not node.steps
+        return said.text
+
+    def form(self) -> str:
+        """The first node's call, the second's in the middle of it."""
+        come = self.pacemaker.come
+        token: list[str] = []
+
+        def joins() -> None:
+            # What the first node has said so far is not known here: the token is packed again.
+            token.append(self.token())
+            self.run(self.second, Options(join=token[0]), lambda: come("node2"))
+
+        def starts(*names: str) -> Callable[[], None]:
+            return lambda: self.pacemaker.started.update(names)
+
+        steps = (
+            lambda: come("node1"),
+            joins,
+            starts("cxm-dlm", "cxm-lvmlockd"),
+            lambda: None,  # LVM starts what is common to all groups
+            starts("cxm-lockspace"),
+            starts(*FENCES),
+        )
+        return self.run(self.first, GIVEN, *steps)
+
+    def token(self) -> str:
+        """What the first node's secrets make."""
+        membership, _basis = cluster._first(self.first.host(), GIVEN)
+        return jointoken.pack(cluster._with_secrets(self.first.host(), membership))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    """Two machines with the packages installed, Corosync's example as Debian leaves it."""
+    return Pair(tmp_path)
+
+
+def _files(top: str) -> dict[str, bytes]:
+    return {
+        os.path.join(directory, name): Path(directory, name).read_bytes()
+        for directory, _names, files in os.walk(top)
+        for name in files
+    }
+
+
+def test_two_machines_become_a_cluster(pair: Pair) -> None:
+    """Everything that a node needs is there, the same on both."""
+    said = pair.form()
+    assert f"cxm-setup cluster --join {pair.token()}" in said
+    assert "The cluster lab is formed" in said
+    for path in ("etc/corosync/corosync.conf", "etc/corosync/authkey", "etc/cxm/peer_key"):
+        assert pair.first.text(path) == pair.second.text(path) != ""
+    for node in pair.nodes:
+        assert "use_lvmlockd = 1" in node.text("etc/lvm/lvmlocal.conf")
+        assert node.text("etc/lvm/lvmlocal.conf").startswith("local {\n}\n")
+        assert 'PCMK_ipc_buffer="1048576"\n# more\n' in node.text("etc/default/pacemaker")
+        assert f'NODE="{node.name}"\n' in node.text("etc/cxm/cluster")
+        assert os.stat(node.node.path("etc/cxm/peer_key")).st_mode & 0o777 == 0o600
+        assert re.fullmatch(
+            r'command="/usr/lib/cxm/cxm-peer",restrict ssh-ed25519 \S+ cxm-setup:cluster=lab\n',
+            node.text("root/.ssh/authorized_keys"),
+        )
+        assert node.masked == {"xendomains.service"}
+        assert node.enabled == {"corosync.service", "pacemaker.service"}
+        assert node.active >= node.enabled
+        assert "cxm-tend.service" not in node.active
+    assert pair.san.group == "LVM_XEN"
+    facts = {
+        each.get("name"): each.get("value")
+        for each in pair.pacemaker.cib.iterfind("configuration/nodes/node[@uname='node2']//nvpair")
+    }
+    assert facts == {
+        "cxm-address": "10.0.0.2",
+        "cxm-hostkey": "ssh-ed25519 AAAAhost",
+        "memory": str(8192 - 1024),
+        "cpu": "400",
+    }
+
+
+def test_second_run_changes_nothing_and_says_so(pair: Pair) -> None:
+    """On either node; no token is shown any more."""
+    pair.form()
+    before = [_files(node.node.root) for node in pair.nodes]
+    token = pair.token()
+    first = pair.run(pair.first, GIVEN)
+    second = pair.run(pair.second, Options(join=token))
+    assert "Nothing to change: node1 is a node of lab." in first
+    assert "Nothing to change: node2 is a node of lab." in second
+    assert "--join" not in first
+    assert [_files(node.node.root) for node in pair.nodes] == before
+
+
+def test_broken_off_it_goes_on_with_the_same_token(pair: Pair) -> None:
+    """Ctrl-C while it waits: the nodes that have joined need nothing again."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pair.run(pair.first, GIVEN, interrupted)
+    token = pair.token()
+    assert token in pair.form()
+    assert pair.token() == token
+
+
+def test_dry_run_changes_nothing_and_shows_no_secret(pair: Pair) -> None:
+    """Files as diffs, services, what goes."""
+    pair.first.write("var/lib/pacemaker/cib/cib.xml", "<cib/>")
+    pair.first.active |= {"corosync.service", "pacemaker.service"}
+    before = _files(pair.first.node.root)
+    said = pair.run(pair.first, replace(GIVEN, dry_run=True))
+    assert _files(pair.first.node.root) == before
+    assert "+    cluster_name: lab" in said
+    assert "systemctl mask xendomains.service" in said
+    assert "systemctl stop pacemaker.service" in said
+    assert "write the secret" in said
+    assert "PRIVATE KEY" not in said
+    assert "xendomains.service" in pair.first.enabled
+
+
+def test_example_cluster_of_the_packages_is_taken_down_first(pair: Pair) -> None:
+    """Debian starts Corosync and Pacemaker with it: its node would become a third one."""
+    pair.first.write("var/lib/pacemaker/cib/cib.xml", "<cib/>")
+    pair.first.active |= {"corosync.service", "pacemaker.service"}
+    pair.first.enabled |= {"corosync.service", "pacemaker.service"}
+    said = pair.form()
+    assert said.index("stopped: corosync.service") < said.index("removed: ")
+    assert said.index("removed: ") < said.index("enable --now: corosync.service")
+    assert {"corosync.service", "pacemaker.service"} <= pair.first.active
+
+
+def _agent(pair: Pair) -> None:
+    os.unlink(pair.first.node.path("usr/lib/ocf/resource.d/cxm/lockspace"))
+
+
+def _fence_agent(pair: Pair) -> None:
+    pair.first.xen.programs = set(clustercheck.NEEDED)
+
+
+def _address(pair: Pair) -> None:
+    pair.first.address = "10.9.9.9"
+
+
+def _disk(pair: Pair) -> None:
+    os.unlink(pair.first.node.path(DEVICE.lstrip("/")))
+
+
+def _signature(pair: Pair) -> None:
+    pair.san.signature = "ext4"
+
+
+def _group(pair: Pair) -> None:
+    pair.san.group = "other"
+
+
+def _other(pair: Pair) -> None:
+    text = "cluster_name: prod\nring0_addr: 10.0.0.9\n"
+    pair.first.write("etc/corosync/corosync.conf", text)
+
+
+def _resources(pair: Pair) -> None:
+    pair.first.write("var/lib/pacemaker/cib/cib.xml", "<cib><primitive id='x'/></cib>")
+
+
+def _marker(pair: Pair) -> None:
+    pair.first.write("etc/cxm/cluster", 'CLUSTER="prod"\n')
+
+
+def _login(pair: Pair) -> None:
+    pair.first.xen.sshd += "permitrootlogin no\n"
+
+
+def _user(pair: Pair) -> None:
+    pair.first.uid = 1000
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [
+        (_agent, "programs"),
+        (_fence_agent, "programs"),
+        (_address, "address"),
+        (_disk, "shared disk"),
+        (_signature, "shared disk"),
+        (_group, "shared disk"),
+        (_other, "corosync"),
+        (_resources, "corosync"),
+        (_marker, "membership"),
+        (_login, "sshd"),
+        (_user, "root"),
+    ],
+)
+def test_failed_check_changes_nothing(
+    pair: Pair, fault: Callable[[Pair], None], names: str
+) -> None:
+    """The table says what is wrong and what to do."""
+    fault(pair)
+    before, said = _files(pair.first.node.root), Said()
+    with pytest.raises(RefusedError) as failure:
+        cluster.work(pair.first.world(pair.pacemaker, said), GIVEN)
+    assert failure.value.message.endswith(names)
+    assert "FAILED" in said.text
+    assert "->" in said.text
+    assert _files(pair.first.node.root) == before
+
+
+def test_other_settings_of_a_formed_cluster_are_refused(pair: Pair) -> None:
+    """A node with another token than the rest would be lost, or would lose them."""
+    pair.form()
+    with pytest.raises(RefusedError, match="corosync"):
+        pair.run(pair.first, replace(GIVEN, token_ms=9000))
+
+
+def test_little_memory_of_dom0_is_a_warning(pair: Pair) -> None:
+    """The lab's own is little."""
+    pair.first.dom0_mib = 512
+    said = pair.form()
+    assert "512 MiB\n" in said
+    assert "dom0_mem=1024M" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": None}, "--name and --device are needed"),
+        ({"name": "a b"}, "is not the name of a cluster"),
+        ({"nodes": ["node1=10.0.0.1"]}, "1 nodes were given"),
+        ({"nodes": ["node1=10.0.0.1", "node2"]}, "NAME=ADDRESS"),
+        ({"nodes": ["node1=10.0.0.1", "node2=there"]}, "is not an IP address"),
+        ({"nodes": ["node1=10.0.0.1", "node2=10.0.0.1"]}, "given twice"),
+        ({"nodes": ["a=10.0.0.1", "b=10.0.0.2"], "fencing": [
+            "a=fence_x,b=c", "b=fence_x,b=c"]}, "node1, is none of the nodes a, b"),
+        ({"device": "/dev/sdb"}, "may name another disk"),
+        ({"device": "/dev/disk/by-id/../../sda"}, "may name another disk"),
+        ({"vg": "-x"}, "volume group"),
+        ({"token_ms": 10}, "between"),
+        ({"fencing": GIVEN.fencing[:1]}, "nothing can cut node2 off"),
+        ({"fencing": [*GIVEN.fencing, "node3=fence_x,a=b"]}, "which is no --node"),
+        ({"fencing": ["node1=rm,a=b"]}, "NODE=AGENT"),
+        ({"fencing": ["node1=fence_x,password=a,b"]}, "KEY=VALUE"),
+        ({"fencing": ["node1=fence_x,password=@/no/such"]}, "does not exist"),
+        ({"join": "x"}, "no other option"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_one_sentence(
+    pair: Pair, changes: dict[str, object], message: str
+) -> None:
+    """Nothing is changed."""
+    before = _files(pair.first.node.root)
+    with pytest.raises(UsageError, match=message) as failure:
+        pair.run(pair.first, replace(GIVEN, **changes))  # type: ignore[arg-type]  # a test's shorthand
+    assert "password" not in failure.value.message
+    assert _files(pair.first.node.root) == before
+
+
+@pytest.mark.parametrize("token", ["", "cxm1-", "cxm1-AAAA", "nonsense", "cxm2-eJwDAAAAAAE="])
+def test_token_that_was_not_copied_whole_is_said(pair: Pair, token: str) -> None:
+    """Its last part is a check sum."""
+    with pytest.raises(UsageError, match="not a join token"):
+        pair.run(pair.second, Options(join=token))
+    whole = pair.token()
+    with pytest.raises(UsageError, match="not a join token"):
+        pair.run(pair.second, Options(join=whole[: len(whole) // 2]))
+
+
+def test_token_may_be_wrapped_and_tells_nobody(pair: Pair) -> None:
+    """A terminal breaks long lines; an error that shows it would keep it in a log."""
+    token = pair.token()
+    half = len(token) // 2
+    found = jointoken.unpack(f"{token[:half]}\n  {token[half:]}\n")
+    assert found.cluster.name == "lab"
+    assert found.authkey not in repr(found)
+    assert "secret1" not in repr(GIVEN)
+    assert "secret1" not in str(found.cluster)
+
+
+def test_password_may_come_from_a_file(pair: Pair, tmp_path: Path) -> None:
+    """One with a comma, or that nobody shall see in the list of processes."""
+    (tmp_path / "bmc").write_text("a,b=c\n")
+    word = f"node1=fence_ipmilan,ip=1,password=@{tmp_path}/bmc"
+    given = replace(GIVEN, fencing=[word, GIVEN.fencing[1]])
+    _membership, basis = cluster._first(pair.first.host(), given)
+    assert basis.fencing[0].parameters["password"] == "a,b=c"
+
+
+def test_original_configuration_is_taken_over(pair: Pair, tmp_path: Path) -> None:
+    """What is not said otherwise; every node that it allowed has to be named."""
+    path = tmp_path / "cxm.conf"
+    path.write_text("CLUSTER_NAME='old'\nTIMER=4\nALLOWED_NODES=['node1','node2']\nQUIET=True\n")
+    given = replace(GIVEN, name=None, original=str(path), dry_run=True)
+    said = pair.run(pair.first, given)
+    assert "cluster_name: old" in said
+    assert "token: 8000" in said
+    assert "QUIET does not count any more" in said
+    path.write_text("ALLOWED_NODES=['node1','node3']\n")
+    with pytest.raises(UsageError, match="allows node3, which no --node names"):
+        pair.run(pair.first, given)
+
+
+def test_fence_device_that_does_not_work_is_said(pair: Pair) -> None:
+    """Corrected, the same command goes on; what went wrong before is forgotten."""
+    pair.form()
+    failure = Failure("fence-node2", "start", "node1", "Unable to connect", "now")
+    pair.pacemaker.failures.append(failure)
+    assert "Nothing to change" in pair.run(pair.first, GIVEN), "it works again"
+    pair.pacemaker.started.discard("fence-node2")
+    with pytest.raises(CxmError, match="fence-node2 does not work from node1: Unable") as raised:
+        pair.run(pair.first, GIVEN)
+    assert "correct --fence" in (raised.value.hint or "")
+    corrected = [GIVEN.fencing[0], GIVEN.fencing[1].replace("secret2", "right")]
+    said = pair.run(
+        pair.first,
+        replace(GIVEN, fencing=corrected),
+        lambda: pair.pacemaker.started.add("fence-node2"),
+    )
+    assert pair.pacemaker.cleaned == ["fence-node2"]
+    assert "formed" in said
+
+
+def test_group_that_is_not_shared_is_refused(pair: Pair) -> None:
+    """Each node would write to it as if it were alone."""
+    pair.san.group, pair.san.lock_type = "LVM_XEN", ""
+    with pytest.raises(RefusedError, match="not shared by DLM"):
+        pair.form()
+
+
+def test_dead_service_ends_the_waiting(pair: Pair) -> None:
+    """Nothing would ever come."""
+
+    def dies() -> None:
+        pair.pacemaker.answers = False
+        pair.first.active.discard("corosync.service")
+
+    with pytest.raises(CxmError, match="corosync does not run on this node") as failure:
+        pair.run(pair.first, GIVEN, dies)
+    assert "journalctl -u corosync" in (failure.value.hint or "")
+
+
+def test_three_nodes_have_a_majority(pair: Pair) -> None:
+    """What is for pairs is not said."""
+    three = [*GIVEN.nodes, "node3=10.0.0.3"]
+    given = replace(GIVEN, nodes=three, fencing=[*GIVEN.fencing, "node3=fence_ipmilan,ip=1"])
+    membership, _basis = cluster._first(pair.first.host(), given)
+    assert "two_node" not in corosync.conf(membership.cluster)
+    pairs, _basis = cluster._first(pair.first.host(), GIVEN)
+    assert "wait_for_all: 1" in corosync.conf(pairs.cluster)
+
+
+def test_command_line_reaches_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence and the exit code of wrong arguments."""
+    assert main.main(["cluster", "--name", "lab", "--node", "a=10.0.0.1"]) == UsageError.code
+    assert "cxm-setup: --name and --device are needed" in capsys.readouterr().err
+    assert main.main(["cluster", "--join", "nonsense"]) == UsageError.code
+    assert "not a join token" in capsys.readouterr().err
