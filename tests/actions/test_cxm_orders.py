@@ -41,9 +41,9 @@ def test_eject_empties_a_node_and_tells_how(crm: FakeCluster) -> None:
         "  db.home.net (VM 42): running on node1",
         "node2 is empty and takes no VMs until 'cxm eject --back node2'",
     ]
-    assert crm.attribute("node2", "standby") == crm.attribute("node2", "cxm-eject") == "on"
+    assert crm.attribute("node2", "standby") == "on"
     assert _run(crm, "eject --back node2") == 0
-    assert crm.attribute("node2", "standby") is crm.attribute("node2", "cxm-eject") is None
+    assert crm.attribute("node2", "standby") is None
     assert _run(crm, "eject --back node2") == 0
     assert crm.text.endswith("node2 takes VMs already\n")
 
@@ -176,7 +176,7 @@ def test_fencing_is_proven_by_a_node_that_falls_silent_and_comes_back(crm: FakeC
     ]
     proven = float(crm.attribute("node2", "cxm-fencing") or 0)
     assert NOW < proven <= NOW + crm.node.clock
-    assert crm.attribute("node2", "cxm-eject") is None
+    assert crm.attribute("node2", "standby") is None
     assert crm.places["cxm-cloudone1-42"].nodes == ("node1",)
 
 
@@ -198,7 +198,7 @@ def test_device_that_lies_proves_nothing(
     assert _run(crm, "fence --test --yes node2") == CommandError.code
     assert "10.0.0.2 never stopped to answer: IT WAS NOT RESET" in capsys.readouterr().err
     assert crm.attribute("node2", "cxm-fencing") == before
-    assert crm.attribute("node2", "cxm-eject") is None
+    assert crm.attribute("node2", "standby") is None
 
 
 def test_device_of_another_machine_is_noticed(

@@ -9,7 +9,7 @@ takes a step: VMs leave a node that is in standby, and a node that was reset com
 
 import io
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element, SubElement
@@ -69,6 +69,8 @@ class FakeCluster:
     journal: str = ""
     lies: bool = False  # the fencing device reports success and resets nothing
     hits: str = ""  # the fencing device resets this node instead
+    asked: list[tuple[str, int]] = field(default_factory=list)  # what guests were asked
+    deaf: set[int] = field(default_factory=set)  # VMs whose guests do not listen
     broken: set[str] = field(default_factory=set)  # devices, and nodes without locks
     stuck: set[str] = field(default_factory=set)  # VMs that do not move
     said: io.StringIO = field(default_factory=io.StringIO)
@@ -94,6 +96,9 @@ class FakeCluster:
             "crm_mon": self._crm_mon,
             "cibadmin": self._cibadmin,
             "crm_diff": self._crm_diff,
+            "crm_simulate": self._crm_simulate,
+            "ssh": self._ssh,
+            "xl": self._xl,
             "crm_node": lambda _argv, _in: Outcome("node1\n"),
             "stonith_admin": self._stonith_admin,
             "journalctl": lambda _argv, _in: Outcome(self.journal),
@@ -204,14 +209,21 @@ class FakeCluster:
         for rid, place in self.places.items():
             self._step_vm(rid, place)
 
-    def _check_locks(self) -> None:
-        for name in self.members:
-            here = [rid for rid, place in self.places.items() if name in place.nodes]
-            at_rest = self.attribute(name, "standby") == "on"
-            assert not (at_rest and here), f"{name} loses its locks under {here}"
-
     def _step_vm(self, rid: str, place: Place) -> None:
-        if rid in self.stuck or not place.nodes:
+        known = next((each for each in documents.resources(self.cib) if each.id == rid), None)
+        if rid in self.stuck or known is None:
+            return
+        confined = self._confined(self.cib, rid)
+        if not known.started:
+            self._off(known)
+            return
+        if not place.nodes:
+            target = confined or known.preferred
+            if self._takes(target):
+                place.nodes, place.role = (target,), "Started"
+            return
+        if confined and place.role == "Started" and place.nodes != (confined,):
+            place.nodes, place.role = (place.nodes[0], confined), "Migrating"
             return
         if place.role == "Migrating":
             place.nodes, place.role = place.nodes[1:], "Started"
@@ -220,12 +232,20 @@ class FakeCluster:
         if not self._takes(place.nodes[0]) and takes:
             place.nodes, place.role = (place.nodes[0], takes[0]), "Migrating"
 
+    def _off(self, known: Resource) -> None:
+        """A VM has ended; its domain here is gone."""
+        self.places[known.id] = Place((), "Stopped")
+        self.xen.rows = [row for row in self.xen.rows if uuid(known.vm) not in row]
+
+    def _confined(self, cib: Element, rid: str) -> str:
+        """The only node on which a VM may be at the moment; empty: any."""
+        for each in cib.iterfind("configuration/constraints/rsc_location"):
+            if each.get("id") == f"{rid}-place":
+                return next(e.get("value", "") for e in each.iter("expression"))
+        return ""
+
     def _takes(self, name: str) -> bool:
-        banned = self.attribute(name, "cxm-eject") == "on"
-        if banned:
-            rules = self.cib.iterfind("configuration/constraints/rsc_location/rule/expression")
-            assert any(each.get("attribute") == "cxm-eject" for each in rules), "nothing obeys it"
-        return self.members[name].online and not banned
+        return self.members[name].online and self.attribute(name, "standby") != "on"
 
     # --- the programs --------------------------------------------------------------------------
 
@@ -292,13 +312,50 @@ class FakeCluster:
             return Outcome(ET.tostring(self.cib, encoding="unicode"))
         assert argv[1:] == ("--patch", "--xml-pipe")
         self.cib = ET.fromstring(given)
-        self._check_locks()
         return Outcome()
 
     def _crm_diff(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         assert argv[1:3] == ("--cib", "--original")
         with open(argv[argv.index("--new") + 1], encoding="utf-8") as file:
             return Outcome(file.read(), code=1)
+
+    def _crm_simulate(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        """What would be done with a VM that is confined to a node that takes VMs."""
+        assert argv[1:3] == ("--simulate", "--xml-file")
+        cib = ET.parse(argv[3]).getroot()
+        root = Element("pacemaker-result")
+        actions = SubElement(root, "actions")
+        for known in documents.resources(cib):
+            target = self._confined(cib, known.id)
+            if known.started and target and self._takes(target):
+                row = {"action": "start", "resource": known.id, "node": target}
+                SubElement(actions, "rsc_action", row)
+        return Outcome(ET.tostring(root, encoding="unicode"))
+
+    def _xl(self, argv: tuple[str, ...], given: bytes) -> Outcome:
+        if argv[1] not in ("shutdown", "reboot"):
+            return self.xen._xl(argv, given)
+        assert argv[2] == "-F"
+        self._asked(argv[1], int(argv[3]) - 10)
+        return Outcome()
+
+    def _ssh(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        """What another node is asked by its forced command."""
+        word, cloud, vm = argv[argv.index("--") + 1 :]
+        assert argv[argv.index("--") - 1] == "root@10.0.0.2"
+        assert cloud == CLOUD
+        running = bool(self.places[documents.resource_id(CLOUD, VmId(int(vm)))].nodes)
+        self._asked(word, int(vm))
+        return Outcome(f'{{"running": {str(running).lower()}}}')
+
+    def _asked(self, word: str, vm: int) -> None:
+        """A guest listens, unless it is deaf."""
+        self.asked.append((word, vm))
+        known = documents.find(self.cib, CLOUD, VmId(vm))
+        assert known is not None
+        if word == "shutdown" and vm not in self.deaf:
+            documents.put(self.cib, replace(known, started=False))
+            self._off(known)
 
     def _stonith_admin(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         if argv[1] == "--history":
@@ -345,6 +402,7 @@ def two_nodes(path: str) -> FakeCluster:
     made = FakeCluster(FakeNode(path))
     made.add_node("node1", cxm_fencing=f"{NOW - 86400 * 3:.0f}", cxm_address="10.0.0.1")
     made.add_node("node2", cxm_fencing=f"{NOW - 3600 * 5:.0f}", cxm_address="10.0.0.2")
+    nodes.set_attribute(made.cib, "node2", "cxm-hostkey", "ssh-ed25519 AAAA")
     made.add_vm(7, "node1", name="web.home.net", memory=1024)
     made.add_vm(42, "node2", name="db.home.net", memory=2048)
     made.add_vm(4, None, name="old.home.net", reason="its guest switched itself off")

@@ -12,7 +12,7 @@ from cxm.cluster.placement import without
 from cxm.errors import CommandError, LockTimeoutError, RefusedError
 
 _POLL_S: Final = 2.0
-_SETTLED: Final = (VmState.RUNNING, VmState.OFF, VmState.STOPPED, VmState.SAVED)
+_SETTLED: Final = (VmState.RUNNING, VmState.OFF, VmState.STOPPED)
 
 
 def check(cluster: Cluster, node: str, *, restart: bool) -> None:
@@ -37,7 +37,7 @@ def check(cluster: Cluster, node: str, *, restart: bool) -> None:
 def back(world: World, node: str) -> bool:
     """Let a node take VMs again; False when it did."""
     what = f"node {node} may have VMs again"
-    return world.change(lambda cib: nodes.give_back(cib, node), what=what)
+    return world.set_attribute(node, nodes.STANDBY, None, what=what)
 
 
 def _progress(vm: Vm) -> str:
@@ -85,9 +85,8 @@ def evacuate(world: World, node: str, *, restart: bool, timeout_s: float) -> boo
     cluster.node(node)
     check(cluster, node, restart=restart)
     moved = cluster.on(node)
-    ours = world.change(
-        lambda cib: nodes.empty(cib, node), what=f"all VMs are to leave node {node}"
-    )
+    what = f"all VMs are to leave node {node} (standby)"
+    ours = world.set_attribute(node, nodes.STANDBY, "on", what=what)
     if moved:
         world.say(f"{count(len(moved), 'VM')} of {node} to move:")
     try:
@@ -109,7 +108,5 @@ def eject(world: World, *, node: str | None, back_: bool, restart: bool, timeout
     if member.state is NodeState.OFFLINE:
         raise RefusedError(f"{name} is offline: there is nothing to move")
     evacuate(world, name, restart=restart, timeout_s=timeout_s)
-    what = f"node {name} is empty and at rest (standby)"
-    world.change(lambda cib: nodes.rest(cib, name), what=what)
     world.say(f"{name} is empty and takes no VMs until 'cxm eject --back {name}'")
     return 0

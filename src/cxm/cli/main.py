@@ -5,15 +5,14 @@
 import argparse
 import logging
 import os
-import pwd
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from cxm import __version__, log
 from cxm.cli.verbs import VERBS, Verb, expand
-from cxm.cli.world import World
+from cxm.cli.world import World, who
 from cxm.errors import CxmError, system_error
 
 _log = logging.getLogger(__name__)
@@ -49,16 +48,6 @@ def _expanded(argv: Sequence[str]) -> list[str]:
             words[at] = expand(word)
             break
     return words
-
-
-def who(environ: Mapping[str, str]) -> str:
-    """Who gives an order."""
-    try:
-        account = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        account = str(os.getuid())
-    person = environ.get("SUDO_USER", "")
-    return f"{person} (as {account})" if person and person != account else account
 
 
 def _run(verb: Verb, world: World, arguments: dict[str, object], argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cxm.cli import check, evacuate, fence, show, timeline, vms
+from cxm.cli import check, evacuate, fence, orders, show, timeline, vms
 from cxm.cli.world import World
 from cxm.errors import UsageError
 
@@ -90,6 +90,19 @@ def _fence(parser: Parser) -> None:
     parser.add_argument("--boot-time", type=_seconds, default=1200.0, dest="boot_s", help=boot)
 
 
+def _to(parser: Parser) -> None:
+    parser.add_argument("node", metavar="NODE")
+
+
+def _on(parser: Parser) -> None:
+    parser.add_argument("node", metavar="NODE", nargs="?", help="where it was last, if not given")
+
+
+def _patience(parser: Parser) -> None:
+    wait = "seconds until it is ended (%(default)s)"
+    parser.add_argument("--timeout", type=_seconds, default=180.0, dest="timeout_s", help=wait)
+
+
 def _init(_world: World) -> int:
     raise UsageError(
         "'cxm init' is not needed any more: Pacemaker starts with the node",
@@ -106,6 +119,14 @@ VERBS: Final = (
     Verb("check", "what is wrong with the cluster and this node", check.check, (_json,)),
     Verb("check-cpu", "whether guests can move between the nodes' processors", check.check_cpu,
          (_json,), changes=True),
+    Verb("migrate", "move a VM while it runs", orders.migrate, (_vm, _to), changes=True),
+    Verb("create", "start a VM that the cluster knows", orders.create, (_vm, _on), changes=True),
+    Verb("shutdown", "ask a VM's guest to switch itself off; end it when its time is up",
+         orders.shutdown, (_vm, _patience), changes=True),
+    Verb("shutdown-all", "the same, of all VMs of the cluster", orders.shutdown_all,
+         (_patience, _yes), changes=True),
+    Verb("destroy", "end a VM at once", orders.destroy, (_vm,), changes=True),
+    Verb("reboot", "ask a VM's guest to reboot", orders.reboot, (_vm,), changes=True),
     Verb("eject", "empty a node of its VMs, or give it back", evacuate.eject, (_eject,),
          changes=True),
     Verb("fence", "reset a node, prove fencing, or confirm that a node is off", fence.fence,

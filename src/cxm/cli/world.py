@@ -7,9 +7,10 @@ Tests pass a world that lives in a temporary directory and whose runner is a mod
 
 import json
 import os
+import pwd
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TextIO
 from xml.etree.ElementTree import Element
@@ -28,6 +29,16 @@ def _style(out: TextIO) -> Style:
     is_terminal = out.isatty()
     encoding = (getattr(out, "encoding", "") or "").lower().replace("-", "")
     return Style(color=is_terminal and "NO_COLOR" not in os.environ, unicode=encoding == "utf8")
+
+
+def who(environ: Mapping[str, str]) -> str:
+    """Who gives an order."""
+    try:
+        account = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        account = str(os.getuid())
+    person = environ.get("SUDO_USER", "")
+    return f"{person} (as {account})" if person and person != account else account
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +101,13 @@ class World:
         """The cluster as it is now."""
         return self.look()[0]
 
-    def change(self, edit: Callable[[Element], None], *, what: str) -> bool:
-        """Change the CIB in one piece; False when it was so already."""
-        return pacemaker.change(self.runner, edit, what=what)
-
     def set_attribute(self, node: str, key: str, value: str | None, *, what: str) -> bool:
         """Set or remove a node's attribute; False when it was so already."""
-        return self.change(lambda cib: nodes.set_attribute(cib, node, key, value), what=what)
+
+        def edit(cib: Element) -> None:
+            nodes.set_attribute(cib, node, key, value)
+
+        return pacemaker.change(self.runner, edit, what=what)
 
     def here(self) -> str:
         """This node's name."""
@@ -117,6 +128,7 @@ class World:
             run_dir=self.path("/run/cxm"),
             state_dir=self.path("/var/lib/cxm"),
             sys_dir=self.path("/sys"),
+            now=self.now,
             monotonic=self.monotonic,
             sleep=self.sleep,
         )

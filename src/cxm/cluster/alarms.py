@@ -60,12 +60,12 @@ def _fencing(cluster: Cluster) -> Iterator[Alarm]:
     for member in cluster.nodes:
         if member.device and not member.device_works:
             why = next(
-                (f": {f.reason}" for f in cluster.failures if f.resource == member.device), ""
+                (f": {f.reason}" for f in cluster.failures if f.resource in member.devices), ""
             )
             yield Alarm(
                 f"THE FENCING DEVICE OF {member.name} DOES NOT ANSWER{why}",
                 f"if {member.name} dies now, its VMs stay down; repair {member.device}, then "
-                f"'crm_resource --cleanup --resource {member.device}'",
+                f"'crm_resource --cleanup --resource {member.devices[0]}'",
             )
 
 

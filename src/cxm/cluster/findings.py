@@ -38,7 +38,7 @@ def _state(cluster: Cluster) -> Iterator[Check]:
     if not found:
         yield ok("state", "quorate, all nodes are there, every VM is as it should be")
     for member in cluster.nodes:
-        if member.state in (NodeState.EJECTED, NodeState.STANDBY, NodeState.MAINTENANCE):
+        if member.state in (NodeState.STANDBY, NodeState.MAINTENANCE):
             advice = f"'cxm eject --back {member.name}' when that is over"
             yield warning("state", f"{member.name} takes no VMs: {member.state}", advice)
     for vm in cluster.vms:

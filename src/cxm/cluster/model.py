@@ -24,8 +24,7 @@ class NodeState(StrEnum):
     """What a node is good for."""
 
     ONLINE = "online"
-    EJECTED = "ejected"  # it gives its VMs away and takes none
-    STANDBY = "standby"  # nothing runs on it
+    STANDBY = "standby"  # it gives its VMs away and takes none
     MAINTENANCE = "maintenance"  # what runs there is left alone
     PENDING = "joining"
     UNCLEAN = "UNCLEAN"  # nobody knows what it does: it must be fenced first
@@ -33,7 +32,7 @@ class NodeState(StrEnum):
 
 
 # States in which a node is a healthy member, whether or not it takes VMs.
-UP: Final = (NodeState.ONLINE, NodeState.EJECTED, NodeState.STANDBY, NodeState.MAINTENANCE)
+UP: Final = (NodeState.ONLINE, NodeState.STANDBY, NodeState.MAINTENANCE)
 
 
 class VmState(StrEnum):
@@ -48,7 +47,6 @@ class VmState(StrEnum):
     UNKNOWN = "UNKNOWN"  # it was on a node of which nobody knows what it does
     DOWN = "DOWN"  # it should run, and does not
     OFF = "off"  # its guest switched it off
-    SAVED = "saved"  # its memory waits on a disk
     STOPPED = "stopped"
 
 
@@ -104,13 +102,18 @@ class Member:
     cpu_used: int
     vms: int
     facts: Facts
-    device: str = ""  # what fences it; empty: nothing does
-    device_works: bool = True  # as its monitor says
+    devices: tuple[str, ...] = ()  # what fences it
+    device_works: bool = True  # one of them does, as its monitor says
     has_locks: bool = True  # without them no VM can start on it
 
     @property
     def memory_free(self) -> int:
         return self.memory - self.memory_used
+
+    @property
+    def device(self) -> str:
+        """What fences it, for people; empty where nothing does."""
+        return ", ".join(self.devices)
 
     @property
     def takes_vms(self) -> bool:
@@ -143,7 +146,7 @@ class Cluster:
         raise NotFoundError(f"the cluster has no node '{name}'", hint=f"it has {known}")
 
 
-def _node_state(node: Node, known: Facts) -> NodeState:
+def _node_state(node: Node) -> NodeState:
     if node.unclean:
         return NodeState.UNCLEAN
     if not node.online:
@@ -152,10 +155,7 @@ def _node_state(node: Node, known: Facts) -> NodeState:
         return NodeState.PENDING
     if node.maintenance:
         return NodeState.MAINTENANCE
-    if node.standby:
-        return NodeState.STANDBY
-    ejected = known.attributes.get(documents_of_nodes.EJECT) == "on"
-    return NodeState.EJECTED if ejected else NodeState.ONLINE
+    return NodeState.STANDBY if node.standby else NodeState.ONLINE
 
 
 def _seen(placed: Placed) -> VmState | None:
@@ -178,9 +178,7 @@ def vm_state(resource: Resource, placed: Placed | None) -> VmState:
         return seen
     if resource.started:
         return VmState.DOWN
-    if resource.life is Life.OFF:
-        return VmState.OFF
-    return VmState.SAVED if resource.wish is documents.Wish.SAVE else VmState.STOPPED
+    return VmState.OFF if resource.life is Life.OFF else VmState.STOPPED
 
 
 def build(status: Status, cib: Element) -> Cluster:
@@ -211,15 +209,22 @@ def build(status: Status, cib: Element) -> Cluster:
     )
 
 
+def _works(device: str, status: Status) -> bool:
+    """Whether a fencing device answers; one that merely has no node to be watched from may."""
+    found = status.resources.get(device)
+    failed = any(failure.resource == device for failure in status.failures)
+    return found is None or not failed or (found.role == "Started" and not found.failed)
+
+
 def _member(
     node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...], status: Status
 ) -> Member:
     here = [vm.resource for vm in vms if node.name in vm.nodes]
-    device = next((each.id for each in devices if each.fences(node.name)), "")
-    watched, locks = status.resources.get(device), status.resources.get(LOCKS)
+    names = tuple(each.id for each in devices if each.fences(node.name))
+    locks = status.resources.get(LOCKS)
     return Member(
         node.name,
-        _node_state(node, known),
+        _node_state(node),
         node.dc,
         known.number("memory"),
         sum(resource.memory_mib for resource in here),
@@ -227,8 +232,8 @@ def _member(
         sum(resource.cpu for resource in here),
         len(here),
         known,
-        device,
-        watched is None or (watched.role == "Started" and not watched.failed),
+        names,
+        not names or any(_works(name, status) for name in names),
         locks is None or node.name in locks.nodes,
     )
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
-from cxm.errors import DataError, NotFoundError
+from cxm.errors import NotFoundError
 
 FENCING: Final = "cxm-fencing"  # seconds since 1970: when fencing of this node was last proven
 CPU: Final = "cxm-cpu"  # its processor's abilities, as Xen shows them
 ADDRESS: Final = "cxm-address"
 STANDBY: Final = "standby"
-EJECT: Final = "cxm-eject"  # "on": VMs are to leave the node, and none is to come
-_VMS: Final = "^cxm-[a-z0-9]+-[0-9]+$"  # the ids of resources that are VMs
 # A value of placement-strategy with which Pacemaker looks at memory.
 COUNTING: Final = ("utilization", "minimal", "balanced")
 
@@ -88,34 +86,6 @@ def set_attribute(cib: Element, name: str, key: str, value: str | None) -> None:
         first = SubElement(node, "instance_attributes", {"id": f"nodes-{node.get('id')}"})
     pair_id = f"{first.get('id')}-{key}"
     SubElement(first, "nvpair", {"id": pair_id, "name": key, "value": value})
-
-
-def empty(cib: Element, name: str) -> None:
-    """Have all VMs leave a node, which keeps its locks for as long as they are on their way.
-
-    Standby is not the way: Pacemaker 2.1.5 would stop the locks at the same time as it moves the
-    VMs, whose order after the locks is optional (simulated, docs/design/0010).
-    """
-    constraints = cib.find("configuration/constraints")
-    if constraints is None:
-        raise DataError("the CIB has no section constraints")
-    if all(each.get("id") != EJECT for each in constraints):
-        location = SubElement(constraints, "rsc_location", {"id": EJECT, "rsc-pattern": _VMS})
-        rule = SubElement(location, "rule", {"id": f"{EJECT}-rule", "score": "-INFINITY"})
-        where = {"attribute": EJECT, "operation": "eq", "value": "on"}
-        SubElement(rule, "expression", {"id": f"{EJECT}-on", **where})
-    set_attribute(cib, name, EJECT, "on")
-
-
-def rest(cib: Element, name: str) -> None:
-    """Stop the locks and all else on a node whose VMs have left."""
-    set_attribute(cib, name, STANDBY, "on")
-
-
-def give_back(cib: Element, name: str) -> None:
-    """Let a node have VMs again."""
-    set_attribute(cib, name, STANDBY, None)
-    set_attribute(cib, name, EJECT, None)
 
 
 def devices(cib: Element) -> list[Device]:
