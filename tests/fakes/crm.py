@@ -69,6 +69,7 @@ class FakeCluster:
     journal: str = ""
     lies: bool = False  # the fencing device reports success and resets nothing
     hits: str = ""  # the fencing device resets this node instead
+    unreachable: bool = False  # for ssh
     asked: list[tuple[str, int]] = field(default_factory=list)  # what guests were asked
     deaf: set[int] = field(default_factory=set)  # VMs whose guests do not listen
     broken: set[str] = field(default_factory=set)  # devices, and nodes without locks
@@ -308,7 +309,7 @@ class FakeCluster:
 
     def _cibadmin(self, argv: tuple[str, ...], given: bytes) -> Outcome:
         if argv[1] == "--query":
-            assert argv[2:] == (() if self.quorate else ("--local",))
+            assert argv[2:] in ((), ("--local",))
             return Outcome(ET.tostring(self.cib, encoding="unicode"))
         assert argv[1:] == ("--patch", "--xml-pipe")
         self.cib = ET.fromstring(given)
@@ -342,6 +343,10 @@ class FakeCluster:
     def _ssh(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         """What another node is asked by its forced command."""
         word, cloud, vm = argv[argv.index("--") + 1 :]
+        if self.unreachable:
+            return Outcome(stderr="Connection timed out", code=255)
+        if word == "state":
+            return Outcome('{"running": false, "domains": 0}')
         assert argv[argv.index("--") - 1] == "root@10.0.0.2"
         assert cloud == CLOUD
         running = bool(self.places[documents.resource_id(CLOUD, VmId(int(vm)))].nodes)

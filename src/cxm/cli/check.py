@@ -3,22 +3,26 @@
 """Owns the subcommands ``check`` and ``check-cpu``: looking at this node for what they judge."""
 
 import os
+from dataclasses import replace
 from typing import Final
 
 from cxm import __version__, lvm
 from cxm.cli.text import Cell, Tint
 from cxm.cli.world import World
-from cxm.cluster import cpus, nodes, pacemaker
+from cxm.cluster import cpus, nodes, pacemaker, peer
 from cxm.cluster.findings import errors, judge
+from cxm.cluster.model import UP, Cluster
 from cxm.cluster.nodefindings import Here
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
+from cxm.names import CloudId, VmId
 from cxm.setup import report
 from cxm.xen import xl
 
 _TIMEOUT_S: Final = 60.0
 _CLOCK: Final = ("timedatectl", "show", "-p", "NTPSynchronized", "--value")
 _WRONG: Final = 1
+_NO_CLOUD: Final = CloudId("connection")
 
 
 def _said(world: World, argv: list[str]) -> str:
@@ -44,17 +48,33 @@ def _group(world: World, vg: str) -> Group | str:
         return error.sentence()
 
 
-def observe(world: World, *, mixed: bool) -> Here:
+def _peers(world: World, cluster: Cluster, here: str) -> dict[str, str]:
+    """Whether the other nodes do what this one asks; they are asked for a VM that nobody has."""
+    machine = replace(world.machine(), hostname=here)
+    found = {}
+    for member in cluster.nodes:
+        if member.name == here or member.state not in UP:
+            continue
+        try:
+            peer.ask(machine, member.name, "state", _NO_CLOUD, VmId(0))
+            found[member.name] = ""
+        except CxmError as error:
+            found[member.name] = error.message
+    return found
+
+
+def observe(world: World, cluster: Cluster, *, mixed: bool) -> Here:
     """This node as it is now; raises what keeps it from being seen."""
-    machine = world.machine()
+    machine, here = world.machine(), world.here()
     info = xl.info(world.runner)
     return Here(
-        node=world.here(),
+        node=here,
         domains=xl.domains(world.runner),
         vg=machine.config.vg_name,
         group=_group(world, machine.config.vg_name),
         bridges=_bridges(world),
         clouds=machine.config.clouds,
+        peers=_peers(world, cluster, here),
         versions={"cxm": __version__, "xen": info.version, **pacemaker.versions(world.runner)},
         mixed=mixed,
         clock=_said(world, list(_CLOCK)),
@@ -67,7 +87,7 @@ def observe(world: World, *, mixed: bool) -> Here:
 def check(world: World, *, json: bool) -> int:
     """What is wrong, and what to do about it; fails when something is."""
     cluster, cib = world.look()
-    here = observe(world, mixed=len(nodes.abilities(cib)) > 1)
+    here = observe(world, cluster, mixed=len(nodes.abilities(cib)) > 1)
     found = judge(cluster, here)
     if json:
         world.show_json(

@@ -32,6 +32,7 @@ class Here:
     group: Group | str  # why it cannot be seen
     bridges: frozenset[str]
     clouds: tuple[CloudId, ...]
+    peers: Mapping[str, str] = field(default_factory=dict)  # node -> why it cannot be asked, or ""
     versions: Mapping[str, str] = field(default_factory=dict)  # of programs
     mixed: bool = False  # nodes run different versions of Pacemaker
     clock: str = "yes"  # what timedatectl says: yes, no, or nothing
@@ -53,6 +54,7 @@ def judge(cluster: Cluster, here: Here) -> list[Check]:
         *_domains(cluster, here),
         *_bridges(cluster, here),
         *_volumes(cluster, here),
+        *_peers(here),
         *_services(here),
         *_versions(here),
     ]
@@ -242,6 +244,16 @@ def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
     if orphans:
         advice = "VMs that are off or about to start in OpenNebula; remove what is neither"
         yield warning("volumes", f"of VMs that the cluster does not know: {some(orphans)}", advice)
+
+
+def _peers(here: Here) -> Iterator[Check]:
+    for node, why in here.peers.items():
+        if why:
+            advice = f"no VM moves to or from {node} alive: 'cxm-setup cluster' there once more"
+            yield failed("connections", why, advice)
+    fine = [node for node, why in here.peers.items() if not why]
+    if fine:
+        yield ok("connections", f"{some(fine)} answer{'s' if len(fine) == 1 else ''}")
 
 
 def _services(here: Here) -> Iterator[Check]:
