@@ -11,6 +11,7 @@ import pwd
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TextIO
 from xml.etree.ElementTree import Element
@@ -19,7 +20,7 @@ from cxm import config, run
 from cxm.cli.text import Style
 from cxm.cluster import model, nodes, pacemaker
 from cxm.cluster.model import Cluster
-from cxm.errors import RefusedError, UsageError
+from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.node.machine import Caller, Machine
 
 _WITHOUT: Final = "this machine is not a node of a cxm cluster: there is no {path}"
@@ -92,8 +93,9 @@ class World:
     def look(self) -> tuple[Cluster, Element]:
         """The cluster as it is now, and its CIB."""
         status = pacemaker.status(self.runner)
-        # crm_mon leaves out what succeeded, and with it that a failed fencing was made good.
-        status = replace(status, fencing=pacemaker.fencing_history(self.runner))
+        # crm_mon may leave out what succeeded, and with it that a failed fencing was made good.
+        with suppress(CxmError):
+            status = replace(status, fencing=pacemaker.fencing_history(self.runner))
         cib = pacemaker.cib(self.runner, local=not status.quorate)
         return model.build(status, cib), cib
 
