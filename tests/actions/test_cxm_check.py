@@ -167,6 +167,19 @@ def test_warnings(
     assert wrong[0]["advice"]
 
 
+def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:
+    """It takes VMs in the order of their ids, and may leave down what would fit."""
+    crm.add_node("node3", memory=2100, cxm_fencing=f"{NOW:.0f}", cxm_address="10.0.0.2",
+                 cxm_hostkey="k")  # fmt: skip
+    crm.add_vm(8, "node1", memory=2000)
+    crm.add_vm(1, "node1", memory=1000)
+    _code, found = _check(crm)
+    (about,) = [each for each in found if each["name"] == "N+1"]
+    assert about["level"] == "warning"
+    assert about["found"] == "if node1 dies, no place is left for one-8 (2000 MiB)"
+    assert "packed more tightly" in about["advice"]
+
+
 def test_nodes_of_different_versions(crm: FakeCluster) -> None:
     """While one is upgraded."""
     status = crm.cib.find("status")

@@ -80,6 +80,20 @@ def test_eject_refuses_before_anything_moves(
     assert not _changed(crm)
 
 
+def test_eject_asks_pacemaker_what_fits(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would stop a VM that fits only when the largest goes first."""
+    crm.add_node("node3", memory=2100)
+    crm.add_vm(8, "node1", memory=2000)
+    crm.add_vm(1, "node1", memory=1000)
+    assert _run(crm, "eject node1") == RefusedError.code
+    said = capsys.readouterr().err
+    assert "Pacemaker would find no place for one-8" in said
+    assert "'cxm migrate one-8 node2'" in said
+    assert not [argv for argv in _changed(crm) if argv[0] != "crm_simulate"]
+
+
 def test_eject_restarts_what_cannot_move_when_asked(crm: FakeCluster) -> None:
     """Never without."""
     crm.add_vm(9, "node2", name="pv", migratable=False)

@@ -5,13 +5,14 @@
 import os
 from dataclasses import replace
 from typing import Final
+from xml.etree.ElementTree import Element
 
 from cxm import __version__, lvm
 from cxm.cli.text import Cell, Tint
 from cxm.cli.world import World
 from cxm.cluster import cpus, nodes, pacemaker, peer
 from cxm.cluster.findings import errors, judge
-from cxm.cluster.model import UP, Cluster
+from cxm.cluster.model import UP, Cluster, Vm
 from cxm.cluster.nodefindings import Here
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
@@ -63,6 +64,19 @@ def _peers(world: World, cluster: Cluster, here: str) -> dict[str, str]:
     return found
 
 
+def _lost(world: World, cluster: Cluster, cib: Element) -> dict[str, list[Vm]]:
+    """Which VMs Pacemaker would find no place for, by the node that died."""
+    found = {}
+    for member in cluster.nodes:
+        if member.state not in UP:
+            continue
+        stopped = pacemaker.stopped_after(world.runner, cib, f"--node-fail={member.name}")
+        left = [vm for vm in cluster.on(member.name) if vm.resource.id in stopped]
+        if left:
+            found[member.name] = left
+    return found
+
+
 def observe(world: World, cluster: Cluster, *, mixed: bool) -> Here:
     """This node as it is now; raises what keeps it from being seen."""
     machine, here = world.machine(), world.here()
@@ -88,7 +102,7 @@ def check(world: World, *, json: bool) -> int:
     """What is wrong, and what to do about it; fails when something is."""
     cluster, cib = world.look()
     here = observe(world, cluster, mixed=len(nodes.abilities(cib)) > 1)
-    found = judge(cluster, here)
+    found = judge(cluster, here, _lost(world, cluster, cib))
     if json:
         world.show_json(
             [

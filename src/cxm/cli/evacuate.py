@@ -5,7 +5,7 @@
 from typing import Final
 
 from cxm.cli.world import World
-from cxm.cluster import nodes
+from cxm.cluster import nodes, pacemaker
 from cxm.cluster.amounts import count
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState
 from cxm.cluster.placement import without
@@ -15,16 +15,31 @@ _POLL_S: Final = 2.0
 _SETTLED: Final = (VmState.RUNNING, VmState.OFF, VmState.STOPPED)
 
 
-def check(cluster: Cluster, node: str, *, restart: bool) -> None:
-    """Raise RefusedError unless all VMs of a node can go elsewhere, as they should."""
+def check(world: World, node: str, *, restart: bool) -> Cluster:
+    """The cluster, in which all VMs of a node can go elsewhere, as they should.
+
+    Raises RefusedError where they cannot. Pacemaker is asked, in simulation: it does not pack
+    VMs, and it would stop one for which it finds no place.
+    """
+    cluster, cib = world.look()
+    cluster.node(node)
     if not cluster.quorate:
         raise RefusedError("the cluster is not quorate: nothing can be moved")
-    left = without(cluster, node)[1]
+    plan, left = without(cluster, node)
     if left:
         names = ", ".join(f"{vm.name} ({vm.resource.memory_mib} MiB)" for vm in left)
         raise RefusedError(
             f"there is no place elsewhere for {names}",
             hint="switch VMs off, add a node, or migrate some by hand; nothing was changed",
+        )
+    nodes.set_attribute(cib, node, nodes.STANDBY, "on")
+    stopped = pacemaker.stopped_after(world.runner, cib)
+    first = [(vm, target) for vm, target in plan if vm.resource.id in stopped]
+    if first:
+        orders = ", ".join(f"'cxm migrate {vm.name} {target}'" for vm, target in first)
+        raise RefusedError(
+            f"Pacemaker would find no place for {', '.join(vm.name for vm, _target in first)}",
+            hint=f"there is one when these go first: {orders}",
         )
     bound = [vm.name for vm in cluster.on(node) if not vm.resource.migratable]
     if bound and not restart:
@@ -32,6 +47,7 @@ def check(cluster: Cluster, node: str, *, restart: bool) -> None:
             f"these VMs cannot move while they run: {', '.join(bound)}",
             hint="--restart stops them here and starts them elsewhere",
         )
+    return cluster
 
 
 def back(world: World, node: str) -> bool:
@@ -81,9 +97,7 @@ def wait_until_empty(world: World, node: str, moved: list[Vm], timeout_s: float)
 
 def evacuate(world: World, node: str, *, restart: bool, timeout_s: float) -> bool:
     """Empty a node and wait for that; False when somebody else had ordered so before."""
-    cluster = world.cluster()
-    cluster.node(node)
-    check(cluster, node, restart=restart)
+    cluster = check(world, node, restart=restart)
     moved = cluster.on(node)
     what = f"all VMs are to leave node {node} (standby)"
     ours = world.set_attribute(node, nodes.STANDBY, "on", what=what)

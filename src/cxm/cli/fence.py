@@ -103,7 +103,7 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
             )
     for member in chosen:
         _able(world, cluster, member)
-        evacuate.check(cluster, member.name, restart=False)
+        evacuate.check(world, member.name, restart=False)
     if not chosen:
         raise RefusedError("there is no other node whose fencing could be tried")
     names = ", ".join(member.name for member in chosen)

@@ -5,11 +5,11 @@
 What is not urgent is the business of ``cxm check`` (:mod:`cxm.cli.findings`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cxm.cluster import history
-from cxm.cluster.model import Cluster, NodeState, VmState
+from cxm.cluster.model import Cluster, NodeState, Vm, VmState
 from cxm.cluster.pacemaker import Fencing
 from cxm.cluster.placement import losses
 
@@ -105,16 +105,21 @@ def _vms(cluster: Cluster) -> Iterator[Alarm]:
             yield Alarm(f"VM {vm.label} {says}{why}", "'cxm timeline' tells what happened")
 
 
-def n_plus_one(cluster: Cluster) -> tuple[bool, str]:
-    """Whether everything still fits if any one node dies, and that as a sentence."""
+def n_plus_one(cluster: Cluster, known: Mapping[str, list[Vm]] | None = None) -> tuple[bool, str]:
+    """Whether everything still fits if any one node dies, and that as a sentence.
+
+    ``known`` is what Pacemaker says would stay down, by node, where it was asked.
+    """
     alive = [each for each in cluster.nodes if each.takes_vms]
     if len(alive) < 2:  # noqa: PLR2004 - one to die, one to live
         return False, "there is no second node that takes VMs"
     if not cluster.counts_memory:
         return False, "unknown: Pacemaker does not count memory (placement-strategy)"
-    found = losses(cluster)
+    found = losses(cluster) if known is None else known
     if not found:
-        return True, "every VM still fits if any one node dies"
+        if known is None:
+            return True, "every VM still fits if any one node dies"
+        return True, "Pacemaker starts every VM again if any one node dies (simulated)"
     parts = []
     for node, left in found.items():
         names = ", ".join(f"{vm.name} ({vm.resource.memory_mib} MiB)" for vm in left)

@@ -2,27 +2,28 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what ``cxm check`` finds wrong with the cluster as a whole. Pure."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from cxm.cluster import nodefindings
 from cxm.cluster.alarms import alarms, n_plus_one
 from cxm.cluster.amounts import ago
-from cxm.cluster.model import Cluster, NodeState, VmState
+from cxm.cluster.model import Cluster, NodeState, Vm, VmState
 from cxm.cluster.nodefindings import Here
+from cxm.cluster.placement import losses
 from cxm.setup.report import Check, Level, failed, ok, warning
 
 _OLD_S: Final = 365 * 86400.0
 _ATTENDED: Final = 2  # nodes: with so few, a vote decides nothing
 
 
-def judge(cluster: Cluster, here: Here) -> list[Check]:
-    """Everything that was looked at."""
+def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Check]:
+    """Everything that was looked at; ``lost`` is what would stay down, by the node that died."""
     return [
         *_state(cluster),
         *_failures(cluster),
         *_fencing(cluster, here.now),
-        *_capacity(cluster),
+        *_capacity(cluster, lost),
         *nodefindings.judge(cluster, here),
     ]
 
@@ -79,12 +80,18 @@ def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:
             yield ok(name, f"{member.device}, proven {ago(proven, now)}")
 
 
-def _capacity(cluster: Cluster) -> Iterator[Check]:
-    fine, sentence = n_plus_one(cluster)
+def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]:
+    fine, sentence = n_plus_one(cluster, lost)
     if fine:
         yield ok("N+1", sentence)
     else:
-        yield warning("N+1", sentence, "add memory or a node, or switch VMs off")
+        advice = "add memory or a node, or switch VMs off"
+        if lost and not losses(cluster):
+            advice = (
+                "they would fit if the others were packed more tightly: migrate some so that one "
+                "node has the room for the largest"
+            )
+        yield warning("N+1", sentence, advice)
     for member in cluster.nodes:
         if not member.memory:
             advice = "cxm-setup cluster writes it: without it no VM is placed there"

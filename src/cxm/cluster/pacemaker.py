@@ -303,6 +303,28 @@ def foresee(runner: Runner, root: Element) -> list[Deed]:
         return parse_deeds(runner.run(argv, timeout_s=_TIMEOUT_S).stdout)
 
 
+def parse_stopped(text: str) -> set[str]:
+    """The resources that are nowhere at the end of ``crm_simulate --output-as=xml``."""
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"crm_simulate's output cannot be read: {error}") from error
+    found = root.iterfind("revised_cluster_status/resources//resource")
+    return {each.get("id", "") for each in found if each.get("role") == "Stopped"}
+
+
+def stopped_after(runner: Runner, root: Element, *events: str) -> set[str]:
+    """The resources that would be nowhere if this were the CIB, and after events.
+
+    An event is an option of crm_simulate: ``--node-fail=node2``.
+    """
+    with tempfile.NamedTemporaryFile(prefix="cxm-cib-", suffix=".xml") as file:
+        file.write(ET.tostring(root))
+        file.flush()
+        argv = ["crm_simulate", "--simulate", "--xml-file", file.name, *events, "--output-as=xml"]
+        return parse_stopped(runner.run(argv, timeout_s=_TIMEOUT_S).stdout)
+
+
 # --- orders -------------------------------------------------------------------------------------
 
 
