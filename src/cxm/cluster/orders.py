@@ -14,8 +14,8 @@ from xml.etree.ElementTree import Element
 from cxm.cluster import agent, cib, pacemaker, peer
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import START_S, STOP_S, View, await_, edited, iso, look, ready, simulated
-from cxm.errors import CommandError, RefusedError
-from cxm.names import VmId
+from cxm.errors import CommandError, NotFoundError, RefusedError
+from cxm.names import CHECKPOINT, VmId
 from cxm.node import plan as plans
 from cxm.node import volumes as store
 from cxm.node.domains import vm_of
@@ -137,18 +137,56 @@ def _withdraw(vm: Vm, before: Resource | None) -> None:
     pacemaker.clean_up(runner, rid)
 
 
+def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
+    """Have a VM that the cluster knows start on a node, cold; one that runs is refused.
+
+    Raises RefusedError for one whose memory is saved: a cold start would throw it away.
+    """
+    # Where a VM is placed is the machine that gives the order, but for its name.
+    there = replace(call, machine=replace(call.machine, hostname=node))
+    target = vm_of(there, vm)
+    with call.machine.order_lock(call.cloud, vm):
+        view = look(target)
+        if view.resource is None:
+            raise NotFoundError(f"the cluster does not know VM {vm}")
+        if view.where:
+            raise RefusedError(f"VM {vm} is on {' and '.join(view.where)} already")
+        if store.find(call.machine, target.group(), target.owner, CHECKPOINT) is not None:
+            raise RefusedError(
+                f"the memory of VM {vm} is saved, and a start would throw it away",
+                hint="have OpenNebula resume it",
+            )
+        ready(view, node)
+        wanted = replace(
+            view.resource, started=True, life=Life.RUNNING, reason=reason, preferred=node
+        )
+        place(target, view, wanted, f"VM {vm}: {reason}, on {node}")
+    return {"name": wanted.name}
+
+
 # --- stop ---------------------------------------------------------------------------------------
 
 
-def stop(call: Call, *, vm: VmId, how: str, timeout_s: int) -> dict[str, Any]:
-    """End the VM wherever it runs; returns when it is gone and its disks are released."""
+def stop(
+    call: Call,
+    *,
+    vm: VmId,
+    how: str,
+    timeout_s: int,
+    life: Life = Life.STOPPED,
+    reason: str = "OpenNebula stopped it",
+) -> dict[str, Any]:
+    """End the VM wherever it runs; returns when it is gone and its disks are released.
+
+    ``life`` is OFF when somebody else than OpenNebula ends it, which is then told.
+    """
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
         view = look(here)
         if how == "shutdown" and view.where:
             _shut_down(here, timeout_s)
         if view.resource is not None:
-            _stopped(here, "OpenNebula stopped it")
+            _stopped(here, reason, life)
         with call.machine.vm_lock(call.cloud, vm):
             if view.resource is None:
                 end(here)
@@ -156,9 +194,9 @@ def stop(call: Call, *, vm: VmId, how: str, timeout_s: int) -> dict[str, Any]:
     return {"was": "running" if view.where else "absent"}
 
 
-def _stopped(vm: Vm, reason: str) -> None:
+def _stopped(vm: Vm, reason: str, life: Life = Life.STOPPED) -> None:
     def edit(known: Resource) -> Resource:
-        return replace(known, started=False, life=Life.STOPPED, wish=Wish.NONE, reason=reason)
+        return replace(known, started=False, life=life, wish=Wish.NONE, reason=reason)
 
     pacemaker.change(vm.machine.runner, edited(vm, edit), what=f"VM {vm.vm}: {reason}")
     await_(vm, STOP_S, lambda view: not view.where, "stop")
