@@ -28,7 +28,7 @@ from tests.fakes.call import Answer, ask
 from tests.fakes.domains import NAME, guest
 from tests.fakes.machine import CLOUD, KilledError, Outcome
 from tests.fakes.san import San, SanNode
-from tests.fakes.scheduler import BEGIN, NODES, FakePacemaker, Order
+from tests.fakes.scheduler import BEGIN, NODES, FakePacemaker, NodeLostError, Order
 from tests.fakes.xen import FakeDomain, FakeXen
 
 RID: Final = f"cxm-{CLOUD}-7"
@@ -249,11 +249,9 @@ class Pair:
         try:
             return agentmain.perform(machine, action, env, settings, say=self.said.append)
         except KilledError:
-            if node in self.dead:
-                xen.node.revive()
-                self.pacemaker.is_dirty = True
-                return 1
             xen.node.revive()
+            if node in self.dead:
+                raise NodeLostError(node) from None
             self.said.append("killed")
             return 1
 

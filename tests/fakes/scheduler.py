@@ -98,6 +98,14 @@ class Order:
     expected: int
 
 
+class NodeLostError(Exception):
+    """The node died while it carried out an order."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self.node = node
+
+
 class FakePacemaker:
     """A cluster of two nodes; ``act`` does an order and returns the agent's code and sentence."""
 
@@ -148,19 +156,15 @@ class FakePacemaker:
         return Outcome(_foresee(_read(argv[3])))
 
     def _crm_resource(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
-        """Failed actions are forgotten, and so is the resource's whole history on that node."""
-        assert argv[1:3] == ("--cleanup", "--resource")
+        """What is known of a resource is forgotten: all, or where an action of it failed."""
+        assert argv[1] in ("--cleanup", "--refresh")
+        assert argv[2] == "--resource"
         cib = fromstring(self.text)
         for state in cib.iter("node_state"):
-            failed = {
-                op.get("id")
-                for op in state.iter("lrm_rsc_op")
-                if op.get("rc-code") not in ("0", "7", "193")
-                or (op.get("id", "").endswith("last_failure_0"))
-            }
             for holder in state.iter("lrm_resources"):
                 for each in list(holder):
-                    if each.get("id") == argv[3] and failed & {op.get("id") for op in each}:
+                    failed = any(_has_failed(op) for op in each)
+                    if each.get("id") == argv[3] and (failed or argv[1] == "--refresh"):
                         holder.remove(each)
             for holder in state.iter("instance_attributes"):
                 for pair in list(holder):
@@ -195,7 +199,12 @@ class FakePacemaker:
     def _transition(self, events: tuple[str, ...]) -> bool:
         before = self.text
         graph, after = _simulate(before, *events)
-        failed = self._perform(fromstring(graph))
+        try:
+            failed = self._perform(fromstring(graph))
+        except NodeLostError as lost:
+            # Nobody hears what became of its orders.
+            self._transition((*events, "--node-fail", lost.node))
+            return True
         if failed:
             told = [f"--op-fail={key}@{node}={code}" for key, node, code, _said in failed]
             _graph, after = _simulate(before, *events, *told)
@@ -258,6 +267,10 @@ class FakePacemaker:
         code, said = self._act(order)
         self.done.append((operation, node, code))
         return None if code == target else (order.key, node, code, said)
+
+
+def _has_failed(op: Element) -> bool:
+    return op.get("rc-code") not in ("0", "7", "193") or op.get("id", "").endswith("_failure_0")
 
 
 def _read(path: str) -> str:

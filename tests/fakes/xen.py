@@ -28,7 +28,12 @@ _DOM0: Final = (
     "Domain-0                                     0   384     1     r-----      52.6 "
     "00000000-0000-0000-0000-000000000000        -                -\n"
 )
-_REASONS: Final = {"off": ("-", 0), "rebooting": ("r", 1), "crashed": ("c", 3), "suspended": ("s", 2)}
+_REASONS: Final = {
+    "off": ("-", 0),
+    "rebooting": ("r", 1),
+    "crashed": ("c", 3),
+    "suspended": ("s", 2),
+}
 _SHUTDOWN_S: Final = 3.0
 _REBOOT_S: Final = 2.0  # of each of its three phases
 _START: Final = 1_700_000_000.0

@@ -298,3 +298,9 @@ def clean_up(runner: Runner, resource: str, *, node: str | None = None) -> None:
     argv = ["crm_resource", "--cleanup", "--resource", resource]
     _ask(runner, [*argv, "--node", node] if node else argv)
     _log.info("forgot the failures of %s", resource)
+
+
+def refresh(runner: Runner, resource: str) -> None:
+    """Forget all that is known of a resource, so that every node is asked whether it is there."""
+    _ask(runner, ["crm_resource", "--refresh", "--resource", resource])
+    _log.info("asked every node for %s", resource)
