@@ -13,7 +13,19 @@ from xml.etree.ElementTree import Element
 
 from cxm.cluster import agent, cib, pacemaker, peer
 from cxm.cluster.cib import Resource, Wish
-from cxm.cluster.view import START_S, STOP_S, View, await_, edited, iso, look, ready, simulated
+from cxm.cluster.view import (
+    ON_START,
+    ON_STOP,
+    START_S,
+    STOP_S,
+    View,
+    await_,
+    edited,
+    iso,
+    look,
+    ready,
+    simulated,
+)
 from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, VmId
 from cxm.node import plan as plans
@@ -28,6 +40,8 @@ from cxm.xen.guest import GuestSpec, from_json
 
 _log = logging.getLogger(__name__)
 
+# A guest that did not hear the first time (it was booting, for example) is asked again.
+_ASK_AGAIN_S: Final = 20.0
 _WHOLE_CPU: Final = 100
 _WEIGHT_OF_CPU: Final = 256
 
@@ -41,6 +55,10 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
     spec = from_json(guest)
     with call.machine.order_lock(call.cloud, vm):
         view = look(here)
+        if view.where == (call.machine.hostname,) and running(settled(here)) is None:
+            # Its guest has ended, and Pacemaker has not noticed yet.
+            _stopped(here, "its guest had ended")
+            view = look(here)
         if view.where:
             return adopt(here, view)
         ready(view, call.machine.hostname)
@@ -59,7 +77,7 @@ def adopt(vm: Vm, view: View) -> dict[str, Any]:
         )
     edit = edited(vm, lambda known: replace(known, started=True, life=Life.RUNNING, preferred=me))
     pacemaker.change(vm.machine.runner, edit, what=f"VM {vm.vm} runs here, and shall")
-    await_(vm, START_S, lambda view: view.where == (me,), "start")
+    await_(vm, START_S, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     return {"name": view.resource.name, "type": "", "adopted": True}
 
 
@@ -99,13 +117,13 @@ def place(vm: Vm, view: View, resource: Resource, what: str) -> None:
         cib.put(root, resource)
         cib.confine(root, rid, me, until=until)
 
-    if any(failure.resource == rid for failure in view.status.failures):
+    if view.failures(vm):
         pacemaker.clean_up(machine.runner, rid)
     simulated(vm, edit, rid, me)
     before = view.resource
     pacemaker.change(machine.runner, edit, what=what)
     try:
-        await_(vm, START_S, lambda now: now.where == (me,), "start")
+        await_(vm, START_S, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     except BaseException:
         with undoing(f"the resource {rid}"):
             _withdraw(vm, before)
@@ -119,13 +137,14 @@ def _withdraw(vm: Vm, before: Resource | None) -> None:
     """Undo an order to start: nothing runs, and the VM is as it was known before."""
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
     runner = vm.machine.runner
+    view = look(vm)
 
     def stopped(root: Element) -> None:
         cib.release(root, rid)
         edited(vm, lambda known: replace(known, started=False, wish=Wish.NONE))(root)
 
     pacemaker.change(runner, stopped, what=f"VM {vm.vm} did not start: it is called off")
-    await_(vm, STOP_S, lambda now: not now.where, "stop")
+    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
     if before is None:
         pacemaker.change(
             runner, lambda root: cib.remove(root, rid), what=f"VM {vm.vm} is forgotten"
@@ -198,15 +217,20 @@ def _stopped(vm: Vm, reason: str, life: Life = Life.STOPPED) -> None:
     def edit(known: Resource) -> Resource:
         return replace(known, started=False, life=life, wish=Wish.NONE, reason=reason)
 
+    view = look(vm)
     pacemaker.change(vm.machine.runner, edited(vm, edit), what=f"VM {vm.vm}: {reason}")
-    await_(vm, STOP_S, lambda view: not view.where, "stop")
+    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
 
 
 def _shut_down(vm: Vm, timeout_s: float) -> None:
     """Ask the guest until it is off, or its time is up. Pacemaker only ever waits for little."""
+    asked_at: float | None = None
     for _turn in vm.machine.waits(timeout_s):
-        view = look(vm)
-        if not view.where or not _ask(vm, view.where[0], "shutdown"):
+        view, now = look(vm), vm.machine.monotonic()
+        is_due = asked_at is None or now - asked_at >= _ASK_AGAIN_S
+        asked_at = now if is_due else asked_at
+        word = "shutdown" if is_due else "state"
+        if not view.where or not _ask(vm, view.where[0], word):
             return
 
 
@@ -220,7 +244,7 @@ def _ask(vm: Vm, node: str, word: str) -> bool:
     try:
         if word == "shutdown":
             xl.ask_shutdown(vm.machine.runner, domain.domid, timeout_s=agent.SOFT_S)
-        else:
+        elif word == "reboot":
             xl.ask_reboot(vm.machine.runner, domain.domid)
     except CommandError as error:
         _log.debug("VM %d does not listen: %s", vm.vm, error.message)

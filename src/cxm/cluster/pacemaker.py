@@ -336,6 +336,12 @@ def clean_up(runner: Runner, resource: str, *, node: str | None = None) -> None:
     _log.info("forgot the failures of %s", resource)
 
 
+def refresh(runner: Runner, resource: str) -> None:
+    """Forget all that is known of a resource, so that every node is asked whether it is there."""
+    _ask(runner, ["crm_resource", "--refresh", "--resource", resource])
+    _log.info("asked every node for %s", resource)
+
+
 def local_node(runner: Runner) -> str:
     """What the cluster calls this node."""
     return _ask(runner, ["crm_node", "--name"]).strip()
