@@ -66,6 +66,7 @@ def test_node_package_holds_the_way_to_root(built: dict[str, Path]) -> None:
     node, common = _listing(built["cxm-node"]), _listing(built["cxm-common"])
     assert node[HELPER] == "-rwxr-xr-x root/root"
     assert node["/etc/sudoers.d/cxm"] == "-r--r----- root/root"
+    assert node["/usr/lib/cxm/cxm-dlm-fence"] == "-rwxr-xr-x root/root"
     assert node["/usr/lib/ocf/resource.d/cxm/lockspace"] == "-rwxr-xr-x root/root"
     assert common["/usr/sbin/cxm-setup"] == "-rwxr-xr-x root/root"
     for path, mode in (node | common).items():

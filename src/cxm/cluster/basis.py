@@ -235,7 +235,8 @@ def _fencing(configuration: Element, basis: Basis) -> None:
         for name, device in zip(names, devices, strict=True):
             known = {"pcmk_host_list": node} if "pcmk_host_map" not in device.parameters else {}
             tie = len(basis.nodes) == _PAIR and node == basis.nodes[0]
-            delay = {"pcmk_delay_base": _TIE_DELAY} if tie else {}
+            # As a mapping: 2.1.5 complains of a value that is none at every fencing.
+            delay = {"pcmk_delay_base": f"{node}:{_TIE_DELAY}"} if tie else {}
             given = _pairs("instance", f"{name}-params", known | delay | dict(device.parameters))
             _merge(resources, _primitive(name, f"stonith:{device.agent}", _FENCING, given))
             banned = {"id": f"{name}-elsewhere", "rsc": name, "node": node, "score": "-INFINITY"}
