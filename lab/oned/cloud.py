@@ -89,7 +89,7 @@ class Cloud(ABC):
     """An OpenNebula, driven as a user drives it. Calls return at once; ``wait`` waits."""
 
     version: OneVersion
-    poll_s = 0.2  # seconds between two looks of ``wait``
+    poll_s = 1.0  # seconds between two looks of ``wait``; each starts a program
 
     @abstractmethod
     def add_host(self, name: str) -> int:

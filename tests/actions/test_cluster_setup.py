@@ -12,7 +12,7 @@ import pytest
 
 from cxm.cluster.pacemaker import Failure
 from cxm.errors import CxmError, RefusedError, UsageError
-from cxm.setup import cluster, clustercheck, corosync, jointoken, main
+from cxm.setup import cluster, clustercheck, clusterfiles, corosync, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
 from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
@@ -100,6 +100,7 @@ def test_two_machines_become_a_cluster(pair: Pair) -> None:
     for node in pair.nodes:
         assert "use_lvmlockd = 1" in node.text("etc/lvm/lvmlocal.conf")
         assert node.text("etc/lvm/lvmlocal.conf").startswith("local {\n}\n")
+        assert "fence_all /usr/lib/cxm/cxm-dlm-fence\n" in node.text("etc/dlm/dlm.conf")
         assert 'PCMK_ipc_buffer="1048576"\n# more\n' in node.text("etc/default/pacemaker")
         assert f'NODE="{node.name}"\n' in node.text("etc/cxm/cluster")
         assert os.stat(node.node.path("etc/cxm/peer_key")).st_mode & 0o777 == 0o600
@@ -389,6 +390,9 @@ def test_three_nodes_have_a_majority(pair: Pair) -> None:
     given = replace(GIVEN, nodes=three, fencing=[*GIVEN.fencing, "node3=fence_ipmilan,ip=1"])
     membership, _basis = cluster._first(pair.first.host(), given)
     assert "two_node" not in corosync.conf(membership.cluster)
+    whole = cluster._with_secrets(pair.first.host(), membership)
+    planned = clusterfiles.planned(pair.first.host(), "node1", whole)
+    assert not [each for each in planned if each.path.endswith("dlm.conf")]
     pairs, _basis = cluster._first(pair.first.host(), GIVEN)
     assert "wait_for_all: 1" in corosync.conf(pairs.cluster)
 

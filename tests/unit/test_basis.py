@@ -83,13 +83,13 @@ def test_standby_migrates_and_then_ends_the_locks(cluster: Cluster) -> None:
         assert cluster.runs_on(vm) == {"node1"}
 
 
-@pytest.mark.parametrize("resource", ["cxm-lvmlockd", "cxm-lockspace"])
+@pytest.mark.parametrize("failure", ["cxm-lvmlockd_monitor_15000", "cxm-lockspace_monitor_30000"])
 def test_dead_lock_daemon_is_started_again_and_no_guest_stops(
-    cluster: Cluster, resource: str
+    cluster: Cluster, failure: str
 ) -> None:
     """It adopts its locks; also after more failures than anything else is allowed."""
     for _time in range(5):
-        steps = cluster.go_on("--op-inject", f"{resource}_monitor_30000@node2=7")
+        steps = cluster.go_on("--op-inject", f"{failure}@node2=7")
         assert ("start cxm-lockspace", "node2") in _what(steps, "start")
         assert not _what(steps, *_GUESTS, "fence")
     assert cluster.runs_on(2) == {"node2"}

@@ -66,6 +66,7 @@ def test_node_package_holds_the_way_to_root(built: dict[str, Path]) -> None:
     node, common = _listing(built["cxm-node"]), _listing(built["cxm-common"])
     assert node[HELPER] == "-rwxr-xr-x root/root"
     assert node["/etc/sudoers.d/cxm"] == "-r--r----- root/root"
+    assert node["/usr/lib/cxm/cxm-dlm-fence"] == "-rwxr-xr-x root/root"
     assert node["/usr/lib/ocf/resource.d/cxm/lockspace"] == "-rwxr-xr-x root/root"
     assert common["/usr/sbin/cxm-setup"] == "-rwxr-xr-x root/root"
     for path, mode in (node | common).items():
@@ -116,7 +117,7 @@ def test_standalone_host_needs_no_cluster_stack(built: dict[str, Path]) -> None:
         assert package in re.split(r"[,\s]+", suggested)
 
 
-@pytest.mark.parametrize("name", ["cxm-helper", "cxm-setup"])
+@pytest.mark.parametrize("name", ["cxm-cli", "cxm-helper", "cxm-setup", "cxmd_ctl"])
 def test_entry_points_are_python_with_a_clean_start(name: str) -> None:
     """Isolated from the caller's environment: -I; the path to the program is fixed."""
     text = (ROOT / "packaging/bin" / name).read_text()

@@ -19,14 +19,12 @@ SECRETS: Final = (corosync.AUTHKEY, peerkey.PATH)
 _ROOT_KEYS: Final = "/root/.ssh/authorized_keys"
 _BEGIN: Final = "# Written by cxm-setup, down to its end:"
 _END: Final = "# end of what cxm-setup wrote"
-_LVM: Final = f"""\
-{_BEGIN}
-global {{
-\tuse_lvmlockd = 1
-\tlvmlockd_lock_retries = 20
-}}
-{_END}
-"""
+_LVM: Final = "global {\n\tuse_lvmlockd = 1\n\tlvmlockd_lock_retries = 20\n}\n"
+# In a pair, DLM's own request to fence would come first, and without the delay that makes the node
+# with more guests win: it is made to wait (packaging/dlm).
+DLM: Final = "/etc/dlm/dlm.conf"
+_DLM_TEXT: Final = "fence_all /usr/lib/cxm/cxm-dlm-fence\n"
+_PAIR: Final = 2
 # The answer about a CIB with several hundred VMs has to fit in it, compressed.
 _IPC_BUFFER: Final = 1 << 20
 
@@ -38,7 +36,8 @@ def planned(host: Host, me: str, membership: Membership) -> tuple[FileChange, ..
     return (
         files.plan(host.path(corosync.AUTHKEY), membership.authkey, mode=0o400),
         files.plan(host.path(corosync.CONF), corosync.conf(cluster), mode=0o644),
-        _lvmlocal(host),
+        _with_block(host, LVMLOCAL, _LVM),
+        *([_with_block(host, DLM, _DLM_TEXT)] if len(cluster.nodes) == _PAIR else []),
         _pacemaker(host),
         files.plan(host.path(peerkey.PATH), membership.peer_key, mode=0o600),
         _root_keys(host, membership),
@@ -53,12 +52,13 @@ def shown(host: Host, change: FileChange) -> str:
     return change.diff()
 
 
-def _lvmlocal(host: Host) -> FileChange:
-    path = host.path(LVMLOCAL)
+def _with_block(host: Host, name: str, text: str) -> FileChange:
+    """A file with a part that is ours; the rest of it stays."""
+    path = host.path(name)
     old = files.read(path) or ""
     kept = re.sub(rf"^{_BEGIN}\n.*?^{_END}\n", "", old, flags=re.MULTILINE | re.DOTALL)
     is_open = bool(kept) and not kept.endswith("\n")
-    return files.plan(path, kept + "\n" * is_open + _LVM, mode=0o644)
+    return files.plan(path, f"{kept}{chr(10) * is_open}{_BEGIN}\n{text}{_END}\n", mode=0o644)
 
 
 def _pacemaker(host: Host) -> FileChange:
