@@ -181,7 +181,10 @@ class Lifecycle(Migrations):
         def job() -> None:
             # oned says DONE at once and cleans up behind it; the result is not asked for.
             self._gone(vm, removed=True)
-            if only_disks:
+            if state.startswith("PROLOG_MIGRATE"):
+                lines = self._transfers.delete_both(vm)
+                self._transfers.run(vm, "delete_both", lines, vm.say)
+            elif only_disks:
                 self._transfers.run(
                     vm, "delete", self._transfers.delete(vm, on_frontend=here), vm.say
                 )

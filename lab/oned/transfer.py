@@ -97,15 +97,21 @@ class Transfers:
                 lines.append(f"DELETE {manager} {source} {vm.id} {store}")
         return [*lines, f"DELETE {system.tm_mad} {place} {vm.id} {system.id}"]
 
-    def delete(self, vm: Vm, *, on_frontend: bool = False) -> list[str]:
-        """Remove everything."""
-        system = vm.history.system
-        place = self._here(vm) if on_frontend else self._there(vm)
+    def delete(
+        self, vm: Vm, *, on_frontend: bool = False, record: History | None = None
+    ) -> list[str]:
+        """Remove everything, on the last host or where ``record`` says."""
+        system = (record or vm.history).system
+        place = self._here(vm) if on_frontend else self._there(vm, record)
         lines = []
         for disk in vm.disks:
             manager, store = self._owner(disk, system)
             lines.append(f"DELETE {manager} {place}/disk.{disk['DISK_ID']} {vm.id} {store}")
         return [*lines, f"DELETE {system.tm_mad} {place} {vm.id} {system.id}"]
+
+    def delete_both(self, vm: Vm) -> list[str]:
+        """Remove everything on both hosts of a move that was given up, the target first."""
+        return self.delete(vm) + self.delete(vm, record=vm.histories[-2])
 
     def stop(self, vm: Vm) -> list[str]:
         """Move the VM from its host to the frontend."""

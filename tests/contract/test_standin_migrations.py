@@ -225,6 +225,21 @@ def test_a_vm_whose_host_is_lost_starts_on_another(
         play.act("terminate", world.cloud.terminate, "DONE")
 
 
+def test_a_vm_that_failed_to_move_is_deleted_on_both_hosts(tmp_path: os.PathLike[str]) -> None:
+    """On the target first; oned's source says so."""
+    with standin(str(tmp_path), "7.4") as world:
+        world.notes.mark("prepare")
+        migrations.prepare(world.cloud, world.image)
+        play = migrations.Play(world.cloud, world.notes, world.cloud.settle)
+        play.create()
+        play.move("saved", migrations.OTHER, live=False, fails="tm.mv")
+        play.act("delete", world.cloud.delete, "DONE")
+        world.cloud.settle()
+        calls = recorder.normal(world.notes.entries(), world.names).steps["delete"]
+        hosts = [call["argv"][0].partition(":")[0] for call in calls]
+        assert hosts == [migrations.OTHER] * 6 + [recorder.HOST] * 6
+
+
 def test_3_8_moves_nothing_but_what_runs(tmp_path: os.PathLike[str]) -> None:
     """A VM at rest stays; its history does too."""
     with standin(str(tmp_path), "3.8") as world:
