@@ -77,6 +77,9 @@ class PairXen(FakeXen):
         rows = re.sub(r"r1\.scope (\S+) create -q unit:(\S+)", r"\2.scope \1 migrate-receive", rows)
         return Outcome(rows)
 
+    def _device(self, path: str) -> str:
+        return self.node.path("dev", self.node.vg, os.path.basename(path))
+
     def put(self, domain: FakeDomain) -> None:
         """There is this domain."""
         self._put(domain)
@@ -259,8 +262,8 @@ class Pair:
         xen = self.xens[node]
         xen.boot_host()
         xen.node.lose()
-        shutil.rmtree(xen.node.path("run"))
-        os.makedirs(xen.node.path("run"))
+        for name in ("moving", "uuid"):
+            shutil.rmtree(xen.node.path("run", name), ignore_errors=True)
         self.dead.add(node)
 
     # --- between the nodes ---------------------------------------------------------------------

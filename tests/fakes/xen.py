@@ -263,6 +263,10 @@ class FakeXen:
         found = (each for each in self.state.domains if each.life != "gap")
         return next((each for each in found if str(each.domid) == domid), None)
 
+    def _device(self, path: str) -> str:
+        """Where a device of a configuration is in the model's world."""
+        return path
+
     def _make(self, config: str, **changes: Any) -> FakeDomain | Outcome:
         """Make a domain as the configuration says, or tell what xl says."""
         with open(config, encoding="utf-8") as file:
@@ -275,7 +279,7 @@ class FakeXen:
         disks = parsed.get("disk")
         volumes = []
         for disk in disks if isinstance(disks, tuple) else ():
-            device = disk.removeprefix("phy:").split(",")[0]
+            device = self._device(disk.removeprefix("phy:").split(",")[0])
             if not os.path.exists(device):
                 text = (
                     f"libxl_device.c:455:x: Disk vdev=xvda failed to stat: {device}: No such file"

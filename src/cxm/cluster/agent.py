@@ -77,7 +77,9 @@ def start(vm: Vm) -> Ocf:
         return Ocf.SUCCESS
     if present:
         end(vm)
-    moving.take(vm)
+    stored = domcfg.read(resource.config, path)
+    volumes = [LvName(name) for name in stored.volumes]
+    moving.take(vm, volumes)
     if resource.wish is Wish.RESTORE and _can_wake(vm):
         memory.wake(vm, None, "")
         memory.throw_away(vm)
@@ -88,8 +90,7 @@ def start(vm: Vm) -> Ocf:
         update(
             vm, f"VM {vm.vm}: no memory to restore", lambda known: replace(known, wish=Wish.NONE)
         )
-    stored = domcfg.read(resource.config, path)
-    group, owned = usable(vm, [LvName(name) for name in stored.volumes])
+    group, owned = usable(vm, volumes)
     drop_checkpoint(vm, group)
     with (
         activated(vm, group, owned),

@@ -13,11 +13,12 @@ the guest is known to run on here, and the resource's ``on-fail=block`` leaves i
 
 import logging
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
 from cxm import lvm, names
-from cxm.cluster import peer
+from cxm.cluster import pacemaker, peer
 from cxm.cluster.cib import Resource
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
@@ -92,35 +93,43 @@ def forget(vm: Vm) -> None:
 
 
 def settle(vm: Vm) -> None:
-    """Make the disks of a VM that runs here this node's alone, if they may not be.
-
-    Where another node still shares them after a migration that came to nothing, it is asked to
-    give them up: nobody else looks after them there.
-    """
+    """Make the disks of a VM that runs here this node's alone, if they may not be."""
     if not os.path.exists(_mark(vm)):
         return
     try:
         take(vm)
-    except CommandError:
-        other = _other(vm)
-        if other:
-            _call_off(vm, other)
-        try:
-            take(vm)
-        except CommandError as error:
-            _log.warning("the disks of VM %d are still active on another node: %s", vm.vm, error)
+    except CommandError as error:
+        _log.warning("the disks of VM %d are still active on another node: %s", vm.vm, error)
 
 
-def take(vm: Vm) -> None:
-    """Make those disks of the VM that are active here this node's alone; raises CommandError.
+def take(vm: Vm, wanted: Collection[LvName] = ()) -> None:
+    """Make disks of the VM this node's alone: those that are active, and ``wanted`` ones.
 
-    What is active may be shared with a node on which the VM runs: a start must not trust it.
+    What is active may be shared with a node on which the VM runs, so nobody may trust it. Where
+    another node holds a disk after a migration that came to nothing, it is asked to give it up:
+    nobody else looks after it there. Raises CommandError when it does not.
     """
-    group = load(vm.machine, vm.owner)
-    active = [each.name for each in of_vm(vm.machine, group, vm.owner) if each.volume.active]
-    if active and group.shared:
-        lvm.claim(vm.machine.runner, group, active)
+    try:
+        _claim(vm, wanted)
+    except CommandError:
+        for other in [known] if (known := _other(vm)) else _others(vm):
+            _call_off(vm, other)
+        _claim(vm, wanted)
     forget(vm)
+
+
+def _claim(vm: Vm, wanted: Collection[LvName]) -> None:
+    group = load(vm.machine, vm.owner)
+    owned = of_vm(vm.machine, group, vm.owner)
+    names_ = [each.name for each in owned if each.volume.active or each.name in wanted]
+    if names_ and group.shared:
+        lvm.claim(vm.machine.runner, group, names_)
+
+
+def _others(vm: Vm) -> list[str]:
+    """The other nodes that can be asked."""
+    nodes = pacemaker.status(vm.machine.runner).nodes
+    return [node.name for node in nodes if node.online and node.name != vm.machine.hostname]
 
 
 # --- the source ---------------------------------------------------------------------------------
@@ -149,7 +158,8 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
     except CxmError as error:
         _log.error("VM %d did not move to %s: %s", vm.vm, target, error.sentence())
         return _after_failure(vm, group, volumes, target)
-    _left(vm, group, volumes)
+    if _left(vm, group, volumes):
+        forget(vm)
     _log.info("VM %d moved to %s", vm.vm, target)
     return _SUCCESS
 
@@ -176,16 +186,18 @@ def _call_off(vm: Vm, target: str) -> None:
         _log.warning("VM %d: what came of it to %s may be there still: %s", vm.vm, target, error)
 
 
-def _left(vm: Vm, group: Group, volumes: list[LvName]) -> None:
+def _left(vm: Vm, group: Group, volumes: list[LvName]) -> bool:
     """Clean up where a guest has left; what cannot be done now, the agent's stop does next."""
     try:
         for domain in vm.present():
-            # Suspended under its own name, it had not left yet when xl was killed: nothing wakes it.
+            # One that is suspended under its own name had not left when xl was killed: no matter.
             if not domain.dying:
                 xl.destroy(vm.machine.runner, domain.domid)
         _deactivate(vm, group, volumes)
     except CxmError as error:
         _log.warning("VM %d has left, but something of it stays: %s", vm.vm, error.sentence())
+        return False
+    return True
 
 
 def _deactivate(vm: Vm, group: Group, volumes: list[LvName]) -> None:
@@ -221,6 +233,8 @@ def receive(vm: Vm, resource: Resource) -> list[str]:
 
 def withdraw(vm: Vm, resource: Resource) -> None:
     """End what came here of a VM that did not move after all."""
+    if vm.machine.vm_busy(vm.owner.cloud, vm.vm):
+        raise RefusedError(f"an action is at work on VM {vm.vm} here")
     for _turn in vm.machine.waits(_WITHDRAW_S):
         present = vm.present()
         if running(present) is not None and not _half(present):
