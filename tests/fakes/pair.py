@@ -249,23 +249,25 @@ class Pair:
 
     def _agent(self, node: str, action: str, env: Mapping[str, str]) -> int:
         xen = self.xens[node]
-
-        def settings() -> NodeConfig:
-            if self.is_broken:
-                raise CxmError("cxmrc is broken")
-            return xen.machine().config
-
-        machine = xen.machine()
-        if self.is_broken:
-            machine = replace(machine, config=NodeConfig())
         try:
-            return agentmain.perform(machine, action, env, settings, say=self.said.append)
+            return self.run_agent(xen.machine(), action, env)
         except KilledError:
             xen.node.revive()
             if node in self.dead:
                 raise NodeLostError(node) from None
             self.said.append("killed")
             return 1
+
+    def run_agent(self, machine: Machine, action: str, env: Mapping[str, str]) -> int:
+        """What ``cxm-agent`` does."""
+
+        def settings() -> NodeConfig:
+            if self.is_broken:
+                raise CxmError("cxmrc is broken")
+            return machine.config
+
+        plain = replace(machine, config=NodeConfig())
+        return agentmain.perform(plain, action, env, settings, say=self.said.append)
 
     def _fence(self, node: str) -> None:
         xen = self.xens[node]
