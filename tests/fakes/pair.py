@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ DISK: Final = "lv-one-7-0"
 PHASES: Final = ("connected", "precopy", "suspended", "ready", "go", "unpaused", "reported")
 # What may end there; "agent" is the agent with the xl that it has started.
 CUTS: Final = ("xl", "ssh", "receiver", "agent", "source", "target")
+_HOME: Final = tempfile.TemporaryDirectory(prefix="cxm-pair-")
 _GO: Final = PHASES.index("go")
 
 
@@ -52,10 +54,13 @@ class PairNode(SanNode):
     """A node after whose every command the invariants are checked."""
 
     pair: "Pair"
+    own: list[int]  # the steps that are not the agent's, when a test counts them
 
     def feed(self, argv: Sequence[str], *args: Any, **more: Any) -> Result:
         if self.name in self.pair.dead:
             raise KilledError
+        if not self.pair.pacemaker.is_working:
+            self.own.append(len(self.ran))
         try:
             return super().feed(argv, *args, **more)
         finally:
@@ -105,7 +110,11 @@ class PairXen(FakeXen):
 class Pair:
     """Two nodes, node1 and node2, and VM 7 with its disk."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self) -> None:
+        # Always at the same place: the CIB holds paths, and the same CIB has the same answer.
+        root = Path(_HOME.name)
+        shutil.rmtree(root)
+        root.mkdir()
         self.san = San(str(root / "san"))
         self.xens: dict[str, PairXen] = {}
         self.dead: set[str] = set()
@@ -117,7 +126,7 @@ class Pair:
         self.pacemaker = FakePacemaker(self._act, self._fence)
         for name in NODES:
             node = PairNode(str(root / name), name, self.san)
-            node.pair = self
+            node.pair, node.own = self, []
             self.xens[name] = PairXen(node)
             Path(node.path("state", "cluster")).touch()
             for command, handler in self.pacemaker.handlers().items():
@@ -240,23 +249,25 @@ class Pair:
 
     def _agent(self, node: str, action: str, env: Mapping[str, str]) -> int:
         xen = self.xens[node]
-
-        def settings() -> NodeConfig:
-            if self.is_broken:
-                raise CxmError("cxmrc is broken")
-            return xen.machine().config
-
-        machine = xen.machine()
-        if self.is_broken:
-            machine = replace(machine, config=NodeConfig())
         try:
-            return agentmain.perform(machine, action, env, settings, say=self.said.append)
+            return self.run_agent(xen.machine(), action, env)
         except KilledError:
             xen.node.revive()
             if node in self.dead:
                 raise NodeLostError(node) from None
             self.said.append("killed")
             return 1
+
+    def run_agent(self, machine: Machine, action: str, env: Mapping[str, str]) -> int:
+        """What ``cxm-agent`` does."""
+
+        def settings() -> NodeConfig:
+            if self.is_broken:
+                raise CxmError("cxmrc is broken")
+            return machine.config
+
+        plain = replace(machine, config=NodeConfig())
+        return agentmain.perform(plain, action, env, settings, say=self.said.append)
 
     def _fence(self, node: str) -> None:
         xen = self.xens[node]

@@ -84,7 +84,7 @@ def _at_rest() -> str:
     for name, address in NODES.items():
         facts = {"cxm-address": address, "cxm-hostkey": "ssh-ed25519 AAAA", "cxm-fencing": "1"}
         basis.edit_facts(made.cib, name, facts, {"memory": "600", "cpu": "400"})
-    return tostring(made.cib, encoding="unicode")
+    return _STAMP.sub(f'"{_BASE}"', tostring(made.cib, encoding="unicode"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,9 @@ class FakePacemaker:
         self.text = _at_rest()
         self.is_working = False
         self.is_dirty = False
-        self.transitions = 0
+        self.transitions = 1
         self.done: list[tuple[str, str, int]] = []  # action, node, code
+        self._deleted: set[tuple[str, str]] = set()  # history of a resource on a node
         self.runs = True  # on the node that asks
 
     # --- its programs --------------------------------------------------------------------------
@@ -208,7 +209,7 @@ class FakePacemaker:
         if failed:
             told = [f"--op-fail={key}@{node}={code}" for key, node, code, _said in failed]
             _graph, after = _simulate(before, *events, *told)
-        after = self._dated(before, after)
+        after = _without(self._dated(before, after), self._deleted)
         for key, node, _code, said in failed:
             after = _explained(after, key, node, said)
         has_worked = "<rsc_op" in graph or "<crm_event" in graph
@@ -258,6 +259,9 @@ class FakePacemaker:
         name = "" if found is None else found.get("id", "")
         if action.tag != "rsc_op" or not name.startswith(_PREFIX):
             return None
+        if operation == "delete":
+            self._deleted.add((name, node))
+            return None
         given = action.find("attributes")
         assert given is not None
         env = {f"OCF_RESKEY_{key}": value for key, value in given.attrib.items()}
@@ -284,6 +288,19 @@ def _explained(text: str, key: str, node: str, said: str) -> str:
         for op in state.iter("lrm_rsc_op"):
             if state.get("uname") == node and op.get("operation_key") == key:
                 op.set("exit-reason", said)
+    return tostring(cib, encoding="unicode")
+
+
+def _without(text: str, deleted: set[tuple[str, str]]) -> str:
+    if not deleted:
+        return text
+    cib = fromstring(text)
+    for state in cib.iter("node_state"):
+        for holder in state.iter("lrm_resources"):
+            for each in list(holder):
+                if (each.get("id", ""), state.get("uname", "")) in deleted:
+                    holder.remove(each)
+    deleted.clear()
     return tostring(cib, encoding="unicode")
 
 

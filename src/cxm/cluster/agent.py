@@ -170,8 +170,7 @@ def monitor(vm: Vm, *, probe: bool = False) -> Ocf:
     if not here:
         return Ocf.NOT_RUNNING if probe else _gone(vm)
     if here[0].powered_off:
-        _switched_off(vm)
-        return Ocf.SUCCESS
+        return _switched_off(vm, probe=probe)
     if not here[0].shut_down and vm.keepers():
         return Ocf.SUCCESS
     _log.warning("VM %d: %s", vm.vm, _fate(here[0]))
@@ -231,7 +230,11 @@ def saved(resource: Resource) -> Resource:
     )
 
 
-def _switched_off(vm: Vm) -> None:
+def _switched_off(vm: Vm, *, probe: bool) -> Ocf:
+    if probe and not moving.holds(vm):
+        _log.warning("VM %d: what is left of it here is not the VM: no disk is ours", vm.vm)
+        return Ocf.NOT_RUNNING
+
     def edit(resource: Resource) -> Resource:
         if not resource.started:
             return resource
@@ -239,6 +242,7 @@ def _switched_off(vm: Vm) -> None:
         return replace(resource, started=False, life=Life.OFF, reason=reason)
 
     update(vm, f"VM {vm.vm}: its guest switched itself off", edit)
+    return Ocf.SUCCESS
 
 
 # --- the agent ----------------------------------------------------------------------------------

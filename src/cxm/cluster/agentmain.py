@@ -15,6 +15,7 @@ from cxm.cluster.agent import Ocf
 from cxm.config import NodeConfig
 from cxm.errors import CxmError, UsageError, system_error
 from cxm.names import cloud_id, domain_uuid, vm_id
+from cxm.node.life import running
 from cxm.node.machine import Caller, Machine
 from cxm.xen import xl
 
@@ -49,21 +50,27 @@ def _from_file() -> NodeConfig:
 
 def _configured(
     machine: Machine, action: str, environ: Mapping[str, str], settings: Callable[[], NodeConfig]
-) -> Machine | None:
-    """The node with its settings; None when they are broken, and nothing is to do without them.
+) -> Machine | Ocf:
+    """The node with its settings; the answer when they are broken, but it needs none.
 
-    A slip in a file must not get a node fenced for a VM that is not even here.
+    A slip in a file must not get a node fenced for a VM that is not even here, nor a guest started
+    again that runs.
     """
     try:
         return replace(machine, config=settings())
     except CxmError as error:
         if action not in ("monitor", "stop"):
             raise
-        uuid = domain_uuid(cloud_id(environ[_CLOUD]), vm_id(environ[_VM]))
-        if any(domain.uuid == uuid for domain in xl.domains(machine.runner)):
+        uuid = domain_uuid(cloud_id(environ.get(_CLOUD, "")), vm_id(environ.get(_VM, "")))
+        present = [domain for domain in xl.domains(machine.runner) if domain.uuid == uuid]
+        if action == "monitor" and running(present) is not None:
+            answer = Ocf.SUCCESS
+        elif present:
             raise
+        else:
+            answer = Ocf.SUCCESS if action == "stop" else Ocf.NOT_RUNNING
         _log.error("%s: %s", action, error.sentence())
-        return None
+        return answer
 
 
 def perform(
@@ -77,8 +84,8 @@ def perform(
     try:
         _remember_uuid(machine, environ)
         configured = _configured(machine, action, environ, settings)
-        if configured is None:
-            return Ocf.SUCCESS if action == "stop" else Ocf.NOT_RUNNING
+        if isinstance(configured, Ocf):
+            return configured
         if action == "validate-all":
             return Ocf.SUCCESS
         return agent.run(configured, action, environ)

@@ -32,7 +32,6 @@ from cxm.xen.xl import Domain
 _log = logging.getLogger(__name__)
 
 _SUCCESS: Final = 0
-_ERROR: Final = 1
 _NOT_RUNNING: Final = 7
 # The other end of xl, on the target, may need a moment more than this one.
 _ARRIVE_S: Final = 30.0
@@ -126,6 +125,18 @@ def _claim(vm: Vm, wanted: Collection[LvName]) -> None:
         lvm.claim(vm.machine.runner, group, names_)
 
 
+def holds(vm: Vm) -> bool:
+    """Whether this node has disks of the VM for itself: then what is left of it here is the VM."""
+    group = load(vm.machine, vm.owner)
+    if not any(each.volume.active for each in of_vm(vm.machine, group, vm.owner)):
+        return False
+    try:
+        _claim(vm, ())
+    except CommandError:
+        return False
+    return True
+
+
 def _others(vm: Vm) -> list[str]:
     """The other nodes that can be asked."""
     nodes = pacemaker.status(vm.machine.runner).nodes
@@ -138,7 +149,7 @@ def _others(vm: Vm) -> list[str]:
 def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
     """Move the VM's domain to ``target``; an agent's exit code.
 
-    Not success: the guest runs on here, and nothing of it is left on the target.
+    Raises CommandError when the guest runs on here, and nothing of it is left on the target.
     """
     domain = running(vm.present())
     if domain is None:
@@ -156,27 +167,27 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
         seconds = limit_s(domain.memory_mib, pacemaker_s)
         xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
     except CxmError as error:
-        _log.error("VM %d did not move to %s: %s", vm.vm, target, error.sentence())
-        return _after_failure(vm, group, volumes, target)
+        if _runs_on(vm, target):
+            raise CommandError(
+                f"VM {vm.vm} did not move to {target}, it runs on here: {error.message}",
+                hint=error.hint,
+            ) from error
+        # It is beyond the point of no return. Where it is now, migrate_from finds out; where it is
+        # not, Pacemaker starts it anew. Either way nothing of it may stay here.
+        _log.warning("VM %d was cut off on its way to %s: %s", vm.vm, target, error.sentence())
     if _left(vm, group, volumes):
         forget(vm)
-    _log.info("VM %d moved to %s", vm.vm, target)
+    _log.info("VM %d has left for %s", vm.vm, target)
     return _SUCCESS
 
 
-def _after_failure(vm: Vm, group: Group, volumes: list[LvName], target: str) -> int:
-    """What a migration that went wrong has left, put right."""
-    if running(vm.present()) is not None:
-        settle(vm)
-        _log.warning("VM %d runs on here", vm.vm)
-        return _ERROR
-    # It is beyond the point of no return. Where it is now, migrate_from finds out; where it is
-    # not, Pacemaker starts it anew. Either way nothing of it may stay here.
-    _log.warning(
-        "VM %d does not run here any more: %s has it, or it is started anew", vm.vm, target
-    )
-    _left(vm, group, volumes)
-    return _SUCCESS
+def _runs_on(vm: Vm, target: str) -> bool:
+    """Whether the guest is still here after a migration that failed; then that is all there is."""
+    if running(vm.present()) is None:
+        return False
+    _call_off(vm, target)
+    settle(vm)
+    return True
 
 
 def _call_off(vm: Vm, target: str) -> None:

@@ -25,6 +25,7 @@ from cxm.cluster.view import (
     look,
     ready,
     simulated,
+    unblocked,
 )
 from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, VmId
@@ -54,7 +55,7 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
     here = vm_of(call, vm)
     spec = from_json(guest)
     with call.machine.order_lock(call.cloud, vm):
-        view = look(here)
+        view = unblocked(here)
         if view.where == (call.machine.hostname,) and running(settled(here)) is None:
             # Its guest has ended, and Pacemaker has not noticed yet.
             _stopped(here, "its guest had ended")
@@ -75,7 +76,12 @@ def adopt(vm: Vm, view: View) -> dict[str, Any]:
             f"VM {vm.vm} runs on {' and '.join(view.where)}, so it is not started on {me}",
             hint="OpenNebula's record is put right by cxm-sync; 'cxm list' shows where VMs are",
         )
-    edit = edited(vm, lambda known: replace(known, started=True, life=Life.RUNNING, preferred=me))
+    wanted = edited(vm, lambda known: replace(known, started=True, life=Life.RUNNING, preferred=me))
+
+    def edit(root: Element) -> None:
+        wanted(root)
+        cib.release(root, cib.resource_id(vm.owner.cloud, vm.vm))
+
     pacemaker.change(vm.machine.runner, edit, what=f"VM {vm.vm} runs here, and shall")
     await_(vm, START_S, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     return {"name": view.resource.name, "type": "", "adopted": True}
@@ -201,7 +207,7 @@ def stop(
     """
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
-        view = look(here)
+        view = unblocked(here)
         if how == "shutdown" and view.where:
             _shut_down(here, timeout_s)
         if view.resource is not None:
@@ -265,7 +271,7 @@ def reset(call: Call, *, vm: VmId) -> dict[str, Any]:
     """Destroy the VM's domain and start it again, on the node where it was."""
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
-        view = look(here)
+        view = unblocked(here)
         if view.resource is None or view.where != (call.machine.hostname,):
             raise RefusedError(
                 f"VM {vm} does not run on {call.machine.hostname}, so it is not reset here",

@@ -5,6 +5,7 @@
 Its own command line is used, with XML output: it is the same on every distribution.
 """
 
+import html
 import logging
 import os
 import re
@@ -121,7 +122,8 @@ def _failures(root: Element) -> Iterator[Failure]:
             element.get("op_key", "").removesuffix(f"_{task}_{interval}"),
             task,
             element.get("node", ""),
-            element.get("exitreason", "") or element.get("exitstatus", ""),
+            # crm_mon escapes an agent's words once more than XML wants.
+            html.unescape(element.get("exitreason", "")) or element.get("exitstatus", ""),
             element.get("last-rc-change", ""),
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, pacemaker, peer
-from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated
+from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated, unblocked
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
@@ -23,18 +23,18 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
     """Move the VM to another node while it runs; one that is there already is success."""
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
-        view = look(here)
+        view = unblocked(here)
         target = node_of(view.root, node)
         if view.where == (target,):
+            # An order that was killed may have left its rule.
+            rid = cib.resource_id(call.cloud, vm)
+            pacemaker.change(
+                call.machine.runner,
+                lambda root: cib.release(root, rid),
+                what=f"VM {vm} is on {target}",
+            )
             return {"node": target, "moved": False}
         source = _may_move(here, view, target)
-        if view.failures(here):
-            # An earlier move may have failed, and its order been killed: the VM is blocked since.
-            pacemaker.refresh(call.machine.runner, cib.resource_id(call.cloud, vm))
-            view = await_(here, MOVE_S, lambda now: bool(now.where), before=view, fails_on=ON_MOVE)
-            if view.where == (target,):
-                return {"node": target, "moved": False}
-            source = _may_move(here, view, target)
         _move(here, view, source, target)
     return {"node": target, "moved": True}
 

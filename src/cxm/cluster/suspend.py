@@ -13,7 +13,7 @@ from typing import Any, Final
 from cxm.cluster import agent, pacemaker
 from cxm.cluster.cib import Wish
 from cxm.cluster.orders import adopt, place, planned
-from cxm.cluster.view import ON_STOP, STOP_S, View, await_, edited, look, ready
+from cxm.cluster.view import ON_STOP, STOP_S, View, await_, edited, look, ready, unblocked
 from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, State, VmId
 from cxm.node import memory
@@ -36,7 +36,7 @@ def save(call: Call, *, vm: VmId) -> dict[str, Any]:
     here = vm_of(call, vm)
     begun = call.machine.monotonic()
     with call.machine.order_lock(call.cloud, vm):
-        view = look(here)
+        view = unblocked(here)
         if view.where and view.where != (call.machine.hostname,):
             raise RefusedError(
                 f"VM {vm} runs on {view.where[0]}, not here: nothing was done",
@@ -93,7 +93,7 @@ def restore(
     here = vm_of(call, vm)
     me = call.machine.hostname
     with call.machine.order_lock(call.cloud, vm):
-        view = look(here)
+        view = unblocked(here)
         if view.where:
             return adopt(here, view)
         ready(view, me)

@@ -19,6 +19,7 @@ from cxm.node.life import Vm
 START_S: Final = 600.0
 STOP_S: Final = 300.0
 MOVE_S: Final = 1200.0
+_LOOK_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,26 @@ def look(vm: Vm) -> View:
         cib.find(root, vm.owner.cloud, vm.vm),
         placed.nodes if placed is not None else (),
     )
+
+
+def unblocked(vm: Vm) -> View:
+    """The same for an order, after a VM that a failed move has left blocked was looked for.
+
+    Pacemaker believes such a VM to be on both nodes and does nothing about it any more. The order
+    that moved it puts that right, unless it was killed.
+    """
+    view = look(vm)
+    rid = cib.resource_id(vm.owner.cloud, vm.vm)
+    placed = view.status.resources.get(rid)
+    if placed is None or not placed.blocked:
+        return view
+    pacemaker.refresh(vm.machine.runner, rid)
+    for _turn in vm.machine.waits(_LOOK_S):
+        view = look(vm)
+        placed = view.status.resources.get(rid)
+        if placed is not None and placed.at_rest and placed.nodes:
+            break
+    return view
 
 
 def ready(view: View, node: str) -> None:
