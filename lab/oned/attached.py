@@ -23,7 +23,7 @@ from cxm.setup import install, oneconf
 from cxm.setup.install import Account
 from lab import installed, keys, process
 from lab.lab import Lab
-from lab.oned.real import RealOned
+from lab.oned.real import Names, RealOned
 from lab.spec import ONEADMIN_ID
 
 _SESSION: Final = "oneadmin:opennebula"
@@ -74,11 +74,17 @@ def find(environ: Mapping[str, str] = os.environ) -> Installed | None:
 
 @contextmanager
 def open_real(
-    lab: Lab, one: Installed, *, settings: Mapping[str, str] | None = None
+    lab: Lab,
+    one: Installed,
+    *,
+    settings: Mapping[str, str] | None = None,
+    san: str | None = None,
 ) -> Iterator[RealOned]:
     """The OpenNebula ``one`` in a lab's frontend, new and with cxm set up; ends at the end.
 
-    ``settings`` go to the frontend's cxmrc. The lab's nodes must have cxm (``lab/installed.py``).
+    ``settings`` go to the frontend's cxmrc. With ``san`` its hosts share a volume group: they get
+    the cluster and the system datastore of this name. The lab's nodes must have cxm
+    (``lab/installed.py``).
     """
     covers: list[str] = []
     # Outside of the lab's state, which only root may enter; oned takes images from /var/tmp.
@@ -89,10 +95,10 @@ def open_real(
         _set_up(lab, one, {"CLOUD_ID": installed.cloud(lab.places), **(settings or {})})
         _adapt(lab, one)
         pid = _start(lab, one, "oned", "-f")
-        cloud = _answering(lab, one, pid, inbox)
+        cloud = _answering(lab, one, pid, inbox, Names(cluster=san) if san else Names())
         if cloud.version < _OWN_SCHEDULER:
             _start(lab, one, "mm_sched")
-        _cxm_setup(lab, one, "--datastores")
+        _cxm_setup(lab, one, "--datastores", *(["--san", san] if san else []))
         for machine in lab.machines.values():
             # A self-contained OpenNebula uses this path on the hosts too (the guide says so).
             machine.run(["install", "-d", "-o", "oneadmin", f"{one.var}/datastores"])
@@ -261,7 +267,7 @@ def _start(lab: Lab, one: Installed, program: str, *words: str) -> int:
     return process.start(argv, log=log, lab_id=lab.lab_id)
 
 
-def _answering(lab: Lab, one: Installed, pid: int, inbox: str) -> RealOned:
+def _answering(lab: Lab, one: Installed, pid: int, inbox: str, names: Names) -> RealOned:
     """Wait until oned answers."""
     found: list[RealOned] = []
 
@@ -269,7 +275,13 @@ def _answering(lab: Lab, one: Installed, pid: int, inbox: str) -> RealOned:
         with suppress(CxmError):
             prefix = lab.frontend.prefix()
             cloud = RealOned(
-                System(), prefix=prefix, url=_URL, session=_SESSION, var=one.var, inbox=inbox
+                System(),
+                prefix=prefix,
+                url=_URL,
+                session=_SESSION,
+                var=one.var,
+                inbox=inbox,
+                names=names,
             )
             found.append(cloud)
         return bool(found)

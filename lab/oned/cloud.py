@@ -49,6 +49,7 @@ class VmView:
     sequence: int  # of the last history record; -1 before the first placement
     monitoring: Mapping[str, str]
     error: str = ""  # what OpenNebula shows as the reason of the last failure
+    moving: bool = False  # the record before the last is open: a migration has not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Cloud(ABC):
     """An OpenNebula, driven as a user drives it. Calls return at once; ``wait`` waits."""
 
     version: OneVersion
-    poll_s = 0.2  # seconds between two looks of ``wait``
+    poll_s = 1.0  # seconds between two looks of ``wait``; each starts a program
 
     @abstractmethod
     def add_host(self, name: str) -> int:
@@ -125,6 +126,14 @@ class Cloud(ABC):
     @abstractmethod
     def act(self, vm: int, action: Action) -> None:
         """Ask for something; raises CxmError when it is refused in the VM's state."""
+
+    @abstractmethod
+    def migrate(self, vm: int, host: str, *, live: bool) -> None:
+        """Ask for a move to another host; raises CxmError when it is refused.
+
+        What runs moves without a stop if ``live``, else it is saved and restored. Since 4.14 what
+        is suspended or powered off moves too, and stays what it is.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -209,6 +218,21 @@ class Cloud(ABC):
             return None
 
         return self._wait(look, timeout_s, lambda: f"VM {vm} is {self.vm(vm).state}, not {state}")
+
+    def wait_migrated(self, vm: int, *, timeout_s: float = PATIENCE_S) -> VmView:
+        """Wait until a migration has ended, well or not: the view says where the VM is then."""
+        seen: list[VmView] = []
+
+        def look() -> VmView | None:
+            view = self.vm(vm)
+            seen.append(view)
+            rests = view.state in _RESTING or view.state == "FAILED"
+            if view.moving or not (rests or view.state.endswith("_FAILURE")):
+                seen.clear()
+            # Twice the same: oned names the new host a moment before it changes the state.
+            return view if len(seen) > 1 else None
+
+        return self._wait(look, timeout_s, lambda: f"VM {vm} is still {self.vm(vm).state}")
 
     def wait_monitored(self, vm: int, *, timeout_s: float = PATIENCE_S) -> VmView:
         """Wait until monitoring has seen the VM's processor, memory and traffic.

@@ -15,6 +15,8 @@ _RIGHTS = tuple(f"{who}_{right}" for who in ("OWNER", "GROUP", "OTHER") for righ
 # The number that history records give for what ended them (5.0 and later).
 _ACTIONS = {
     "": 0,
+    "migrate": 1,
+    "live-migrate": 2,
     "resume": 12,
     "undeploy": 5,
     "stop": 9,

@@ -23,6 +23,10 @@ from lab.oned.watch import Periods
 _TREE = "usr/share/cxm/remotes"
 _HOST_NAMED = (6, 0)  # HOSTNAME is a setting of oned
 
+# Hosts with a volume group each, and nodes that share one, as ``cxm-setup frontend`` sets them up.
+STANDALONE = Setup(defaults=parts.VMM_EXEC_DEFAULTS)
+SAN = Setup(system="san", system_tm="cxm", defaults=parts.VMM_EXEC_DEFAULTS)
+
 
 @contextmanager
 def open_standin(
@@ -51,7 +55,7 @@ def open_standin(
         )
         place.prepare()
         _put_drivers(lab, place, facts, settings or {})
-        as_set_up = setup or Setup(defaults=parts.VMM_EXEC_DEFAULTS)
+        as_set_up = setup or STANDALONE
         with StandIn(System(), place, facts, setup=as_set_up, periods=periods) as standin:
             yield standin
     finally:

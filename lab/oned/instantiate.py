@@ -16,7 +16,10 @@ _KNOWN: Final = (
     "CPU", "CONTEXT", "DISK", "FEATURES", "GRAPHICS", "INPUT", "MEMORY", "NIC", "OS", "RAW", "VCPU",
 )  # fmt: skip
 _FIRST_VNC_PORT: Final = 5900
+_REQUIREMENTS: Final = ("REQUIREMENTS", "SCHED_REQUIREMENTS")  # the first up to 3.8
 _OS, _CDROM = 0, 1
+# The one form of requirements that the stand-in's scheduler knows.
+_NAMED_HOST: Final = re.compile(r'NAME *= *"([^"]*)"')
 _OF_NIC: Final = re.compile(r"\$NIC\[([A-Z0-9_]+)[^\]]*\]")
 
 
@@ -73,6 +76,13 @@ def make(number: int, template: Template, catalogue: Catalogue, profile: Profile
         made.append(("CONTEXT", context))
     made.append(("VMID", str(number)))
     return Vm(number, name, made, user)
+
+
+def allows(vm: Vm, host: str) -> bool:
+    """Whether a VM's requirements allow a host, as far as they name one."""
+    texts = [single([*vm.template, *vm.user_template], name) for name in _REQUIREMENTS]
+    found = _NAMED_HOST.search(" ".join(texts))
+    return found is None or found[1] == host
 
 
 def _indexed(template: Template, name: str) -> Iterator[tuple[int, Vector]]:

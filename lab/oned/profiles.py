@@ -107,6 +107,46 @@ class Profile:
         return self.version >= (5, 0)
 
     @property
+    def migrates_at_rest(self) -> bool:
+        """VMs that do not run are migrated too, by moving their files."""
+        return self.version >= (5, 0)
+
+    @property
+    def boots_after_migration(self) -> bool:
+        """A saved VM is restored in a state of its own, not in BOOT."""
+        return self.version >= (4, 14)
+
+    @property
+    def swaps_migration_hosts(self) -> bool:
+        """A bug: the TM is given the target before the source."""
+        return self.version < (4, 0)
+
+    @property
+    def migration_data_in_argv(self) -> bool:
+        """The TM gets the VM's XML as an argument; since, on standard input."""
+        return self.version < (5, 10)
+
+    @property
+    def has_failmigrate(self) -> bool:
+        """The TM is told that a migration failed."""
+        return self.version >= (4, 14)
+
+    @property
+    def undoes_premigrate(self) -> bool:
+        """It is told that too when premigrate itself failed."""
+        return self.version >= (7, 3)
+
+    @property
+    def forgives_after_migration(self) -> bool:
+        """What fails when the VM has moved does not fail the migration."""
+        return self.version >= (4, 0)
+
+    @property
+    def names_migration_dir(self) -> bool:
+        """The message of a live migration says the VM's directory."""
+        return self.version >= (5, 13)
+
+    @property
     def can_undeploy(self) -> bool:
         return self.version >= (4, 4)
 

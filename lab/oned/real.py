@@ -184,6 +184,12 @@ class RealOned(Cloud):
             word = "restart"
         self._call("one.vm.action", word, vm)
 
+    def migrate(self, vm: int, host: str, *, live: bool) -> None:
+        # Neither a check of the capacity, nor another datastore, nor by powering off.
+        known = (((4, 0), False), ((4, 14), -1), ((5, 8), 0))
+        more = [value for since, value in known if self.version >= since]
+        self._call("one.vm.migrate", vm, self.host(host).id, live, *more)
+
     def vm_log(self, vm: int) -> str:
         for path in (
             f"{self._var}/vms/{vm}/vm.log",
@@ -216,6 +222,12 @@ def _number(element: ET.Element, path: str, default: int = -1) -> int:
     return int(element.findtext(path) or default)
 
 
+def _error(vm: ET.Element) -> str:
+    """The reason of the last failure; in 3.x its time and text are two values."""
+    paths = ("USER_TEMPLATE/ERROR", "TEMPLATE/ERROR/TIMESTAMP", "TEMPLATE/ERROR/MESSAGE")
+    return " : ".join(filter(None, map(vm.findtext, paths))) or vm.findtext("TEMPLATE/ERROR", "")
+
+
 def view_of_vm(found: ET.Element) -> VmView:
     """A VM from the XML that oned gives."""
     histories = found.findall("HISTORY_RECORDS/HISTORY")
@@ -232,5 +244,6 @@ def view_of_vm(found: ET.Element) -> VmView:
         deploy_id=found.findtext("DEPLOY_ID", ""),
         sequence=-1 if last is None else _number(last, "SEQ"),
         monitoring=monitoring,
-        error=found.findtext("USER_TEMPLATE/ERROR") or found.findtext("TEMPLATE/ERROR") or "",
+        moving=any(_number(record, "ETIME", 0) == 0 for record in histories[-2:-1]),
+        error=_error(found),
     )

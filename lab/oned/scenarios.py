@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from cxm.errors import CxmError
 from lab.lab import Lab
-from lab.oned import attached
+from lab.oned import attached, inlab
 from lab.oned.cloud import Cloud, Network, VmView
-from lab.oned.inlab import open_standin
 
 # Called at each stage with its name and the VM; what it raises ends the scenario.
 Look = Callable[[str, VmView], None]
@@ -36,6 +35,7 @@ class Parts:
     guest_type: str = "auto"
     address: str = ""  # any of the network when empty
     more: str = ""  # further lines of the VM's template
+    other: str = ""  # a second host, of the same cluster
 
     def vm_template(self, name: str, image: int, *, context: str) -> str:
         """A VM with one disk and one network interface."""
@@ -56,10 +56,13 @@ def context_of(cloud: Cloud, name: str) -> str:
 
 
 def prepare(cloud: Cloud, parts: Parts) -> None:
-    """Add the host and the network, and wait until the host can take VMs."""
-    cloud.add_host(parts.host)
+    """Add the hosts and the network, and wait until the hosts can take VMs."""
+    hosts = [host for host in (parts.host, parts.other) if host]
+    for host in hosts:
+        cloud.add_host(host)
     cloud.create_network(parts.network)
-    cloud.wait_host(parts.host)
+    for host in hosts:
+        cloud.wait_host(host)
 
 
 def register(cloud: Cloud, parts: Parts, name: str, *, persistent: bool = False) -> int:
@@ -74,20 +77,32 @@ def register(cloud: Cloud, parts: Parts, name: str, *, persistent: bool = False)
     return image
 
 
+def on_host(cloud: Cloud, host: str) -> str:
+    """The line of a VM's template that lets the scheduler place it on this host only."""
+    name = "SCHED_REQUIREMENTS" if cloud.version >= (4, 0) else "REQUIREMENTS"
+    return f'{name}="NAME=\\"{host}\\""'
+
+
 def deploy(cloud: Cloud, parts: Parts, name: str, image: int) -> int:
-    """Create a VM and wait until it runs."""
-    vm = cloud.create_vm(parts.vm_template(name, image, context=context_of(cloud, name)))
+    """Create a VM and wait until it runs; of two hosts it gets the first."""
+    text = parts.vm_template(name, image, context=context_of(cloud, name))
+    if parts.other:
+        text += f"{on_host(cloud, parts.host)}\n"
+    vm = cloud.create_vm(text)
     cloud.wait(vm, "RUNNING")
     return vm
 
 
-def open_cloud(lab: Lab, version: str) -> AbstractContextManager[Cloud]:
+def open_cloud(lab: Lab, version: str, *, san: bool = False) -> AbstractContextManager[Cloud]:
     """An OpenNebula in the lab's frontend: the one of this machine, or the stand-in's ``version``.
 
     The latter where no OpenNebula is installed (``lab/oned/attached.py`` says where it is sought).
+    With ``san`` its hosts are nodes that share their volume group, else standalone ones.
     """
     one = attached.find()
-    return open_standin(lab, version) if one is None else attached.open_real(lab, one)
+    if one is not None:
+        return attached.open_real(lab, one, san=inlab.SAN.system if san else None)
+    return inlab.open_standin(lab, version, setup=inlab.SAN if san else inlab.STANDALONE)
 
 
 def main_job(cloud: Cloud, parts: Parts, look: Look = _ignore) -> None:
@@ -132,6 +147,75 @@ def undeploy_and_back(cloud: Cloud, parts: Parts, look: Look = _ignore) -> None:
     cloud.terminate(vm, hard=True)
     look("done", cloud.wait(vm, "DONE"))
     cloud.delete_image(image)
+
+
+def cluster_job(cloud: Cloud, parts: Parts, look: Look = _ignore) -> None:
+    """A VM's life on two nodes that share their storage: it moves while it runs, saved, at rest.
+
+    Stages: running, moved (there, and back), suspended, resumed, moved saved, moved asleep
+    (where OpenNebula can, 5.0 and later here), awake, off, on again, done. Hosts and network are
+    there (:func:`prepare`).
+    """
+    image = register(cloud, parts, "cluster")
+    vm = deploy(cloud, parts, "cluster", image)
+    look("running", cloud.vm(vm))
+    for host in (parts.other, parts.host):
+        look("moved", move(cloud, vm, host, live=True))
+    cloud.suspend(vm)
+    look("suspended", cloud.wait(vm, "SUSPENDED"))
+    cloud.resume(vm)
+    look("resumed", cloud.wait(vm, "RUNNING"))
+    look("moved saved", move(cloud, vm, parts.other, live=False))
+    if cloud.version >= (5, 0):
+        cloud.suspend(vm)
+        cloud.wait(vm, "SUSPENDED")
+        look("moved asleep", move(cloud, vm, parts.host, live=False, state="SUSPENDED"))
+        cloud.resume(vm)
+        look("awake", cloud.wait(vm, "RUNNING"))
+    cloud.poweroff(vm)
+    look("off", cloud.wait(vm, "POWEROFF"))
+    cloud.resume(vm)
+    look("on again", cloud.wait(vm, "RUNNING"))
+    cloud.terminate(vm)
+    look("done", cloud.wait(vm, "DONE"))
+    cloud.wait_image(image)
+    cloud.delete_image(image)
+
+
+def move(cloud: Cloud, vm: int, host: str, *, live: bool, state: str = "RUNNING") -> VmView:
+    """Migrate a VM; it is on the other host then, in ``state``."""
+    cloud.migrate(vm, host, live=live)
+    view = cloud.wait_migrated(vm)
+    if (view.host, view.state) != (host, state):
+        raise CxmError(
+            f"VM {vm} is {view.state} on {view.host}, not {state} on {host}: "
+            f"{view.error or 'no reason given'}"
+        )
+    return view
+
+
+def failed_move(
+    cloud: Cloud, parts: Parts, spoil: Callable[[], None], mend: Callable[[], None]
+) -> VmView:
+    """A live migration fails (``spoil`` sees to that): the VM runs on, where OpenNebula says.
+
+    Then it is mended, and the VM moves. The view is of after the failure.
+    """
+    image = register(cloud, parts, "stays")
+    vm = deploy(cloud, parts, "stays", image)
+    spoil()
+    try:
+        cloud.migrate(vm, parts.other, live=True)
+        stayed = cloud.wait_migrated(vm)
+    finally:
+        mend()
+    if (stayed.host, stayed.state) != (parts.host, "RUNNING") or not stayed.error:
+        raise CxmError(f"VM {vm} is {stayed.state} on {stayed.host} after a failed migration")
+    move(cloud, vm, parts.other, live=True)
+    cloud.terminate(vm, hard=True)
+    cloud.wait(vm, "DONE")
+    cloud.delete_image(image)
+    return stayed
 
 
 def second_try(

@@ -314,11 +314,16 @@ class StandIn(Cloud):
                 sequence=last.sequence if last else -1,
                 monitoring=dict(found.monitoring),
                 error=found.error,
+                moving=any(record.ended == 0 for record in found.histories[-2:-1]),
             )
 
     def act(self, vm: int, action: Action) -> None:
         self._life.act(self._vm(vm), action)
         self._schedule()
+
+    def migrate(self, vm: int, host: str, *, live: bool) -> None:
+        target = self._hosts[self.host(host).id]
+        self._life.migrate(self._vm(vm), target, live=live)
 
     def vm_log(self, vm: int) -> str:
         return "\n".join(self._vm(vm).log) + "\n"
@@ -368,7 +373,7 @@ class StandIn(Cloud):
                     self._life.place(vm, host, self.system_store)
 
     def _fits(self, vm: Vm, host: Host) -> bool:
-        if host.state != "MONITORED":
+        if host.state != "MONITORED" or not instantiate.allows(vm, host.name):
             return False
         there = [one for one in self._reports.of_host(host) if one.state not in _OCCUPYING]
         memory = sum(int(single(one.template, "MEMORY", "0")) for one in [*there, vm])

@@ -97,15 +97,21 @@ class Transfers:
                 lines.append(f"DELETE {manager} {source} {vm.id} {store}")
         return [*lines, f"DELETE {system.tm_mad} {place} {vm.id} {system.id}"]
 
-    def delete(self, vm: Vm, *, on_frontend: bool = False) -> list[str]:
-        """Remove everything."""
-        system = vm.history.system
-        place = self._here(vm) if on_frontend else self._there(vm)
+    def delete(
+        self, vm: Vm, *, on_frontend: bool = False, record: History | None = None
+    ) -> list[str]:
+        """Remove everything, on the last host or where ``record`` says."""
+        system = (record or vm.history).system
+        place = self._here(vm) if on_frontend else self._there(vm, record)
         lines = []
         for disk in vm.disks:
             manager, store = self._owner(disk, system)
             lines.append(f"DELETE {manager} {place}/disk.{disk['DISK_ID']} {vm.id} {store}")
         return [*lines, f"DELETE {system.tm_mad} {place} {vm.id} {system.id}"]
+
+    def delete_both(self, vm: Vm) -> list[str]:
+        """Remove everything on both hosts of a move that was given up, the target first."""
+        return self.delete(vm) + self.delete(vm, record=vm.histories[-2])
 
     def stop(self, vm: Vm) -> list[str]:
         """Move the VM from its host to the frontend."""
@@ -115,6 +121,18 @@ class Transfers:
         """Move a stopped or undeployed VM from the frontend to its new host."""
         previous = vm.histories[-2]
         return list(self._moves(vm, self._here(vm, previous), self._there(vm)))
+
+    def migrate(self, vm: Vm) -> list[str]:
+        """Move the VM from the host before the last to the last."""
+        return list(self._moves(vm, self._there(vm, vm.histories[-2]), self._there(vm)))
+
+    def migration(self, vm: Vm) -> str:
+        """What is done before and after a live migration; the driver puts PRE or POST before it."""
+        hosts = [vm.histories[-2].host.name, vm.history.host.name]
+        if self._profile.swaps_migration_hosts:
+            hosts.reverse()
+        system = vm.history.system
+        return f"MIGRATE {system.tm_mad} {' '.join(hosts)} {self.host_dir(vm)} {vm.id} {system.id}"
 
     def _moves(self, vm: Vm, source: str, target: str) -> Iterator[str]:
         system = vm.history.system
@@ -140,7 +158,7 @@ class Transfers:
                         return done
         return Answer(ok=True, info="-")
 
-    def run_line(self, words: Sequence[str], log: Log) -> Answer:
+    def run_line(self, words: Sequence[str], log: Log, stdin: str = "") -> Answer:
         """Run one line of a transfer file."""
         action, manager, arguments = words[0].lower(), words[1], words[2:]
         directory = os.path.join(self._place.remotes, "tm", manager)
@@ -152,7 +170,8 @@ class Transfers:
             return Answer(ok=False, info=error.message)
         if self._profile.escapes_tm_arguments:
             arguments = [shlex.quote(word) for word in arguments]
-        return answer(self._scripts.local(f"{script} {' '.join(arguments)}"), self._profile, log)
+        command = f"{script} {' '.join(arguments)}"
+        return answer(self._scripts.local(command, stdin), self._profile, log)
 
     def _script(self, directory: str, action: str) -> str:
         path = os.path.join(directory, action)

@@ -1,47 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns the VMM driver: the steps of each action, their arguments, inputs and roll-backs."""
+"""Owns the VMM driver: which steps each action has, their arguments, inputs and roll-backs."""
 
 import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import replace
 from xml.sax.saxutils import escape
 
 from cxm.errors import CxmError
 from lab.oned import deployment
 from lab.oned.documents import Documents
-from lab.oned.drivers import MISSING, Answer, Log, Scripts, Stream, answer
-from lab.oned.model import Vm
+from lab.oned.drivers import MISSING, Answer, Log, Scripts, answer
+from lab.oned.model import History, Host, Vm
+from lab.oned.steps import Run, Step, Steps
 from lab.oned.templates import Template
 from lab.oned.transfer import Transfers
-
-_DRIVER: Final = "cxm"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step: of the VMM driver, a network driver, or the TM driver."""
-
-    driver: str  # vmm, vnm, tm or shell
-    action: str
-    parameters: tuple[str, ...] = ()
-    stdin: str | None = None  # None: what this version gives by default
-    undo: tuple["Step", ...] = ()
-    may_fail: bool = False
-
-
-@dataclass(slots=True)
-class _Run:
-    """An action under way."""
-
-    vm: Vm
-    stream: Stream
-    message: str
-    log: Log
-    answers: dict[str, str] = field(default_factory=dict)
-    reason: str = "-"
 
 
 class Hypervisor:
@@ -51,6 +25,7 @@ class Hypervisor:
         self, scripts: Scripts, documents: Documents, transfers: Transfers, defaults: Template
     ) -> None:
         self._scripts = scripts
+        self._steps = Steps(scripts, documents, transfers)
         self._defaults = defaults
         self._documents = documents
         self._transfers = transfers
@@ -80,7 +55,7 @@ class Hypervisor:
             *self._vm_files(vm, xml),
             Step("vmm", "deploy", (remote, vm.history.host.name), text,
                  undo=self._clean(after_failure=True)),
-            Step("vnm", "post", self._post("{deploy}", vm), undo=after),
+            Step("vnm", "post", self._post("{deploy}"), undo=after),
         ]  # fmt: skip
         return self._run(vm, "deploy", steps, message, log)
 
@@ -89,7 +64,8 @@ class Hypervisor:
         checkpoint = f"{self._transfers.host_dir(vm)}/checkpoint"
         context = self._context(vm)
         xml = self._documents.vm(vm, full=False)
-        message = self._message(vm, xml, checkpoint=checkpoint, command=context)
+        disk = context.split()[-3].partition(":")[2] if context else ""
+        message = self._message(vm, xml, checkpoint=checkpoint, command=context, target_path=disk)
         words: tuple[str, ...] = (checkpoint, vm.history.host.name)
         if self._profile.restores_with_deploy_id:
             words += (vm.deploy_id,)
@@ -97,17 +73,46 @@ class Hypervisor:
             *self._context_step(context),
             Step("vnm", "pre"),
             Step("vmm", "restore", words),
-            Step("vnm", "post", self._post(vm.deploy_id, vm), undo=self._cancel(vm.deploy_id)),
+            Step("vnm", "post", self._post(vm.deploy_id), undo=self._cancel(vm.deploy_id)),
         ]
         return self._run(vm, "restore", steps, message, log)
 
-    def save(self, vm: Vm, log: Log) -> Answer:
-        """Write the domain's memory to its checkpoint and end it."""
-        checkpoint = f"{self._transfers.host_dir(vm)}/checkpoint"
+    def save(self, vm: Vm, log: Log, record: History | None = None) -> Answer:
+        """Write the domain's memory to its checkpoint and end it; where ``record`` says it is."""
+        source = record or vm.history
+        checkpoint = f"{self._transfers.host_dir(vm, source)}/checkpoint"
         xml = self._documents.vm(vm, full=False)
-        message = self._message(vm, xml, checkpoint=checkpoint)
-        words = (vm.deploy_id, checkpoint, vm.history.host.name)
-        return self._run(vm, "save", [Step("vmm", "save", words), *self._clean()], message, log)
+        message = self._message(vm, xml, record=source, checkpoint=checkpoint)
+        words = (vm.deploy_id, checkpoint, source.host.name)
+        steps = [Step("vmm", "save", words), *self._clean()]
+        return self._steps.run(Run(vm, source.host, message, log), "save", steps)
+
+    def migrate(self, vm: Vm, log: Log) -> Answer:
+        """Let the running domain move from the host before the last to the last."""
+        source, target = vm.histories[-2].host, vm.history.host
+        line = self._transfers.migration(vm)
+        xml = self._documents.vm(vm, full=False)
+        message = self._message(
+            vm, xml, record=vm.histories[-2], target=target, command=f"{line}\n",
+            target_path=self._transfers.host_dir(vm) if self._profile.names_migration_dir else "",
+        )  # fmt: skip
+        failed = (self._around("FAIL", line, xml),) if self._profile.has_failmigrate else ()
+        undone = failed if self._profile.undoes_premigrate else ()
+        words = (vm.deploy_id, target.name, source.name)
+        # From here on the VM is on the target, whatever else fails; 3.x does not see that.
+        lax = self._profile.forgives_after_migration
+        after = [
+            *self._clean(),
+            Step("vnm", "post", self._post(vm.deploy_id), on_target=True),
+            self._around("POST", line, xml),
+        ]
+        steps = [
+            replace(self._around("PRE", line, xml), undo=undone),
+            Step("vnm", "pre", on_target=True),
+            Step("vmm", "migrate", words, undo=failed),
+            *[replace(step, may_fail=lax) for step in after],
+        ]
+        return self._steps.run(Run(vm, source, message, log, target), "migrate", steps)
 
     def end(self, vm: Vm, action: str, log: Log) -> Answer:
         """Shut down, or cancel."""
@@ -126,7 +131,7 @@ class Hypervisor:
     def direct(self, vm: Vm, action: str, log: Log) -> Answer:
         """Run an action by an ssh of its own, as poll and the oldest reboot do."""
         host = vm.history.host.name
-        command = f"{self._script(action)} {vm.deploy_id} {host} {vm.id} {host}"
+        command = f"{self._steps.script(action)} {vm.deploy_id} {host} {vm.id} {host}"
         return answer(self._scripts.remote(host, command), self._profile, log)
 
     def cleanup(self, vm: Vm, log: Log) -> Answer:
@@ -141,6 +146,9 @@ class Hypervisor:
         return self._run(vm, "cleanup", loose, message, log)
 
     # Parts.
+
+    def _run(self, vm: Vm, action: str, steps: Sequence[Step], message: str, log: Log) -> Answer:
+        return self._steps.run(Run(vm, vm.history.host, message, log), action, steps)
 
     def _deployment(self, vm: Vm) -> str:
         if self._profile.deployment_type == "xml":
@@ -167,10 +175,17 @@ class Hypervisor:
                  self._documents.datastore(system, ())),
         ]  # fmt: skip
 
-    def _post(self, deploy_id: str, vm: Vm) -> tuple[str, ...]:
-        return (
-            (deploy_id, vm.history.host.name) if self._profile.network_names_host else (deploy_id,)
-        )
+    def _around(self, kind: str, line: str, xml: str) -> Step:
+        """What the TM driver does before or after a live migration, or after one that failed."""
+        words = f"{kind}{line}".split()
+        data = base64.b64encode(xml.encode()).decode()
+        action = f"tm_{kind.lower()}migrate"
+        if self._profile.migration_data_in_argv:
+            return Step("tm", action, (*words, data))
+        return Step("tm", action, tuple(words), data, may_fail=kind == "FAIL")
+
+    def _post(self, deploy_id: str) -> tuple[str, ...]:
+        return (deploy_id, "{host}") if self._profile.network_names_host else (deploy_id,)
 
     def _cancel(self, deploy_id: str) -> tuple[Step, ...]:
         return (Step("vmm", "cancel", (deploy_id, "{host}")),)
@@ -186,20 +201,25 @@ class Hypervisor:
         vm: Vm,
         xml: str,
         *,
+        record: History | None = None,
+        target: Host | None = None,
         files: tuple[str, str] = ("", ""),
         checkpoint: str = "",
         command: str = "",
+        target_path: str = "",
     ) -> str:
+        record = record or vm.history
         old = self._profile.network_driver_of_host
 
         def element(name: str, value: str) -> str:
             return f"<{name}>{escape(value)}</{name}>" if value else f"<{name}/>"
 
-        rows = [element("HOST", vm.history.host.name)]
+        rows = [element("HOST", record.host.name)]
         if old:
-            rows += [element("NET_DRV", vm.history.host.vn_mad), "<MIGR_HOST/><MIGR_NET_DRV/>"]
-        else:
-            rows.append("<MIGR_HOST/>")
+            rows.append(element("NET_DRV", record.host.vn_mad))
+        rows.append(element("MIGR_HOST", target.name if target else ""))
+        if old:
+            rows.append(element("MIGR_NET_DRV", target.vn_mad if target else ""))
         rows += [
             element("DEPLOY_ID", vm.deploy_id),
             element("LOCAL_DEPLOYMENT_FILE", files[0]),
@@ -209,75 +229,10 @@ class Hypervisor:
         ]
         if not old:
             rows.append("<TM_COMMAND_ROLLBACK/>")
-        rows += ["<DISK_TARGET_PATH/>", xml]
+        rows += [element("DISK_TARGET_PATH", target_path), xml]
         if not old:
-            rows.append(self._documents.datastore(vm.history.system, ()))
+            rows.append(self._documents.datastore(record.system, ()))
         return f"<VMM_DRIVER_ACTION_DATA>{''.join(rows)}</VMM_DRIVER_ACTION_DATA>"
-
-    def _script(self, action: str) -> str:
-        return f"{self._scripts.place.remote_dir}/vmm/{_DRIVER}/{action}"
-
-    # Running.
-
-    def _run(self, vm: Vm, action: str, steps: Sequence[Step], message: str, log: Log) -> Answer:
-        stream = self._scripts.stream(vm.history.host.name)
-        run = _Run(vm, stream, message, log)
-        try:
-            ok = self._steps(run, steps)
-        finally:
-            stream.close()
-        return Answer(ok, run.answers.get(action, "-") if ok else run.reason)
-
-    def _steps(self, run: _Run, steps: Sequence[Step]) -> bool:
-        for step in steps:
-            done = self._step(run, step)
-            run.answers[step.action] = done.info
-            if done.ok:
-                run.log(f"Successfully execute {step.driver} operation: {step.action}.", "I")
-                continue
-            self._steps(run, step.undo)
-            run.reason = done.info
-            run.log(f"Failed to execute {step.driver} operation: {step.action}.", "I")
-            if not step.may_fail:
-                return False
-        return True
-
-    def _step(self, run: _Run, step: Step) -> Answer:
-        if step.driver == "tm":
-            return self._transfers.run_line(step.parameters, run.log)
-        host = run.vm.history.host.name
-        known = {"{deploy}": run.answers.get("deploy", ""), "{host}": host}
-        words = [known.get(word, word) for word in step.parameters]
-        if self._profile.quotes_parameters:
-            words = [f"'{word}'" for word in words]
-        if step.driver == "vnm":
-            return self._network(run, step.action, words)
-        if step.driver == "shell":
-            command = f"{step.action} {' '.join(words)}"
-        else:
-            command = f"{self._script(step.action)} {' '.join(words)} {run.vm.id} {host}"
-        stdin = step.stdin
-        if stdin is None and self._profile.gives_stdin:
-            stdin = run.message
-        return answer(run.stream.run(command, stdin), self._profile, run.log)
-
-    def _network(self, run: _Run, action: str, words: Sequence[str]) -> Answer:
-        """Run the step of each network driver; of the host's one up to 4.14."""
-        data = base64.b64encode(self._documents.vm(run.vm, full=False).encode()).decode()
-        if self._profile.network_driver_of_host:
-            names = [run.vm.history.host.vn_mad]
-        else:
-            names = list(dict.fromkeys(nic["VN_MAD"] for nic in run.vm.nics if nic.get("VN_MAD")))
-        for name in names:
-            script = f"{self._scripts.place.remote_dir}/vnm/{name}/{action}"
-            if self._profile.network_data_in_argv:
-                command, stdin = f"{script} {data} {' '.join(words)}", None
-            else:
-                command, stdin = f"{script}  {' '.join(words)}", data
-            done = answer(run.stream.run(command, stdin), self._profile, run.log)
-            if not done.ok:
-                return done
-        return Answer(ok=True, info="-")
 
 
 __all__ = ["MISSING", "Hypervisor", "Step"]

@@ -403,3 +403,17 @@ def ssh(host: str, argv: Sequence[str], *, options: Sequence[str] = ()) -> list[
         "--",
         shlex.join(argv),
     ]  # fmt: skip
+
+
+def foreground(argv: Sequence[str]) -> int:
+    """Give the terminal to a command until it ends, as a shell would; returns its exit code."""
+    _log.debug("run in the foreground: %s", shlex.join(argv))
+    terminal = {"TERM": os.environ.get("TERM", "dumb")}
+    # Ctrl-C is for the command; a handler, unlike SIG_IGN, is not handed down to it.
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    try:
+        return subprocess.Popen(argv, env=environment(terminal)).wait()
+    except FileNotFoundError as error:
+        raise _failure(argv, _NOT_FOUND, "", timed_out=None) from error
+    finally:
+        signal.signal(signal.SIGINT, before)

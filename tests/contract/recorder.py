@@ -26,7 +26,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _RECORDING = os.path.join(_HERE, "recording")
 _TM = (
     "clone", "ln", "mkimage", "mkswap", "context", "mvds", "cpds", "delete", "mv", "premigrate",
-    "postmigrate", "monitor",
+    "postmigrate", "failmigrate", "monitor",
 )  # fmt: skip
 _VMM = ("deploy", "shutdown", "cancel", "save", "restore", "migrate", "reboot", "reset", "poll")
 
@@ -166,7 +166,7 @@ def play(cloud: Cloud, notes: Notes, settle: Callable[[], None]) -> None:
     do("reset", vm, lambda number: cloud.reboot(number, hard=True), "RUNNING")
     do("terminate", vm, cloud.terminate, "DONE")
 
-    notes.fail("vmm.deploy", _error("the guest type pvh needs a kernel", cloud))
+    notes.fail("vmm.deploy", error("the guest type pvh needs a kernel", cloud))
     vm = create(
         "two", "create, deploy fails", with_data=True, state="FAILED" if old else "BOOT_FAILURE"
     )
@@ -174,7 +174,7 @@ def play(cloud: Cloud, notes: Notes, settle: Callable[[], None]) -> None:
     do("retry", vm, cloud.retry, "RUNNING")
     do("delete running", vm, cloud.delete, "DONE")
 
-    notes.fail("tm.clone", _error("no space", cloud))
+    notes.fail("tm.clone", error("no space", cloud))
     vm = create(
         "three", "create, clone fails", with_data=False, state="FAILED" if old else "PROLOG_FAILURE"
     )
@@ -201,7 +201,8 @@ def reach(cloud: Cloud, vm: int, state: str) -> None:
             raise
 
 
-def _error(text: str, cloud: Cloud) -> str:
+def error(text: str, cloud: Cloud) -> str:
+    """What a script that fails says, so that this version reads ``text``."""
     if cloud.version.has_error_markers:
         return (
             f"ERROR: action: {text}\nERROR MESSAGE --8<------\n{text}\nERROR MESSAGE ------>8--\n"
@@ -269,7 +270,7 @@ def normal(entries: list[dict[str, Any]], names: Names) -> Played:
 
 def _call(entry: Call, names: Names, shapes: dict[str, set[str]]) -> Call | None:
     if "stream" in entry:
-        return {"stream": list(_stream(entry["stdin"], names))}
+        return {"stream": list(_stream(entry["stdin"], names)), **_elsewhere(entry["stream"])}
     if "ssh" in entry:
         words = [_word(word, names) for word in entry["ssh"]]
         return (
@@ -286,10 +287,15 @@ def _call(entry: Call, names: Names, shapes: dict[str, set[str]]) -> Call | None
         argv[-1] = stores.get(argv[-1], argv[-1])
     found: Call = {"script": path, "argv": argv, "cwd": _word(entry["cwd"], names)}
     if entry["host"]:
-        found["cwd"] = "HOME"
+        found |= {"cwd": "HOME", **_elsewhere(entry["host"])}
     if entry["stdin"] and "/vnm/" not in path:
         found["stdin"] = _shape(entry["stdin"], names, shapes)
     return found
+
+
+def _elsewhere(host: str) -> Call:
+    """Which host it is, where it is not the one that most plays have."""
+    return {} if host == HOST else {"host": host}
 
 
 def _word(word: str, names: Names) -> str:

@@ -22,7 +22,8 @@ BMC = {"ip": "10.0.0.1", "username": "u", "password": "p", "lanplus": "1"}
 
 def of_nodes(*nodes: str) -> Basis:
     """The basis of a cluster of these nodes."""
-    return Basis(nodes, "LVM_XEN", [FenceDevice(node, "fence_ipmilan", BMC) for node in nodes])
+    fencing = [FenceDevice(node, "fence_ipmilan", BMC) for node in nodes]
+    return Basis(nodes, "LVM_XEN", "/dev/disk/by-id/virtio-SAN", fencing)
 
 
 class Cluster:

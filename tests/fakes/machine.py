@@ -129,7 +129,7 @@ class FakeNode:
             "umount": self._umount,
         }
         for name in ("dev", "backing", "trees", "tmp", "run", "state", "cfg", "auto", "datastores"):
-            os.makedirs(self.path(name))
+            os.makedirs(self.path(name), exist_ok=True)
         os.makedirs(self.path("dev", vg))
 
     # --- for tests ---------------------------------------------------------------------------

@@ -28,7 +28,12 @@ _DOM0: Final = (
     "Domain-0                                     0   384     1     r-----      52.6 "
     "00000000-0000-0000-0000-000000000000        -                -\n"
 )
-_REASONS: Final = {"off": ("-", 0), "rebooting": ("r", 1), "crashed": ("c", 3)}
+_REASONS: Final = {
+    "off": ("-", 0),
+    "rebooting": ("r", 1),
+    "crashed": ("c", 3),
+    "suspended": ("s", 2),
+}
 _SHUTDOWN_S: Final = 3.0
 _REBOOT_S: Final = 2.0  # of each of its three phases
 _START: Final = 1_700_000_000.0
@@ -44,7 +49,7 @@ class FakeDomain:
     memory_mib: int
     config: str
     volumes: tuple[str, ...]
-    life: str = "running"  # running paused half asked off crashed rebooting gap building
+    life: str = "running"  # running paused half asked off crashed suspended ...
     ran: bool = True
     keeper: int | None = None
     until: float = 0.0  # when the next thing happens to it
@@ -258,6 +263,10 @@ class FakeXen:
         found = (each for each in self.state.domains if each.life != "gap")
         return next((each for each in found if str(each.domid) == domid), None)
 
+    def _device(self, path: str) -> str:
+        """Where a device of a configuration is in the model's world."""
+        return path
+
     def _make(self, config: str, **changes: Any) -> FakeDomain | Outcome:
         """Make a domain as the configuration says, or tell what xl says."""
         with open(config, encoding="utf-8") as file:
@@ -270,7 +279,7 @@ class FakeXen:
         disks = parsed.get("disk")
         volumes = []
         for disk in disks if isinstance(disks, tuple) else ():
-            device = disk.removeprefix("phy:").split(",")[0]
+            device = self._device(disk.removeprefix("phy:").split(",")[0])
             if not os.path.exists(device):
                 text = (
                     f"libxl_device.c:455:x: Disk vdev=xvda failed to stat: {device}: No such file"

@@ -12,6 +12,7 @@ INFO = """host                   : node1
 release                : 6.1.0-28-amd64
 nr_cpus                : 4
 cpu_mhz                : 2799.998
+hw_caps                : 078bf3fd:80982201:20100800:00000005
 total_memory           : 8191
 free_memory            : 5000
 xen_version            : 4.17.5-pre

@@ -14,7 +14,7 @@ from lab.oned.cloud import VmView
 from tests.lab.sites import Site, versions
 
 # Without it no disk gets a file system; monitoring, which would bar the host, does not miss it.
-_MKFS = "/usr/sbin/mkfs.ext4"
+_MKFS = "/usr/sbin/mke2fs"
 
 _EVERY_VERSION = versions(
     "7.4",

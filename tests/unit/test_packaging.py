@@ -117,7 +117,7 @@ def test_standalone_host_needs_no_cluster_stack(built: dict[str, Path]) -> None:
         assert package in re.split(r"[,\s]+", suggested)
 
 
-@pytest.mark.parametrize("name", ["cxm-helper", "cxm-setup"])
+@pytest.mark.parametrize("name", ["cxm-cli", "cxm-helper", "cxm-setup", "cxmd_ctl"])
 def test_entry_points_are_python_with_a_clean_start(name: str) -> None:
     """Isolated from the caller's environment: -I; the path to the program is fixed."""
     text = (ROOT / "packaging/bin" / name).read_text()

@@ -21,7 +21,7 @@ from cxm.names import CHECKPOINT, LvName, State
 from cxm.node import configs, memory
 from cxm.node import volumes as store
 from cxm.node.guests import Life
-from cxm.node.life import Vm, end, never_ran, running, settled
+from cxm.node.life import Vm, end, running, settled
 from cxm.node.machine import Machine
 from cxm.node.starting import activated, drop_checkpoint, launched, release, usable
 from cxm.node.volumes import Owner
@@ -32,9 +32,9 @@ _log = logging.getLogger(__name__)
 
 # How long a guest is asked before it is destroyed: longer would delay every failover.
 SOFT_S: Final = 20.0
-# A save or another order about the VM ends soon after its domain is destroyed under it.
-_BUSY_S: Final = 10.0
+# How long a guest may be between two lives: rebooting, or suspended by a save that somebody does.
 _GAP_S: Final = 40.0
+_PASSING: Final = (xl.Reason.REBOOT, xl.Reason.SUSPEND, xl.Reason.SOFT_RESET)
 
 
 class Ocf(IntEnum):
@@ -70,28 +70,27 @@ def start(vm: Vm) -> Ocf:
     resource = resource_of(vm)
     present = settled(vm)
     found = running(present)
+    path = _configured(vm, resource)
     if found is not None:
         _log.info("VM %d runs already, as %s", vm.vm, found.name)
         moving.settle(vm)
         return Ocf.SUCCESS
     if present:
         end(vm)
-    path = configs.write(
-        vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
-    )
-    moving.forget(vm)
+    stored = domcfg.read(resource.config, path)
+    volumes = [LvName(name) for name in stored.volumes]
+    moving.take(vm, volumes)
     if resource.wish is Wish.RESTORE and _can_wake(vm):
         memory.wake(vm, None, "")
         memory.throw_away(vm)
         _log.info("VM %d goes on from its saved memory", vm.vm)
         return Ocf.SUCCESS
-    if resource.wish is Wish.RESTORE:
-        _log.warning("VM %d is started afresh: its saved memory cannot be used", vm.vm)
+    if resource.wish is not Wish.NONE:
+        _log.warning("VM %d is started afresh: there is no saved memory that can be used", vm.vm)
         update(
             vm, f"VM {vm.vm}: no memory to restore", lambda known: replace(known, wish=Wish.NONE)
         )
-    stored = domcfg.read(resource.config, path)
-    group, owned = usable(vm, [LvName(name) for name in stored.volumes])
+    group, owned = usable(vm, volumes)
     drop_checkpoint(vm, group)
     with (
         activated(vm, group, owned),
@@ -99,6 +98,16 @@ def start(vm: Vm) -> Ocf:
     ):
         _log.info("VM %d was started as %s", vm.vm, domain.name)
     return Ocf.SUCCESS
+
+
+def _configured(vm: Vm, resource: Resource) -> str:
+    """Store the VM's configuration on this node; returns its path. One of an old name goes."""
+    machine = vm.machine
+    path = configs.write(
+        machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
+    )
+    configs.remove(machine, [entry for entry in vm.stored() if entry.path != path])
+    return path
 
 
 def _can_wake(vm: Vm) -> bool:
@@ -145,26 +154,44 @@ def _shut_down(vm: Vm) -> None:
 # --- monitor ------------------------------------------------------------------------------------
 
 
-def monitor(vm: Vm) -> Ocf:
-    """What became of a VM that does not simply run."""
-    if vm.machine.vm_busy(vm.owner.cloud, vm.vm):
-        return Ocf.SUCCESS  # an action is at work on it, and answers for it
+def monitor(vm: Vm, *, probe: bool = False) -> Ocf:
+    """What became of a VM that does not simply run.
+
+    A ``probe`` asks whether it is here at all: that an action is at work on it here says nothing.
+    """
+    if vm.machine.vm_busy(vm.owner.cloud, vm.vm) and (not probe or _here(vm.present())):
+        return Ocf.SUCCESS  # the action answers for it
     present = _settled(vm)
     domain = running(present)
     if domain is not None:
         moving.settle(vm)
         return Ocf.SUCCESS
-    here = [each for each in present if not each.moving and not each.dying]
+    here = _here(present)
     if not here:
-        return _gone(vm)
+        return Ocf.NOT_RUNNING if probe else _gone(vm)
     if here[0].powered_off:
         _switched_off(vm)
         return Ocf.SUCCESS
-    if never_ran(here[0]) or vm.keepers():
-        return Ocf.SUCCESS if vm.keepers() else Ocf.ERROR
-    what = "its watchdog found it dead" if here[0].reason == xl.Reason.WATCHDOG else "it crashed"
-    _log.warning("VM %d: %s", vm.vm, what)
+    if not here[0].shut_down and vm.keepers():
+        return Ocf.SUCCESS
+    _log.warning("VM %d: %s", vm.vm, _fate(here[0]))
     return Ocf.ERROR
+
+
+def _here(present: list[Domain]) -> list[Domain]:
+    """The domains that are not half of a migration."""
+    return [each for each in present if not each.moving and not each.dying]
+
+
+def _fate(domain: Domain) -> str:
+    if not domain.shut_down:
+        return "its domain was left half-made"
+    known = {
+        xl.Reason.WATCHDOG: "its watchdog found it dead",
+        xl.Reason.SUSPEND: "it is suspended, and nobody goes on with it",
+        xl.Reason.REBOOT: "it reboots, and nobody starts it again",
+    }
+    return next((text for reason, text in known.items() if domain.reason == reason), "it crashed")
 
 
 def _settled(vm: Vm) -> list[Domain]:
@@ -173,10 +200,14 @@ def _settled(vm: Vm) -> list[Domain]:
     for _turn in vm.machine.waits(_GAP_S):
         kept = bool(vm.keepers())
         present = vm.present()
-        if running(present) is not None or not kept:
+        here = _here(present)
+        passing = any(domain.shut_down and domain.reason in _PASSING for domain in here)
+        if running(present) is not None or not (kept or passing):
             break
-        if any(domain.shut_down and domain.reason != xl.Reason.REBOOT for domain in present):
+        if any(domain.shut_down for domain in here) and not passing:
             break
+        if present and not here:
+            break  # it is on its way from here or to here
     return present
 
 
@@ -228,7 +259,7 @@ def run(machine: Machine, action: str, env: Mapping[str, str]) -> Ocf:
     if action == "stop":
         return stop(vm)
     if action == "monitor":
-        return monitor(vm)
+        return monitor(vm, probe=env.get("OCF_RESKEY_CRM_meta_interval", "0") == "0")
     if action == "migrate_to":
         target = env.get("OCF_RESKEY_CRM_meta_migrate_target", "")
         return _locked(vm, lambda vm: Ocf(moving.send(vm, resource_of(vm), target, limit_s)))

@@ -5,12 +5,14 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from cxm import config, log, run
+from cxm.cluster import agent
 from cxm.cluster.agent import Ocf
+from cxm.config import NodeConfig
 from cxm.errors import CxmError, UsageError, system_error
 from cxm.names import cloud_id, domain_uuid, vm_id
 from cxm.node.machine import Caller, Machine
@@ -18,12 +20,13 @@ from cxm.xen import xl
 
 _log = logging.getLogger(__name__)
 
-_EXPECTED: Final = {"monitor": Ocf.ERROR, "migrate_to": Ocf.ERROR}
+_CLOUD: Final = "OCF_RESKEY_cloud"
+_VM: Final = "OCF_RESKEY_vm"
 
 
 def _remember_uuid(machine: Machine, env: Mapping[str, str]) -> None:
     """Leave the VM's UUID for the monitors that start no Python."""
-    cloud, vm = cloud_id(env.get("OCF_RESKEY_cloud", "")), vm_id(env.get("OCF_RESKEY_vm", ""))
+    cloud, vm = cloud_id(env.get(_CLOUD, "")), vm_id(env.get(_VM, ""))
     directory = os.path.join(machine.run_dir, "uuid")
     path = os.path.join(directory, f"{cloud}-{vm}")
     if os.path.exists(path):
@@ -39,42 +42,62 @@ def _say(text: str) -> None:
     sys.stderr.write(f"ocf-exit-reason:{text}\n")
 
 
-def _machine(action: str, env: Mapping[str, str]) -> Machine:
-    """This node; broken settings must not get it fenced for a VM that is not even here."""
-    settings = config.NodeConfig()
-    machine = Machine(settings, run.System(), Caller(0, 0), os.uname().nodename)
+def _from_file() -> NodeConfig:
+    settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
+    return settings
+
+
+def _configured(
+    machine: Machine, action: str, environ: Mapping[str, str], settings: Callable[[], NodeConfig]
+) -> Machine | None:
+    """The node with its settings; None when they are broken, and nothing is to do without them.
+
+    A slip in a file must not get a node fenced for a VM that is not even here.
+    """
     try:
-        settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
-    except CxmError:
-        uuid = domain_uuid(cloud_id(env["OCF_RESKEY_cloud"]), vm_id(env["OCF_RESKEY_vm"]))
-        present = [domain for domain in xl.domains(machine.runner) if domain.uuid == uuid]
-        if present or action not in ("monitor", "stop"):
+        return replace(machine, config=settings())
+    except CxmError as error:
+        if action not in ("monitor", "stop"):
             raise
-    return replace(machine, config=settings)
+        uuid = domain_uuid(cloud_id(environ[_CLOUD]), vm_id(environ[_VM]))
+        if any(domain.uuid == uuid for domain in xl.domains(machine.runner)):
+            raise
+        _log.error("%s: %s", action, error.sentence())
+        return None
 
 
-def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Do the action and return the agent's exit code."""
-    from cxm.cluster import agent  # noqa: PLC0415 - after the log is ready for what it says
-
-    os.umask(0o022)
-    log.to_syslog(ident="cxm", debug=False)
-    action = argv[0] if len(argv) == 1 else ""
+def perform(
+    machine: Machine,
+    action: str,
+    environ: Mapping[str, str],
+    settings: Callable[[], NodeConfig],
+    say: Callable[[str], None] = _say,
+) -> int:
+    """Do the action and return the agent's exit code; ``say`` is told why it failed."""
     try:
-        machine = _machine(action, environ)
         _remember_uuid(machine, environ)
+        configured = _configured(machine, action, environ, settings)
+        if configured is None:
+            return Ocf.SUCCESS if action == "stop" else Ocf.NOT_RUNNING
         if action == "validate-all":
             return Ocf.SUCCESS
-        code = agent.run(machine, action, environ)
+        return agent.run(configured, action, environ)
     except UsageError as error:
-        _say(error.sentence())
+        say(error.sentence())
         return Ocf.NOT_CONFIGURED
     except CxmError as error:
         _log.error("%s: %s", action, error.sentence())
-        _say(error.sentence())
+        say(error.sentence())
         return Ocf.ERROR
     except OSError as error:
         _log.error("%s: %s", action, system_error(error))
-        _say(system_error(error))
+        say(system_error(error))
         return Ocf.ERROR
-    return code
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """The entry point of ``cxm-agent``."""
+    os.umask(0o022)
+    log.to_syslog(ident="cxm", debug=False)
+    machine = Machine(NodeConfig(), run.System(), Caller(0, 0), os.uname().nodename)
+    return perform(machine, argv[0] if len(argv) == 1 else "", environ, _from_file)

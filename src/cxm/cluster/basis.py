@@ -58,6 +58,12 @@ _LVMLOCKD: Final[_Operations] = {
     "start": {"interval": "0s", "timeout": "90s"},
     "stop": {"interval": "0s", "timeout": "90s"},
 }
+_STORAGE: Final[_Operations] = {
+    # The guests of a node without its storage hang: they must be started elsewhere.
+    "monitor": {"interval": "20s", "timeout": "60s", "on-fail": "fence"},
+    "start": {"interval": "0s", "timeout": "60s"},
+    "stop": {"interval": "0s", "timeout": "20s"},
+}
 _LOCKSPACE: Final[_Operations] = {
     "monitor": {"interval": "30s", "timeout": "60s"},
     "start": {"interval": "0s", "timeout": "240s"},
@@ -92,6 +98,7 @@ class Basis:
 
     nodes: Sequence[str]
     vg: str
+    device: str  # that the VG is on, by the name that all nodes know it by
     fencing: Sequence[FenceDevice]
 
 
@@ -104,7 +111,7 @@ def edit(cib: Element, basis: Basis) -> None:
     defaults = _child(configuration, "rsc_defaults")
     _propose(defaults, _holder(defaults, "meta_attributes", "cxm-defaults"), _RSC_DEFAULTS)
     _fencing(configuration, basis)
-    for each in (_locks(basis.vg), _template(), _nothing()):
+    for each in (_locks(basis), _template(), _nothing()):
         _merge(resources, each)
     for each in _constraints():
         _merge(constraints, each)
@@ -163,13 +170,15 @@ def _primitive(name: str, agent: str, operations: _Operations, *sets: Element) -
     return made
 
 
-def _locks(vg: str) -> Element:
+def _locks(basis: Basis) -> Element:
     clone = Element("clone", {"id": LOCKS})
     # A dead lvmlockd is started again for as long as it takes: a ban would move every VM away.
     stays = {"interleave": "true", "migration-threshold": "INFINITY"}
     clone.append(_pairs("meta", f"{LOCKS}-meta", stays))
     group = SubElement(clone, "group", {"id": "cxm-locks"})
-    space = _pairs("instance", "cxm-lockspace-params", {"vg": vg})
+    space = _pairs("instance", "cxm-lockspace-params", {"vg": basis.vg})
+    disk = _pairs("instance", "cxm-storage-params", {"devices": basis.device})
+    group.append(_primitive("cxm-storage", "ocf:cxm:storage", _STORAGE, disk))
     group.append(_primitive("cxm-dlm", "ocf:pacemaker:controld", _DLM))
     group.append(_primitive("cxm-lvmlockd", "ocf:heartbeat:lvmlockd", _LVMLOCKD))
     group.append(_primitive("cxm-lockspace", "ocf:cxm:lockspace", _LOCKSPACE, space))

@@ -13,18 +13,19 @@ the guest is known to run on here, and the resource's ``on-fail=block`` leaves i
 
 import logging
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
 from cxm import lvm, names
-from cxm.cluster import peer
+from cxm.cluster import pacemaker, peer
 from cxm.cluster.cib import Resource
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
 from cxm.names import LvName
 from cxm.node import configs
 from cxm.node.life import Vm, running
-from cxm.node.volumes import load
+from cxm.node.volumes import load, of_vm
 from cxm.xen import domcfg, xl
 from cxm.xen.xl import Domain
 
@@ -36,7 +37,11 @@ _NOT_RUNNING: Final = 7
 # The other end of xl, on the target, may need a moment more than this one.
 _ARRIVE_S: Final = 30.0
 _CLAIM_S: Final = 30.0
-_MIGRATED_AWAY: Final = "--migratedaway"
+# A backend lets go of its disk within seconds.
+_LET_GO_S: Final = 15.0
+# The monitor, which may have to ask for it, has 60 s.
+_RELEASE_S: Final = 25.0
+_WITHDRAW_S: Final = 10.0
 _INCOMING: Final = "--incoming"
 # A guest's memory goes over several times while it is being written to.
 _BASE_S: Final = 300.0
@@ -58,11 +63,27 @@ def _mark(vm: Vm) -> str:
     return os.path.join(vm.machine.run_dir, "moving", f"{vm.owner.cloud}-{vm.vm}")
 
 
-def note(vm: Vm) -> None:
-    """Mark that the VM's disks may be shared from now on."""
+def note(vm: Vm, other: str = "") -> None:
+    """Mark that the VM's disks may be shared from now on, with the node ``other`` if that is known.
+
+    A mark that names a node is not overwritten by one that does not.
+    """
+    if not other and _other(vm):
+        return
     os.makedirs(os.path.dirname(_mark(vm)), mode=0o755, exist_ok=True)
-    with open(_mark(vm), "w", encoding="utf-8") as file:
-        file.write("its disks may be active on two nodes\n")
+    fresh = f"{_mark(vm)}.{os.getpid()}"
+    with open(fresh, "w", encoding="utf-8") as file:
+        file.write(f"{other}\n")
+    os.replace(fresh, _mark(vm))
+
+
+def _other(vm: Vm) -> str:
+    """The node that the mark names."""
+    try:
+        with open(_mark(vm), encoding="utf-8") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def forget(vm: Vm) -> None:
@@ -75,19 +96,40 @@ def settle(vm: Vm) -> None:
     """Make the disks of a VM that runs here this node's alone, if they may not be."""
     if not os.path.exists(_mark(vm)):
         return
-    group, volumes = _disks(vm)
     try:
-        lvm.claim(vm.machine.runner, group, volumes)
+        take(vm)
     except CommandError as error:
         _log.warning("the disks of VM %d are still active on another node: %s", vm.vm, error)
-    else:
-        forget(vm)
 
 
-def _disks(vm: Vm) -> tuple[Group, list[LvName]]:
-    stored = vm.stored()
+def take(vm: Vm, wanted: Collection[LvName] = ()) -> None:
+    """Make disks of the VM this node's alone: those that are active, and ``wanted`` ones.
+
+    What is active may be shared with a node on which the VM runs, so nobody may trust it. Where
+    another node holds a disk after a migration that came to nothing, it is asked to give it up:
+    nobody else looks after it there. Raises CommandError when it does not.
+    """
+    try:
+        _claim(vm, wanted)
+    except CommandError:
+        for other in [known] if (known := _other(vm)) else _others(vm):
+            _call_off(vm, other)
+        _claim(vm, wanted)
+    forget(vm)
+
+
+def _claim(vm: Vm, wanted: Collection[LvName]) -> None:
     group = load(vm.machine, vm.owner)
-    return group, [LvName(name) for name in stored[0].stored.volumes] if stored else []
+    owned = of_vm(vm.machine, group, vm.owner)
+    names_ = [each.name for each in owned if each.volume.active or each.name in wanted]
+    if names_ and group.shared:
+        lvm.claim(vm.machine.runner, group, names_)
+
+
+def _others(vm: Vm) -> list[str]:
+    """The other nodes that can be asked."""
+    nodes = pacemaker.status(vm.machine.runner).nodes
+    return [node.name for node in nodes if node.online and node.name != vm.machine.hostname]
 
 
 # --- the source ---------------------------------------------------------------------------------
@@ -107,7 +149,7 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
     )
     volumes = [LvName(name) for name in domcfg.read(resource.config, path).volumes]
     group = load(vm.machine, vm.owner)
-    note(vm)
+    note(vm, target)
     try:
         lvm.share(vm.machine.runner, group, volumes)
         receiver = peer.command(vm.machine, target, ["receive", vm.owner.cloud, str(vm.vm)])
@@ -116,65 +158,62 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
     except CxmError as error:
         _log.error("VM %d did not move to %s: %s", vm.vm, target, error.sentence())
         return _after_failure(vm, group, volumes, target)
-    _left(vm, group, volumes)
+    if _left(vm, group, volumes):
+        forget(vm)
     _log.info("VM %d moved to %s", vm.vm, target)
     return _SUCCESS
 
 
 def _after_failure(vm: Vm, group: Group, volumes: list[LvName], target: str) -> int:
     """What a migration that went wrong has left, put right."""
-    here = running(vm.present())
-    if here is not None:
-        _call_off(vm, target)
-        _alone(vm, group, volumes)
+    if running(vm.present()) is not None:
+        settle(vm)
         _log.warning("VM %d runs on here", vm.vm)
         return _ERROR
     # It is beyond the point of no return. Where it is now, migrate_from finds out; where it is
     # not, Pacemaker starts it anew. Either way nothing of it may stay here.
+    _log.warning(
+        "VM %d does not run here any more: %s has it, or it is started anew", vm.vm, target
+    )
     _left(vm, group, volumes)
     return _SUCCESS
 
 
 def _call_off(vm: Vm, target: str) -> None:
     try:
-        peer.ask(vm.machine, target, "release", vm.owner.cloud, vm.vm)
+        peer.ask(vm.machine, target, "release", vm.owner.cloud, vm.vm, timeout_s=_RELEASE_S)
     except CxmError as error:
         _log.warning("VM %d: what came of it to %s may be there still: %s", vm.vm, target, error)
 
 
-def _left(vm: Vm, group: Group, volumes: list[LvName]) -> None:
+def _left(vm: Vm, group: Group, volumes: list[LvName]) -> bool:
     """Clean up where a guest has left; what cannot be done now, the agent's stop does next."""
     try:
         for domain in vm.present():
-            if domain.name.endswith(_MIGRATED_AWAY) and not domain.dying:
+            # One that is suspended under its own name had not left when xl was killed: no matter.
+            if not domain.dying:
                 xl.destroy(vm.machine.runner, domain.domid)
         _deactivate(vm, group, volumes)
     except CxmError as error:
         _log.warning("VM %d has left, but something of it stays: %s", vm.vm, error.sentence())
+        return False
+    return True
 
 
 def _deactivate(vm: Vm, group: Group, volumes: list[LvName]) -> None:
     """A backend lets go of its disks some moments after its domain has gone."""
-    waits = vm.machine.waits(_ARRIVE_S)
-    left = list(volumes)
-    while left:
-        next(waits)
-        try:
-            lvm.deactivate(vm.machine.runner, group, left[0])
-        except CommandError as error:
-            if "in use" not in error.stderr:
-                raise
+    for name in volumes:
+        for _turn in vm.machine.waits(_LET_GO_S):
+            try:
+                lvm.deactivate(vm.machine.runner, group, name)
+            except CommandError as error:
+                failure = error
+                if "in use" not in error.stderr:
+                    raise
+            else:
+                break
         else:
-            left.pop(0)
-
-
-def _alone(vm: Vm, group: Group, volumes: list[LvName]) -> None:
-    try:
-        lvm.claim(vm.machine.runner, group, volumes)
-    except CommandError as error:
-        _log.warning("the disks of VM %d are still shared: %s", vm.vm, error)
-    else:
-        forget(vm)
+            raise failure
 
 
 # --- the target ---------------------------------------------------------------------------------
@@ -194,7 +233,9 @@ def receive(vm: Vm, resource: Resource) -> list[str]:
 
 def withdraw(vm: Vm, resource: Resource) -> None:
     """End what came here of a VM that did not move after all."""
-    for _turn in vm.machine.waits(_ARRIVE_S):
+    if vm.machine.vm_busy(vm.owner.cloud, vm.vm):
+        raise RefusedError(f"an action is at work on VM {vm.vm} here")
+    for _turn in vm.machine.waits(_WITHDRAW_S):
         present = vm.present()
         if running(present) is not None and not _half(present):
             raise RefusedError(f"VM {vm.vm} runs here, as {present[0].name}")

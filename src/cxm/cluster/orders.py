@@ -13,9 +13,21 @@ from xml.etree.ElementTree import Element
 
 from cxm.cluster import agent, cib, pacemaker, peer
 from cxm.cluster.cib import Resource, Wish
-from cxm.cluster.view import START_S, STOP_S, View, await_, edited, iso, look, ready, simulated
-from cxm.errors import CommandError, RefusedError
-from cxm.names import VmId
+from cxm.cluster.view import (
+    ON_START,
+    ON_STOP,
+    START_S,
+    STOP_S,
+    View,
+    await_,
+    edited,
+    iso,
+    look,
+    ready,
+    simulated,
+)
+from cxm.errors import CommandError, NotFoundError, RefusedError
+from cxm.names import CHECKPOINT, VmId
 from cxm.node import plan as plans
 from cxm.node import volumes as store
 from cxm.node.domains import vm_of
@@ -28,6 +40,8 @@ from cxm.xen.guest import GuestSpec, from_json
 
 _log = logging.getLogger(__name__)
 
+# A guest that did not hear the first time (it was booting, for example) is asked again.
+_ASK_AGAIN_S: Final = 20.0
 _WHOLE_CPU: Final = 100
 _WEIGHT_OF_CPU: Final = 256
 
@@ -41,6 +55,10 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
     spec = from_json(guest)
     with call.machine.order_lock(call.cloud, vm):
         view = look(here)
+        if view.where == (call.machine.hostname,) and running(settled(here)) is None:
+            # Its guest has ended, and Pacemaker has not noticed yet.
+            _stopped(here, "its guest had ended")
+            view = look(here)
         if view.where:
             return adopt(here, view)
         ready(view, call.machine.hostname)
@@ -59,7 +77,7 @@ def adopt(vm: Vm, view: View) -> dict[str, Any]:
         )
     edit = edited(vm, lambda known: replace(known, started=True, life=Life.RUNNING, preferred=me))
     pacemaker.change(vm.machine.runner, edit, what=f"VM {vm.vm} runs here, and shall")
-    await_(vm, START_S, lambda view: view.where == (me,), "start")
+    await_(vm, START_S, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     return {"name": view.resource.name, "type": "", "adopted": True}
 
 
@@ -99,13 +117,13 @@ def place(vm: Vm, view: View, resource: Resource, what: str) -> None:
         cib.put(root, resource)
         cib.confine(root, rid, me, until=until)
 
-    if any(failure.resource == rid for failure in view.status.failures):
+    if view.failures(vm):
         pacemaker.clean_up(machine.runner, rid)
     simulated(vm, edit, rid, me)
     before = view.resource
     pacemaker.change(machine.runner, edit, what=what)
     try:
-        await_(vm, START_S, lambda now: now.where == (me,), "start")
+        await_(vm, START_S, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     except BaseException:
         with undoing(f"the resource {rid}"):
             _withdraw(vm, before)
@@ -119,13 +137,14 @@ def _withdraw(vm: Vm, before: Resource | None) -> None:
     """Undo an order to start: nothing runs, and the VM is as it was known before."""
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
     runner = vm.machine.runner
+    view = look(vm)
 
     def stopped(root: Element) -> None:
         cib.release(root, rid)
         edited(vm, lambda known: replace(known, started=False, wish=Wish.NONE))(root)
 
     pacemaker.change(runner, stopped, what=f"VM {vm.vm} did not start: it is called off")
-    await_(vm, STOP_S, lambda now: not now.where, "stop")
+    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
     if before is None:
         pacemaker.change(
             runner, lambda root: cib.remove(root, rid), what=f"VM {vm.vm} is forgotten"
@@ -137,18 +156,56 @@ def _withdraw(vm: Vm, before: Resource | None) -> None:
     pacemaker.clean_up(runner, rid)
 
 
+def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
+    """Have a VM that the cluster knows start on a node, cold; one that runs is refused.
+
+    Raises RefusedError for one whose memory is saved: a cold start would throw it away.
+    """
+    # Where a VM is placed is the machine that gives the order, but for its name.
+    there = replace(call, machine=replace(call.machine, hostname=node))
+    target = vm_of(there, vm)
+    with call.machine.order_lock(call.cloud, vm):
+        view = look(target)
+        if view.resource is None:
+            raise NotFoundError(f"the cluster does not know VM {vm}")
+        if view.where:
+            raise RefusedError(f"VM {vm} is on {' and '.join(view.where)} already")
+        if store.find(call.machine, target.group(), target.owner, CHECKPOINT) is not None:
+            raise RefusedError(
+                f"the memory of VM {vm} is saved, and a start would throw it away",
+                hint="have OpenNebula resume it",
+            )
+        ready(view, node)
+        wanted = replace(
+            view.resource, started=True, life=Life.RUNNING, reason=reason, preferred=node
+        )
+        place(target, view, wanted, f"VM {vm}: {reason}, on {node}")
+    return {"name": wanted.name}
+
+
 # --- stop ---------------------------------------------------------------------------------------
 
 
-def stop(call: Call, *, vm: VmId, how: str, timeout_s: int) -> dict[str, Any]:
-    """End the VM wherever it runs; returns when it is gone and its disks are released."""
+def stop(
+    call: Call,
+    *,
+    vm: VmId,
+    how: str,
+    timeout_s: int,
+    life: Life = Life.STOPPED,
+    reason: str = "OpenNebula stopped it",
+) -> dict[str, Any]:
+    """End the VM wherever it runs; returns when it is gone and its disks are released.
+
+    ``life`` is OFF when somebody else than OpenNebula ends it, which is then told.
+    """
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
         view = look(here)
         if how == "shutdown" and view.where:
             _shut_down(here, timeout_s)
         if view.resource is not None:
-            _stopped(here, "OpenNebula stopped it")
+            _stopped(here, reason, life)
         with call.machine.vm_lock(call.cloud, vm):
             if view.resource is None:
                 end(here)
@@ -156,19 +213,24 @@ def stop(call: Call, *, vm: VmId, how: str, timeout_s: int) -> dict[str, Any]:
     return {"was": "running" if view.where else "absent"}
 
 
-def _stopped(vm: Vm, reason: str) -> None:
+def _stopped(vm: Vm, reason: str, life: Life = Life.STOPPED) -> None:
     def edit(known: Resource) -> Resource:
-        return replace(known, started=False, life=Life.STOPPED, wish=Wish.NONE, reason=reason)
+        return replace(known, started=False, life=life, wish=Wish.NONE, reason=reason)
 
+    view = look(vm)
     pacemaker.change(vm.machine.runner, edited(vm, edit), what=f"VM {vm.vm}: {reason}")
-    await_(vm, STOP_S, lambda view: not view.where, "stop")
+    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
 
 
 def _shut_down(vm: Vm, timeout_s: float) -> None:
     """Ask the guest until it is off, or its time is up. Pacemaker only ever waits for little."""
+    asked_at: float | None = None
     for _turn in vm.machine.waits(timeout_s):
-        view = look(vm)
-        if not view.where or not _ask(vm, view.where[0], "shutdown"):
+        view, now = look(vm), vm.machine.monotonic()
+        is_due = asked_at is None or now - asked_at >= _ASK_AGAIN_S
+        asked_at = now if is_due else asked_at
+        word = "shutdown" if is_due else "state"
+        if not view.where or not _ask(vm, view.where[0], word):
             return
 
 
@@ -182,7 +244,7 @@ def _ask(vm: Vm, node: str, word: str) -> bool:
     try:
         if word == "shutdown":
             xl.ask_shutdown(vm.machine.runner, domain.domid, timeout_s=agent.SOFT_S)
-        else:
+        elif word == "reboot":
             xl.ask_reboot(vm.machine.runner, domain.domid)
     except CommandError as error:
         _log.debug("VM %d does not listen: %s", vm.vm, error.message)

@@ -7,6 +7,7 @@ Its own command line is used, with XML output: it is the same on every distribut
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ class Fencing:
     by: str
     when: str
     reason: str = ""
+    client: str = ""  # the program that asked for it: pacemaker-controld decides by itself
+    origin: str = ""  # the node that it asked on
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ def _failures(root: Element) -> Iterator[Failure]:
 
 
 def _fencing(root: Element) -> Iterator[Fencing]:
-    for element in root.iterfind("fence_history/fence_event"):
+    for element in root.iter("fence_event"):
         yield Fencing(
             element.get("target", ""),
             element.get("action", ""),
@@ -132,7 +135,17 @@ def _fencing(root: Element) -> Iterator[Fencing]:
             element.get("delegate", "") or element.get("origin", ""),
             element.get("completed", ""),
             element.get("exit-reason", ""),
+            element.get("client", ""),
+            element.get("origin", ""),
         )
+
+
+def parse_fencing(text: str) -> tuple[Fencing, ...]:
+    """The meaning of ``stonith_admin --history --output-as=xml``; raises DataError."""
+    try:
+        return tuple(_fencing(ET.fromstring(text)))  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"stonith_admin's output cannot be read: {error}") from error
 
 
 def parse_status(text: str) -> Status:
@@ -291,6 +304,28 @@ def foresee(runner: Runner, root: Element) -> list[Deed]:
         return parse_deeds(runner.run(argv, timeout_s=_TIMEOUT_S).stdout)
 
 
+def parse_stopped(text: str) -> set[str]:
+    """The resources that are nowhere at the end of ``crm_simulate --output-as=xml``."""
+    try:
+        root = ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
+    except ET.ParseError as error:
+        raise DataError(f"crm_simulate's output cannot be read: {error}") from error
+    found = root.iterfind("revised_cluster_status/resources//resource")
+    return {each.get("id", "") for each in found if each.get("role") == "Stopped"}
+
+
+def stopped_after(runner: Runner, root: Element, *events: str) -> set[str]:
+    """The resources that would be nowhere if this were the CIB, and after events.
+
+    An event is an option of crm_simulate: ``--node-fail=node2``.
+    """
+    with tempfile.NamedTemporaryFile(prefix="cxm-cib-", suffix=".xml") as file:
+        file.write(ET.tostring(root))
+        file.flush()
+        argv = ["crm_simulate", "--simulate", "--xml-file", file.name, *events, "--output-as=xml"]
+        return parse_stopped(runner.run(argv, timeout_s=_TIMEOUT_S).stdout)
+
+
 # --- orders -------------------------------------------------------------------------------------
 
 
@@ -299,3 +334,49 @@ def clean_up(runner: Runner, resource: str, *, node: str | None = None) -> None:
     argv = ["crm_resource", "--cleanup", "--resource", resource]
     _ask(runner, [*argv, "--node", node] if node else argv)
     _log.info("forgot the failures of %s", resource)
+
+
+def refresh(runner: Runner, resource: str) -> None:
+    """Forget all that is known of a resource, so that every node is asked whether it is there."""
+    _ask(runner, ["crm_resource", "--refresh", "--resource", resource])
+    _log.info("asked every node for %s", resource)
+
+
+def local_node(runner: Runner) -> str:
+    """What the cluster calls this node."""
+    return _ask(runner, ["crm_node", "--name"]).strip()
+
+
+def fencing_history(runner: Runner) -> tuple[Fencing, ...]:
+    """Every fencing that the nodes remember; they forget when all of them restart."""
+    argv = ["stonith_admin", "--history", "*", "--verbose", "--output-as=xml"]
+    return parse_fencing(_ask(runner, argv))
+
+
+def fence(runner: Runner, node: str, *, how: str, timeout_s: float) -> None:
+    """Fence a node, ``how`` is ``reboot`` or ``off``; returns when its device says it is done."""
+    argv = ["stonith_admin", "--fence" if how == "off" else "--reboot", node]
+    _log.info("fencing node %s (%s)", node, how)
+    patience = timeout_s + _TIMEOUT_S
+    runner.run([*argv, "--timeout", f"{timeout_s:.0f}", "--tag", "cxm"], timeout_s=patience)
+    _log.info("fenced node %s (%s)", node, how)
+
+
+def confirm_fenced(runner: Runner, node: str) -> None:
+    """Tell the cluster that a human has seen to it that a node is off."""
+    runner.run(["stonith_admin", "--confirm", node], timeout_s=_TIMEOUT_S)
+    _log.info("confirmed that node %s is off", node)
+
+
+def versions(runner: Runner) -> dict[str, str]:
+    """Which Pacemaker and Corosync are installed here; without one that does not say."""
+    found = {}
+    for name, argv in (
+        ("pacemaker", ["pacemakerd", "--version"]),
+        ("corosync", ["corosync", "-v"]),
+    ):
+        said = runner.run(argv, timeout_s=_TIMEOUT_S).stdout
+        match = re.search(r"(?:Pacemaker|version) '?(\d[\w.+-]*)", said)
+        if match:
+            found[name] = match[1]
+    return found

@@ -65,11 +65,13 @@ def command(machine: Machine, node: str, words: list[str]) -> list[str]:
     return ["ssh", "-F", "none", "-T", "-i", KEY, *_ALIVE, *shown, f"root@{address}", "--", *words]
 
 
-def ask(machine: Machine, node: str, word: str, cloud: CloudId, vm: VmId, *more: str) -> Any:
+def ask(
+    machine: Machine, node: str, word: str, cloud: CloudId, vm: VmId, *, timeout_s: float = 180.0
+) -> Any:
     """Have another node do something about a VM; returns its answer, raises its failure."""
-    argv = command(machine, node, [word, cloud, str(vm), *more])
+    argv = command(machine, node, [word, cloud, str(vm)])
     try:
-        result = machine.runner.run(argv, timeout_s=180.0, ok=(0, CxmError.code))
+        result = machine.runner.run(argv, timeout_s=timeout_s, ok=(0, CxmError.code))
     except CommandError as error:
         if error.exit_code != _SSH_FAILED:
             raise

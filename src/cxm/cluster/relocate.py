@@ -2,18 +2,21 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the order that moves a VM to another node while it runs."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, pacemaker, peer
-from cxm.cluster.view import MOVE_S, View, await_, iso, look, simulated
+from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
 from cxm.node.life import Vm, undoing
 from cxm.node.verbs import Call
+
+_log = logging.getLogger(__name__)
 
 
 def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
@@ -25,7 +28,14 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
         if view.where == (target,):
             return {"node": target, "moved": False}
         source = _may_move(here, view, target)
-        _move(here, source, target)
+        if view.failures(here):
+            # An earlier move may have failed, and its order been killed: the VM is blocked since.
+            pacemaker.refresh(call.machine.runner, cib.resource_id(call.cloud, vm))
+            view = await_(here, MOVE_S, lambda now: bool(now.where), before=view, fails_on=ON_MOVE)
+            if view.where == (target,):
+                return {"node": target, "moved": False}
+            source = _may_move(here, view, target)
+        _move(here, view, source, target)
     return {"node": target, "moved": True}
 
 
@@ -57,7 +67,7 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
     return view.where[0]
 
 
-def _move(vm: Vm, source: str, target: str) -> None:
+def _move(vm: Vm, view: View, source: str, target: str) -> None:
     machine, rid = vm.machine, cib.resource_id(vm.owner.cloud, vm.vm)
     until = iso(machine.now() + MOVE_S)
 
@@ -65,18 +75,26 @@ def _move(vm: Vm, source: str, target: str) -> None:
         cib.prefer(root, rid, target)
         cib.confine(root, rid, target, until=until)
 
-    simulated(vm, edit, rid, target)
+    simulated(vm, edit, rid, target, alive=True)
     pacemaker.change(machine.runner, edit, what=f"VM {vm.vm} moves from {source} to {target}")
-    with _given_up(vm, source):
-        await_(vm, MOVE_S, lambda view: view.where == (target,), "migrate_to")
+    with _given_up(vm, view, source):
+        after = await_(
+            vm, MOVE_S, lambda now: now.where == (target,), before=view, fails_on=ON_MOVE
+        )
+    if any(failure.operation == "migrate_from" for failure in after.failures(vm, view)):
+        _log.warning("VM %d did not come to %s alive: it was started there afresh", vm.vm, target)
     pacemaker.change(
         machine.runner, lambda root: cib.release(root, rid), what=f"VM {vm.vm} is on {target}"
     )
 
 
 @contextmanager
-def _given_up(vm: Vm, source: str) -> Iterator[None]:
-    """When the block fails, the VM is wanted where it was, and Pacemaker looks after it again."""
+def _given_up(vm: Vm, before: View, source: str) -> Iterator[None]:
+    """When the block fails, the VM is wanted where it was, and Pacemaker looks after it again.
+
+    A failed move leaves the VM blocked, and where it is must be found out: on both nodes. What is
+    still under way is left to go on.
+    """
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
 
     def back(root: Element) -> None:
@@ -88,5 +106,6 @@ def _given_up(vm: Vm, source: str) -> Iterator[None]:
     except BaseException:
         with undoing(f"the wish to move VM {vm.vm}"):
             pacemaker.change(vm.machine.runner, back, what=f"VM {vm.vm} stays on {source}")
-            pacemaker.clean_up(vm.machine.runner, rid)
+            if look(vm).failures(vm, before):
+                pacemaker.refresh(vm.machine.runner, rid)
         raise

@@ -13,7 +13,7 @@ from typing import Any, Final
 from cxm.cluster import agent, pacemaker
 from cxm.cluster.cib import Wish
 from cxm.cluster.orders import adopt, place, planned
-from cxm.cluster.view import STOP_S, await_, edited, look, ready
+from cxm.cluster.view import ON_STOP, STOP_S, View, await_, edited, look, ready
 from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, State, VmId
 from cxm.node import memory
@@ -42,13 +42,13 @@ def save(call: Call, *, vm: VmId) -> dict[str, Any]:
                 f"VM {vm} runs on {view.where[0]}, not here: nothing was done",
                 hint="OpenNebula's record is put right by cxm-sync",
             )
-        name = _saved(here) if view.where else _checkpoint(here).name
+        name = _saved(here, view) if view.where else _checkpoint(here).name
         seconds = call.machine.monotonic() - begun
     _log.info("the memory of VM %d was saved in %.1f s", vm, seconds)
     return {"checkpoint": name, "seconds": round(seconds, 1)}
 
 
-def _saved(vm: Vm) -> str:
+def _saved(vm: Vm, view: View) -> str:
     machine, runner = vm.machine, vm.machine.runner
     with machine.vm_lock(vm.owner.cloud, vm.vm):
         domain = running(settled(vm))
@@ -69,7 +69,7 @@ def _saved(vm: Vm) -> str:
             raise
         edit = edited(vm, agent.saved)
         pacemaker.change(runner, edit, what=f"VM {vm.vm}: its memory was saved")
-    await_(vm, STOP_S, lambda view: not view.where, "stop")
+    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
     return name
 
 

@@ -3,14 +3,14 @@
 """Owns what an order about a VM finds in the cluster, and how it waits for what it asked for."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, pacemaker, peer
 from cxm.cluster.cib import Resource
-from cxm.cluster.pacemaker import Status
+from cxm.cluster.pacemaker import Failure, Status
 from cxm.errors import CommandError, RefusedError
 from cxm.node.life import Vm
 
@@ -29,6 +29,12 @@ class View:
     root: Element
     resource: Resource | None
     where: tuple[str, ...]  # the nodes on which the VM is active: none, or one
+
+    def failures(self, vm: Vm, before: "View | None" = None) -> list[Failure]:
+        """What went wrong with the VM, since ``before`` if that is given."""
+        rid = cib.resource_id(vm.owner.cloud, vm.vm)
+        known = before.status.failures if before is not None else ()
+        return [each for each in self.status.failures if each.resource == rid and each not in known]
 
 
 def look(vm: Vm) -> View:
@@ -82,34 +88,61 @@ def edited(vm: Vm, edit: Callable[[Resource], Resource]) -> Callable[[Element], 
     return apply
 
 
-def simulated(vm: Vm, edit: Callable[[Element], None], rid: str, node: str) -> None:
-    """Raise RefusedError unless Pacemaker would have the VM on ``node`` after this change."""
+def simulated(
+    vm: Vm, edit: Callable[[Element], None], rid: str, node: str, *, alive: bool = False
+) -> None:
+    """Raise RefusedError unless Pacemaker would have the VM on ``node`` after this change.
+
+    With ``alive`` it must go there while it runs: it is not stopped here and started there.
+    """
     root = pacemaker.cib(vm.machine.runner)
     edit(root)
     deeds = pacemaker.foresee(vm.machine.runner, root)
-    if not any(deed.resource == rid and deed.node == node for deed in deeds):
+    found = [deed for deed in deeds if deed.resource == rid and deed.node == node]
+    if not found:
         raise RefusedError(
             f"Pacemaker would not run VM {vm.vm} on {node}: the node has too little memory or "
             "CPU left, is in standby, or has no locks",
             hint="'cxm infos' shows what each node has left",
         )
+    if alive and not any(deed.action == "migrate" for deed in found):
+        raise RefusedError(
+            f"Pacemaker would stop VM {vm.vm} and start it on {node}, not move it while it runs",
+            hint="'cxm infos' shows what went wrong with it",
+        )
 
 
-def await_(vm: Vm, patience_s: float, reached: Callable[[View], bool], action: str) -> None:
-    """Wait until the VM is as wanted and nothing is being done to it; raises CommandError."""
+# What of a resource may fail, so that it will not become as ordered.
+ON_START: Final = ("start", "monitor", "stop")
+ON_STOP: Final = ("stop",)
+ON_MOVE: Final = ("migrate_to", "stop")
+
+
+def await_(
+    vm: Vm,
+    patience_s: float,
+    reached: Callable[[View], bool],
+    *,
+    before: View,
+    fails_on: Collection[str],
+) -> View:
+    """Wait until the VM is as wanted and nothing is being done to it; raises CommandError.
+
+    Only what goes wrong after ``before`` counts: Pacemaker remembers a failure for long.
+    """
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
     for _turn in vm.machine.waits(patience_s):
         view = look(vm)
         placed = view.status.resources.get(rid)
         if reached(view) and (placed is None or placed.at_rest):
-            return
-        for failure in view.status.failures:
-            if failure.resource == rid and failure.operation in (action, "monitor", "stop"):
+            return view
+        for failure in view.failures(vm, before):
+            if failure.operation in fails_on:
                 raise CommandError(
                     f"{failure.node}: VM {vm.vm}: {failure.operation} failed: {failure.reason}",
                     hint=f"the log of {failure.node} ('journalctl -t cxm') says more",
                 )
     raise CommandError(
-        f"VM {vm.vm} did not {action} within {patience_s:g} s",
+        f"VM {vm.vm} is not as ordered after {patience_s:g} s",
         hint="'cxm timeline' shows what the cluster does; run the action again",
     )

@@ -129,7 +129,7 @@ def _first(host: Host, options: Options) -> tuple[Membership, Basis]:
         token_ms=token_ms,
         fencing=fencing,
     )
-    return Membership(cluster, "", ""), Basis(list(cluster.nodes), vg, fencing)
+    return Membership(cluster, "", ""), Basis(list(cluster.nodes), vg, cluster.device, fencing)
 
 
 def _with_secrets(host: Host, given: Membership) -> Membership:

@@ -166,6 +166,7 @@ class Info:
     total_mib: int
     free_mib: int
     dom0_fixed: bool  # Xen was told how much memory Domain-0 has; else it shrinks on demand
+    hw_caps: str = ""  # what its processor can do, as words of 32 bits: 078bf3fd:80982201:...
 
 
 def parse_info(text: str) -> Info:
@@ -180,6 +181,7 @@ def parse_info(text: str) -> Info:
             total_mib=int(rows["total_memory"]),
             free_mib=int(rows["free_memory"]),
             dom0_fixed="dom0_mem=" in rows.get("xen_commandline", ""),
+            hw_caps=rows.get("hw_caps", ""),
         )
     except (KeyError, ValueError) as error:
         raise DataError(f"not the output of 'xl info': {text[:80]!r} ({error})") from error

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the subcommand ``fence``: resetting a node, proving that it works, and a human's word."""
+
+from typing import Final
+
+from cxm.cli import evacuate
+from cxm.cli.world import World
+from cxm.cluster import nodes, pacemaker
+from cxm.cluster.amounts import count
+from cxm.cluster.model import UP, Cluster, Member, NodeState
+from cxm.errors import CommandError, CxmError, LockTimeoutError, RefusedError, UsageError
+
+_FENCE_S: Final = 300.0
+_EVACUATE_S: Final = 3600.0
+# A reset machine is silent for as long as its firmware takes: some answers may still be under way.
+_SILENCE_S: Final = 90.0
+_LOST_ANSWERS: Final = 3
+_POLL_S: Final = 1.0
+
+
+def fence(
+    world: World,
+    *,
+    node: str | None,
+    test: bool,
+    confirmed: bool,
+    off: bool,
+    yes: bool,
+    boot_s: float,
+) -> int:
+    """The subcommand."""
+    cluster = world.cluster()
+    if test:
+        return _test(world, cluster, node, yes=yes, boot_s=boot_s)
+    if node is None:
+        raise UsageError("which node?", hint="cxm fence NODE")
+    if confirmed:
+        _confirmed(world, cluster.node(node), yes=yes)
+    else:
+        _now(world, cluster, cluster.node(node), off=off, yes=yes)
+    return 0
+
+
+def _able(world: World, cluster: Cluster, member: Member) -> None:
+    """Raise RefusedError unless this node can have that one fenced."""
+    if member.name == world.here():
+        raise RefusedError(
+            "a node does not fence itself",
+            hint=f"run it on another node: ssh NODE cxm fence {member.name}",
+        )
+    if not cluster.fencing_enabled:
+        raise RefusedError("fencing is switched off", hint="cxm-setup cluster sets it up")
+    if not cluster.quorate:
+        raise RefusedError("the cluster is not quorate, so it fences nobody")
+    if not member.device:
+        raise RefusedError(
+            f"no fencing device is for {member.name}", hint="cxm-setup cluster sets it up"
+        )
+
+
+def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool) -> None:
+    _able(world, cluster, member)
+    vms = cluster.on(member.name)
+    if not yes:
+        what = "switched off" if off else "reset"
+        names = f": {', '.join(vm.name for vm in vms)}" if vms else ""
+        world.confirm(
+            f"{member.name} will be {what} at once. It has {count(len(vms), 'VM')}{names}, "
+            "which crash and are started elsewhere.",
+            member.name,
+        )
+    pacemaker.fence(world.runner, member.name, how="off" if off else "reboot", timeout_s=_FENCE_S)
+    world.say(f"{member.name} was fenced")
+
+
+def _confirmed(world: World, member: Member, *, yes: bool) -> None:
+    if member.state in UP:
+        raise RefusedError(
+            f"{member.name} is {member.state}: it is alive",
+            hint=f"'cxm fence {member.name}' resets it",
+        )
+    if not yes:
+        world.confirm(
+            f"Are you certain that {member.name} is OFF, and stays so until you switch it on? "
+            "If it is not, its VMs will run twice and their disks will be destroyed.",
+            member.name,
+        )
+    pacemaker.confirm_fenced(world.runner, member.name)
+    world.say(f"the cluster takes {member.name} for off; its VMs are started elsewhere")
+
+
+# --- the proof ------------------------------------------------------------------------------------
+
+
+def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s: float) -> int:
+    here = world.here()
+    chosen = [cluster.node(node)] if node else [each for each in cluster.nodes if each.name != here]
+    for member in cluster.nodes:
+        if member.state not in UP:
+            raise RefusedError(
+                f"{member.name} is {member.state}: fencing is tried while all nodes are well"
+            )
+    for member in chosen:
+        _able(world, cluster, member)
+        evacuate.check(world, member.name, restart=False)
+    if not chosen:
+        raise RefusedError("there is no other node whose fencing could be tried")
+    names = ", ".join(member.name for member in chosen)
+    if not yes:
+        world.confirm(
+            f"To prove fencing, each of these is emptied, reset through its fencing device, and "
+            f"awaited, one after the other: {names}",
+            chosen[0].name if len(chosen) == 1 else "all",
+        )
+    for member in chosen:
+        _prove(world, member, boot_s)
+    world.say(f"fencing is proven: {names}")
+    if node is None:
+        world.say(f"{here} itself can be tried from another node: cxm fence --test {here}")
+    return 0
+
+
+def _prove(world: World, member: Member, boot_s: float) -> None:
+    """Empty a node, have it reset, see that it was, wait until it is back, and note the time."""
+    name = member.name
+    ours = evacuate.evacuate(world, name, restart=False, timeout_s=_EVACUATE_S)
+    try:
+        address = member.facts.attributes.get(nodes.ADDRESS) or name
+        audible = _answers(world, address)
+        world.say(f"{name}: being reset by {member.device} ...")
+        pacemaker.fence(world.runner, name, how="reboot", timeout_s=_FENCE_S)
+        if audible:
+            _await_silence(world, name, address)
+        else:
+            world.say(f"{name}: does not answer to ping, so that it went silent cannot be seen")
+        world.say(f"{name}: was reset; waiting until it is back ...")
+        _await_return(world, name, boot_s)
+        what = f"fencing of {name} was proven"
+        world.set_attribute(name, nodes.FENCING, f"{world.now():.0f}", what=what)
+        world.say(f"{name}: is back")
+    finally:
+        if ours:
+            evacuate.back(world, name)
+
+
+def _answers(world: World, address: str) -> bool:
+    argv = ["ping", "-n", "-c", "1", "-W", "1", address]
+    return world.runner.run(argv, timeout_s=10.0, ok=(0, 1, 2)).code == 0
+
+
+def _await_silence(world: World, name: str, address: str) -> None:
+    """See a node fall silent: a device that is wired to another machine reports success, too."""
+    deadline, lost = world.monotonic() + _SILENCE_S, 0
+    while lost < _LOST_ANSWERS:
+        lost = 0 if _answers(world, address) else lost + 1
+        if world.monotonic() >= deadline:
+            raise CommandError(
+                f"the fencing of {name} was reported as done, but {address} never stopped to "
+                "answer: IT WAS NOT RESET",
+                hint="is its device's address that of another machine? Until that is repaired, "
+                "a failover may damage disks",
+            )
+        world.sleep(_POLL_S)
+
+
+def _await_return(world: World, name: str, boot_s: float) -> None:
+    """Wait until a node is a healthy member again, and see that no other one was hit."""
+    deadline, has_left = world.monotonic() + boot_s, False
+    while True:
+        try:
+            states = {member.name: member.state for member in world.cluster().nodes}
+        except CxmError:
+            states = {}  # the nodes agree anew on who decides
+        up = states.pop(name, None) in UP
+        if up and has_left:
+            return
+        has_left = has_left or not up
+        for other, state in states.items():
+            if state in (NodeState.OFFLINE, NodeState.UNCLEAN):
+                raise CommandError(
+                    f"while {name} was fenced, {other} became {state}",
+                    hint="are the fencing devices wired to the right machines?",
+                )
+        if world.monotonic() >= deadline:
+            raise LockTimeoutError(
+                f"{name} was reset, but is not back after {boot_s:.0f} s",
+                hint="does its Pacemaker start when it boots? --boot-time waits longer",
+            )
+        world.sleep(_POLL_S)

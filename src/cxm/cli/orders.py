@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the subcommands that order something of VMs; what they do is :mod:`cxm.cluster.orders`."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from typing import Final
+
+from cxm.cli.world import World, who
+from cxm.cluster import orders, relocate
+from cxm.cluster.amounts import count
+from cxm.cluster.model import Vm, find_vm
+from cxm.errors import CommandError, CxmError, RefusedError
+from cxm.node.guests import Life
+from cxm.node.verbs import Call
+
+# So many guests are asked at the same time; each asks Pacemaker every moment.
+_AT_ONCE: Final = 4
+
+
+def _called(world: World, text: str) -> tuple[Call, Vm]:
+    """The call of a verb about the VM that is meant."""
+    vm = find_vm(world.cluster(), text)
+    machine = replace(world.machine(), hostname=world.here())
+    return Call(machine, vm.resource.cloud), vm
+
+
+def migrate(world: World, *, vm: str, node: str) -> int:
+    """Move a VM while it runs; returns when it is there."""
+    call, found = _called(world, vm)
+    world.say(f"{found.label}: to {node} ...")
+    done = relocate.migrate(call, vm=found.resource.vm, node=node)
+    said = "runs on" if done["moved"] else "is already on"
+    world.say(f"{found.label} {said} {done['node']}")
+    return 0
+
+
+def create(world: World, *, vm: str, node: str | None) -> int:
+    """Start a VM that the cluster knows, on a node or where it was last."""
+    call, found = _called(world, vm)
+    if found.nodes:
+        raise RefusedError(f"VM {found.label} is {found.state} on {found.node}")
+    target = node or found.resource.preferred or world.here()
+    world.say(f"{found.label}: on {target} ...")
+    orders.begin(call, vm=found.resource.vm, node=target, reason=f"{who(os.environ)} started it")
+    world.say(f"{found.label} runs on {target}")
+    return 0
+
+
+def _stop(world: World, text: str, how: str, timeout_s: float) -> int:
+    call, found = _called(world, text)
+    where = f" on {found.node}" if found.nodes else ""
+    world.say(f"{found.label}{where}: {how} ...")
+    orders.stop(
+        call,
+        vm=found.resource.vm,
+        how=how,
+        timeout_s=max(1, int(timeout_s)),
+        life=Life.OFF,
+        reason=f"{who(os.environ)} ordered its {how}",
+    )
+    world.say(f"{found.label} is off")
+    return 0
+
+
+def shutdown(world: World, *, vm: str, timeout_s: float) -> int:
+    """Ask the guest to switch itself off; end it when it has not within the time."""
+    return _stop(world, vm, "shutdown", timeout_s)
+
+
+def destroy(world: World, *, vm: str) -> int:
+    """End a VM at once."""
+    return _stop(world, vm, "destroy", 1)
+
+
+def reboot(world: World, *, vm: str) -> int:
+    """Ask the guest to reboot."""
+    call, found = _called(world, vm)
+    orders.reboot(call, vm=found.resource.vm)
+    world.say(f"{found.label} was asked to reboot")
+    return 0
+
+
+def shutdown_all(world: World, *, yes: bool, timeout_s: float) -> int:
+    """Ask all guests of the cluster to switch themselves off, some at a time."""
+    vms = [vm for vm in world.cluster().vms if vm.nodes or vm.resource.started]
+    if not vms:
+        world.say("no VM runs")
+        return 0
+    if not yes:
+        names = ", ".join(vm.name for vm in vms)
+        world.confirm(f"{count(len(vms), 'VM')} will be shut down: {names}", "all")
+    machine = replace(world.machine(), hostname=world.here())
+    wrong = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        work = {
+            pool.submit(
+                orders.stop,
+                Call(machine, vm.resource.cloud),
+                vm=vm.resource.vm,
+                how="shutdown",
+                timeout_s=max(1, int(timeout_s)),
+                life=Life.OFF,
+                reason=f"{who(os.environ)} shut all VMs down",
+            ): vm
+            for vm in vms
+        }
+        for each in as_completed(work):
+            vm = work[each]
+            try:
+                each.result()
+                world.say(f"{vm.label} is off")
+            except CxmError as error:
+                wrong.append(vm.label)
+                world.say(f"{vm.label}: {error.sentence()}")
+    if wrong:
+        raise CommandError(f"not shut down: {', '.join(wrong)}", hint="run it again")
+    return 0

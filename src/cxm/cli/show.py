@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the subcommands that only look: ``list``, ``infos``, ``search`` and ``top``."""
+
+from typing import Final
+
+from cxm import names
+from cxm.cli import views
+from cxm.cli.text import moment
+from cxm.cli.world import World
+from cxm.cluster.cib import resource_id
+from cxm.cluster.model import Cluster, find_vms
+from cxm.errors import CxmError
+from cxm.node import sight
+from cxm.xen import xl
+
+_HOME: Final = "\x1b[H"
+_CLEAR_LINE: Final = "\x1b[K"
+_CLEAR_BELOW: Final = "\x1b[J"
+_HIDE, _SHOW = "\x1b[?25l\x1b[2J", "\x1b[?25h"
+_NOT_FOUND: Final = 1
+
+
+def list_(world: World, *, json: bool) -> int:
+    """All VMs."""
+    cluster = world.cluster()
+    if json:
+        world.show_json([views.vm_json(vm) for vm in cluster.vms])
+    else:
+        style = world.looks()
+        world.show(views.banner(cluster, style) + views.vms(cluster.vms, style))
+    return 0
+
+
+def infos(world: World, *, json: bool) -> int:
+    """All of the cluster."""
+    cluster = world.cluster()
+    if json:
+        world.show_json(views.infos_json(cluster))
+    else:
+        world.show(views.infos(cluster, world.looks(), world.now()))
+    return 0
+
+
+def search(world: World, *, name: str, json: bool) -> int:
+    """VMs by a part of their name; as grep, fails when there is none."""
+    found = find_vms(world.cluster(), name)
+    if json:
+        world.show_json([views.vm_json(vm) for vm in found])
+    else:
+        world.show(views.vms(found, world.looks()))
+    return 0 if found else _NOT_FOUND
+
+
+def top(world: World, *, every_s: float, rounds: int | None) -> int:
+    """The cluster again and again, until somebody interrupts it; once where nobody watches."""
+    memory = sight.Memory()
+    if not world.out.isatty():
+        world.show(_screen(world, memory))
+        return 0
+    world.show(_HIDE)
+    try:
+        while rounds is None or rounds > 0:
+            lines = _screen(world, memory).splitlines()
+            world.show(_HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_BELOW)
+            rounds = None if rounds is None else rounds - 1
+            world.sleep(every_s)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        world.show(_SHOW)
+    return 0
+
+
+def _screen(world: World, memory: sight.Memory) -> str:
+    style = world.looks()
+    try:
+        cluster = world.cluster()
+    except CxmError as error:
+        # A cluster in trouble is when somebody watches.
+        return f"{moment(world.now())}\n" + style.box([error.message, error.hint or ""])
+    live = _live(world, cluster, memory)
+    return (
+        f"{moment(world.now())}   NOW is what a VM of this node uses of one processor\n\n"
+        + views.banner(cluster, style)
+        + views.summary(cluster, style, world.now())
+        + "\n"
+        + views.nodes(cluster, style)
+        + "\n"
+        + views.vms(cluster.vms, style, live)
+    )
+
+
+def _live(world: World, cluster: Cluster, memory: sight.Memory) -> dict[str, float]:
+    """What the VMs of this node use of its processors, in percent of one, by resource."""
+    seconds = {}
+    clouds = {vm.resource.cloud for vm in cluster.vms}
+    for domain in xl.domains(world.runner):
+        for cloud in clouds:
+            number = names.vm_of_uuid(cloud, domain.uuid)
+            if number is not None and domain.alive:
+                seconds[resource_id(cloud, number)] = domain.time_s
+    sample = sight.Sample(world.monotonic(), seconds)
+    used = sight.percentages(memory, sample)
+    sight.remember(memory, sample)
+    return used

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns how the cluster is shown: as tables for people, as JSON for programs. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from cxm.cli.text import Cell, Style, Tint
+from cxm.cluster.alarms import alarms, n_plus_one
+from cxm.cluster.amounts import ago, count, mib
+from cxm.cluster.model import WRONG, Cluster, Member, NodeState, Vm, VmState
+
+_NODE_TINTS: Final = {
+    NodeState.ONLINE: Tint.GOOD,
+    NodeState.UNCLEAN: Tint.BAD,
+    NodeState.OFFLINE: Tint.BAD,
+}
+_VM_TINTS: Final = {VmState.RUNNING: Tint.GOOD} | dict.fromkeys(WRONG, Tint.BAD)
+
+
+def banner(cluster: Cluster, style: Style) -> str:
+    """What is wrong, in a box; empty when all is well."""
+    lines = []
+    for alarm in alarms(cluster):
+        lines += [alarm.text, f"  -> {alarm.advice}"]
+    return style.box(lines) if lines else ""
+
+
+def summary(cluster: Cluster, style: Style, now: float) -> str:
+    """The cluster in a few lines."""
+    fine, sentence = n_plus_one(cluster)
+    dc = next((member.name for member in cluster.nodes if member.dc), "")
+    states = Counter(vm.state for vm in cluster.vms)
+    counted = ", ".join(f"{states[state]} {state}" for state in VmState if states[state]) or "none"
+    good, bad = style.paint("quorate", Tint.GOOD), style.paint("NOT QUORATE", Tint.BAD)
+    parts = (
+        count(len(cluster.nodes), "node"),
+        good if cluster.quorate else bad,
+        f"{dc} decides" if dc else "nobody decides at the moment",
+    )
+    rows = [
+        ("Cluster", ", ".join(parts)),
+        ("Fencing", _fencing(cluster, style, now)),
+        ("N+1", style.paint(sentence, Tint.GOOD if fine else Tint.NOTICE)),
+        ("VMs", counted),
+    ]
+    return "".join(f"{style.paint(f'{key:<8}', Tint.HEAD)} {value}\n" for key, value in rows)
+
+
+def _fencing(cluster: Cluster, style: Style, now: float) -> str:
+    if not cluster.fencing_enabled:
+        return style.paint("off", Tint.BAD)
+    parts = []
+    for member in cluster.nodes:
+        if not member.device:
+            parts.append(style.paint(f"{member.name} has no device", Tint.BAD))
+        elif member.facts.proven is None:
+            parts.append(style.paint(f"{member.name} never proven", Tint.NOTICE))
+        else:
+            parts.append(f"{member.name} proven {ago(member.facts.proven, now)}")
+    return ", ".join(parts)
+
+
+def nodes(cluster: Cluster, style: Style) -> str:
+    """The nodes, and how full they are."""
+    head = ("NODE", "STATE", "VMS", "MEMORY", "USED", "OF", "CPU", "USED", "OF")
+    return style.table(head, [_node(member, style) for member in cluster.nodes])
+
+
+def _node(member: Member, style: Style) -> tuple[Cell, ...]:
+    return (
+        Cell(member.name),
+        Cell(member.state.value, _NODE_TINTS.get(member.state, Tint.NOTICE)),
+        Cell(str(member.vms), right=True),
+        style.bar(member.memory_used, member.memory),
+        Cell(mib(member.memory_used), right=True),
+        Cell(mib(member.memory) if member.memory else "?", right=True),
+        style.bar(member.cpu_used, member.cpu, 8),
+        Cell(f"{member.cpu_used}%", right=True),
+        Cell(f"{member.cpu}%" if member.cpu else "?", right=True),
+    )
+
+
+def vms(found: Iterable[Vm], style: Style, live: Mapping[str, float] | None = None) -> str:
+    """VMs as a table; with ``live`` also what each uses of this node's processors, in percent."""
+    chosen = sorted(found, key=lambda vm: (vm.resource.cloud, vm.resource.vm))
+    many_clouds = len({vm.resource.cloud for vm in chosen}) > 1
+    head = ["VM", "NAME", "STATE", "NODE", "MEMORY", "CPU", "PREFERS"]
+    rows = []
+    for vm in chosen:
+        resource = vm.resource
+        number = f"{resource.cloud}/{resource.vm}" if many_clouds else str(resource.vm)
+        row = [
+            Cell(number, right=True),
+            Cell(vm.name),
+            Cell(vm.state.value, _VM_TINTS.get(vm.state, Tint.NOTICE)),
+            Cell(" > ".join(vm.nodes) or "-"),
+            Cell(mib(resource.memory_mib), right=True),
+            Cell(f"{resource.cpu}%", right=True),
+            Cell(resource.preferred or "-"),
+        ]
+        if live is not None:
+            used = live.get(resource.id)
+            row.insert(6, Cell("-" if used is None else f"{used:.0f}%", right=True))
+        rows.append([*row, Cell(resource.reason, Tint.FAINT)])
+    if live is not None:
+        head.insert(6, "NOW")
+    return style.table([*head, "WHY"], rows) if rows else "no VM\n"
+
+
+def infos(cluster: Cluster, style: Style, now: float) -> str:
+    """All of it."""
+    return (
+        banner(cluster, style)
+        + summary(cluster, style, now)
+        + "\n"
+        + nodes(cluster, style)
+        + "\n"
+        + vms(cluster.vms, style)
+    )
+
+
+# --- for programs ---------------------------------------------------------------------------------
+
+
+def vm_json(vm: Vm) -> dict[str, Any]:
+    """A VM; ``memory_mib`` and ``cpu`` (percent) are what it takes of a node."""
+    resource = vm.resource
+    return {
+        "cloud": resource.cloud,
+        "vm": resource.vm,
+        "name": resource.name,
+        "state": vm.state.value.lower(),
+        "node": vm.node or None,
+        "nodes": list(vm.nodes),
+        "wanted": resource.started,
+        "reason": resource.reason,
+        "memory_mib": resource.memory_mib,
+        "cpu": resource.cpu,
+        "live_migration": resource.migratable,
+        "preferred": resource.preferred or None,
+        "resource": resource.id,
+    }
+
+
+def node_json(member: Member) -> dict[str, Any]:
+    """A node; ``fencing_proven`` is in seconds since 1970."""
+    return {
+        "name": member.name,
+        "state": member.state.value.lower(),
+        "decides": member.dc,
+        "vms": member.vms,
+        "memory_mib": member.memory,
+        "memory_used_mib": member.memory_used,
+        "cpu": member.cpu,
+        "cpu_used": member.cpu_used,
+        "fencing_device": member.device or None,
+        "fencing_proven": member.facts.proven,
+    }
+
+
+def infos_json(cluster: Cluster) -> dict[str, Any]:
+    """All of it."""
+    fine, sentence = n_plus_one(cluster)
+    return {
+        "quorate": cluster.quorate,
+        "fencing": cluster.fencing_enabled,
+        "n_plus_one": {"ok": fine, "text": sentence},
+        "alarms": [{"text": each.text, "advice": each.advice} for each in alarms(cluster)],
+        "nodes": [node_json(member) for member in cluster.nodes],
+        "vms": [vm_json(vm) for vm in cluster.vms],
+    }

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what ``cxm`` reaches of the world: commands, terminal, files, clock.
+
+Tests pass a world that lives in a temporary directory and whose runner is a model.
+"""
+
+import json
+import os
+import pwd
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TextIO
+from xml.etree.ElementTree import Element
+
+from cxm import config, run
+from cxm.cli.text import Style
+from cxm.cluster import model, nodes, pacemaker
+from cxm.cluster.model import Cluster
+from cxm.errors import CxmError, RefusedError, UsageError
+from cxm.node.machine import Caller, Machine
+
+_WITHOUT: Final = "this machine is not a node of a cxm cluster: there is no {path}"
+
+
+def _style(out: TextIO) -> Style:
+    is_terminal = out.isatty()
+    encoding = (getattr(out, "encoding", "") or "").lower().replace("-", "")
+    return Style(color=is_terminal and "NO_COLOR" not in os.environ, unicode=encoding == "utf8")
+
+
+def who(environ: Mapping[str, str]) -> str:
+    """Who gives an order."""
+    try:
+        account = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        account = str(os.getuid())
+    person = environ.get("SUDO_USER", "")
+    return f"{person} (as {account})" if person and person != account else account
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """This node, and who sits before it."""
+
+    runner: run.Runner = field(default_factory=run.System)
+    root: str = "/"  # where the node's files are
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    typed: Callable[[str], str] = input  # asks a question; raises EOFError where nobody is
+    uid: int = field(default_factory=os.geteuid)
+    style: Style | None = None
+    settings: config.NodeConfig | None = None  # None: those in the node's file
+    now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    foreground: Callable[[list[str]], int] = run.foreground
+
+    def path(self, name: str) -> str:
+        """A file of the node."""
+        return os.path.join(self.root, name.lstrip("/"))
+
+    def say(self, text: str) -> None:
+        """A line for the reader, at once."""
+        self.out.write(f"{text}\n")
+        self.out.flush()
+
+    def show(self, text: str) -> None:
+        """A text of several lines."""
+        self.out.write(text)
+        self.out.flush()
+
+    def show_json(self, value: Any) -> None:
+        """A result for a program."""
+        self.show(json.dumps(value, indent=1) + "\n")
+
+    def looks(self) -> Style:
+        """How text looks here."""
+        return self.style or _style(self.out)
+
+    def require_member(self) -> None:
+        """Raise RefusedError unless this machine is a node of a cluster and we may ask it."""
+        if not os.path.exists(self.path(pacemaker.MARKER)):
+            raise RefusedError(
+                _WITHOUT.format(path=pacemaker.MARKER),
+                hint="'cxm-setup cluster' makes it one; a standalone host needs no cxm command",
+            )
+        if self.uid != 0:
+            raise RefusedError("only root may ask the cluster", hint="run it with sudo")
+
+    def look(self) -> tuple[Cluster, Element]:
+        """The cluster as it is now, and its CIB."""
+        status = pacemaker.status(self.runner)
+        # crm_mon may leave out what succeeded, and with it that a failed fencing was made good.
+        with suppress(CxmError):
+            status = replace(status, fencing=pacemaker.fencing_history(self.runner))
+        cib = pacemaker.cib(self.runner, local=not status.quorate)
+        return model.build(status, cib), cib
+
+    def cluster(self) -> Cluster:
+        """The cluster as it is now."""
+        return self.look()[0]
+
+    def set_attribute(self, node: str, key: str, value: str | None, *, what: str) -> bool:
+        """Set or remove a node's attribute; False when it was so already."""
+
+        def edit(cib: Element) -> None:
+            nodes.set_attribute(cib, node, key, value)
+
+        return pacemaker.change(self.runner, edit, what=what)
+
+    def here(self) -> str:
+        """This node's name."""
+        return pacemaker.local_node(self.runner)
+
+    def machine(self) -> Machine:
+        """This node as the verbs use it, for its volumes and locks."""
+        settings = self.settings
+        if settings is None:
+            text = config.read_trusted(self.path(config.NODE_FILE))
+            settings, _warnings = config.node(text, config.NODE_FILE)
+        return Machine(
+            settings,
+            self.runner,
+            Caller(self.uid, self.uid),
+            os.uname().nodename,
+            dev_dir=self.path("/dev"),
+            run_dir=self.path("/run/cxm"),
+            state_dir=self.path("/var/lib/cxm"),
+            sys_dir=self.path("/sys"),
+            now=self.now,
+            monotonic=self.monotonic,
+            sleep=self.sleep,
+        )
+
+    def confirm(self, question: str, wanted: str) -> None:
+        """Have the reader type one word; raises UsageError for any other."""
+        self.say(question)
+        try:
+            typed = self.typed(f"Type '{wanted}' to go on: ")
+        except EOFError:
+            typed = ""
+        if typed.strip() != wanted:
+            raise UsageError("not confirmed, so nothing was done", hint="--yes asks no question")

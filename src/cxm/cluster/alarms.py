@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what is wrong with the cluster at this moment, and what to do about it. Pure.
+
+What is not urgent is the business of ``cxm check`` (:mod:`cxm.cli.findings`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cxm.cluster import history
+from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.pacemaker import Fencing
+from cxm.cluster.placement import losses
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One sentence, and what to do next."""
+
+    text: str
+    advice: str
+
+
+def alarms(cluster: Cluster) -> list[Alarm]:
+    """The worst first; empty when all is well."""
+    return [*_quorum(cluster), *_fencing(cluster), *_nodes(cluster), *_vms(cluster)]
+
+
+def _quorum(cluster: Cluster) -> Iterator[Alarm]:
+    if not cluster.quorate:
+        yield Alarm(
+            "NOT QUORATE: this part of the cluster may start nothing",
+            "bring more nodes back; 'corosync-quorumtool -s' counts the votes",
+        )
+
+
+def _fencing(cluster: Cluster) -> Iterator[Alarm]:
+    seen = set()
+    for event in sorted(cluster.fencing, key=_newest_first):
+        if event.status == "pending":
+            yield Alarm(
+                f"FENCING IN PROGRESS: {event.target} ({event.action}, by {event.by or '?'})",
+                "nothing of it is started elsewhere until that is done",
+            )
+        elif event.status == "failed" and event.target not in seen:
+            why = f": {event.reason}" if event.reason else ""
+            yield Alarm(
+                f"FENCING OF {event.target} FAILED{why}",
+                f"its VMs stay down: repair its fencing, or switch it off by hand and run "
+                f"'cxm fence --confirmed {event.target}'",
+            )
+        seen.add(event.target)
+    if not cluster.fencing_enabled:
+        yield Alarm(
+            "FENCING IS SWITCHED OFF: a dead node's VMs could come to run twice",
+            "cxm-setup cluster sets it up",
+        )
+
+    for member in cluster.nodes:
+        if member.device and not member.device_works:
+            why = next(
+                (f": {f.reason}" for f in cluster.failures if f.resource in member.devices), ""
+            )
+            yield Alarm(
+                f"THE FENCING DEVICE OF {member.name} DOES NOT ANSWER{why}",
+                f"if {member.name} dies now, its VMs stay down; repair {member.device}, then "
+                f"'crm_resource --cleanup --resource {member.devices[0]}'",
+            )
+
+
+def _newest_first(event: Fencing) -> tuple[bool, float]:
+    return event.status != "pending", -(history.seconds(event.when) or 0.0)
+
+
+def _nodes(cluster: Cluster) -> Iterator[Alarm]:
+    for member in cluster.nodes:
+        if member.state is NodeState.UNCLEAN:
+            yield Alarm(
+                f"NODE {member.name} IS UNCLEAN: nobody knows what it does",
+                "it must be fenced before its VMs are started elsewhere",
+            )
+        elif member.state is NodeState.OFFLINE:
+            yield Alarm(f"node {member.name} is offline", "start it, and its Pacemaker")
+        elif member.state is NodeState.ONLINE and not member.has_locks:
+            yield Alarm(
+                f"NODE {member.name} HAS NO LOCKS: no VM can start on it",
+                f"'cxm timeline' says why; 'crm_resource --cleanup' on {member.name} tries again",
+            )
+
+
+def _vms(cluster: Cluster) -> Iterator[Alarm]:
+    reasons = {failure.resource: failure for failure in cluster.failures}
+    for vm in cluster.vms:
+        failure = reasons.get(vm.resource.id)
+        why = f": {failure.operation} on {failure.node}, {failure.reason}" if failure else ""
+        where = f" on {', '.join(vm.nodes)}" if vm.nodes else ""
+        if vm.state is VmState.BLOCKED:
+            yield Alarm(
+                f"VM {vm.label} IS BLOCKED{where}{why}",
+                f"see what it does, then 'crm_resource --cleanup --resource {vm.resource.id}'",
+            )
+        elif vm.state in (VmState.DOWN, VmState.FAILED):
+            says = "is DOWN" if vm.state is VmState.DOWN else f"has FAILED{where}"
+            yield Alarm(f"VM {vm.label} {says}{why}", "'cxm timeline' tells what happened")
+
+
+def n_plus_one(cluster: Cluster, known: Mapping[str, list[Vm]] | None = None) -> tuple[bool, str]:
+    """Whether everything still fits if any one node dies, and that as a sentence.
+
+    ``known`` is what Pacemaker says would stay down, by node, where it was asked.
+    """
+    alive = [each for each in cluster.nodes if each.takes_vms]
+    if len(alive) < 2:  # noqa: PLR2004 - one to die, one to live
+        return False, "there is no second node that takes VMs"
+    if not cluster.counts_memory:
+        return False, "unknown: Pacemaker does not count memory (placement-strategy)"
+    found = losses(cluster) if known is None else known
+    if not found:
+        if known is None:
+            return True, "every VM still fits if any one node dies"
+        return True, "Pacemaker starts every VM again if any one node dies (simulated)"
+    parts = []
+    for node, left in found.items():
+        names = ", ".join(f"{vm.name} ({vm.resource.memory_mib} MiB)" for vm in left)
+        parts.append(f"if {node} dies, no place is left for {names}")
+    return False, "; ".join(parts)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what ``cxm check`` finds wrong with the cluster as a whole. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from cxm.cluster import nodefindings
+from cxm.cluster.alarms import alarms, n_plus_one
+from cxm.cluster.amounts import ago
+from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.nodefindings import Here
+from cxm.cluster.placement import losses
+from cxm.setup.report import Check, Level, failed, ok, warning
+
+_OLD_S: Final = 365 * 86400.0
+_ATTENDED: Final = 2  # nodes: with so few, a vote decides nothing
+
+
+def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Check]:
+    """Everything that was looked at; ``lost`` is what would stay down, by the node that died."""
+    return [
+        *_state(cluster),
+        *_failures(cluster),
+        *_fencing(cluster, here.now),
+        *_capacity(cluster, lost),
+        *nodefindings.judge(cluster, here),
+    ]
+
+
+# --- the cluster ----------------------------------------------------------------------------------
+
+
+def _state(cluster: Cluster) -> Iterator[Check]:
+    found = alarms(cluster)
+    for alarm in found:
+        offline = alarm.text.endswith("is offline")
+        yield (warning if offline else failed)("state", alarm.text, alarm.advice)
+    if not found:
+        yield ok("state", "quorate, all nodes are there, every VM is as it should be")
+    for member in cluster.nodes:
+        if member.state in (NodeState.STANDBY, NodeState.MAINTENANCE):
+            advice = f"'cxm eject --back {member.name}' when that is over"
+            yield warning("state", f"{member.name} takes no VMs: {member.state}", advice)
+    for vm in cluster.vms:
+        if len(vm.nodes) > 1 and vm.state is not VmState.MIGRATING:
+            yield failed(
+                "duplicates",
+                f"VM {vm.label} is on {' and '.join(vm.nodes)} at once",
+                "switch it off on all but one at once: its disk is being damaged",
+            )
+
+
+def _failures(cluster: Cluster) -> Iterator[Check]:
+    """What went wrong with a service of the cluster, and may have been put right since."""
+    known = {vm.resource.id for vm in cluster.vms}
+    for each in cluster.failures:
+        if each.resource not in known:
+            found = f"{each.resource}: {each.operation} on {each.node} failed: {each.reason}"
+            advice = f"once it is understood: 'crm_resource --cleanup --resource {each.resource}'"
+            yield warning("failures", f"{found} ({each.when})", advice)
+
+
+def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:
+    if not cluster.fencing_enabled:
+        return  # an alarm says so
+    for member in cluster.nodes:
+        name = f"fencing {member.name}"
+        proven = member.facts.proven
+        if not member.device:
+            advice = "cxm-setup cluster: without it, a dead node's VMs stay down"
+            yield failed(name, "no device can fence it", advice)
+        elif proven is None:
+            advice = f"'cxm fence --test {member.name}' on another node; until then its VMs are "
+            yield failed(name, f"{member.device}, never proven", f"{advice}not highly available")
+        elif now - proven > _OLD_S:
+            advice = f"'cxm fence --test {member.name}' on another node"
+            yield warning(name, f"proven {ago(proven, now)}", advice)
+        else:
+            yield ok(name, f"{member.device}, proven {ago(proven, now)}")
+
+
+def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]:
+    fine, sentence = n_plus_one(cluster, lost)
+    if fine:
+        yield ok("N+1", sentence)
+    else:
+        advice = "add memory or a node, or switch VMs off"
+        if lost and not losses(cluster):
+            advice = (
+                "they would fit if the others were packed more tightly: migrate some so that one "
+                "node has the room for the largest"
+            )
+        yield warning("N+1", sentence, advice)
+    for member in cluster.nodes:
+        if not member.memory:
+            advice = "cxm-setup cluster writes it: without it no VM is placed there"
+            yield failed(f"size of {member.name}", "its memory is not known", advice)
+    if len(cluster.nodes) == _ATTENDED:
+        yield warning(
+            "quorum",
+            "two nodes: when one is lost without power, its own fencing device may be lost too",
+            "then nothing moves until 'cxm fence --confirmed NODE', or a second fencing device",
+        )
+
+
+def errors(checks: Iterable[Check]) -> bool:
+    """Whether something is wrong, not merely to be known."""
+    return any(check.level is Level.FAILED for check in checks)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what a VM's configuration says it needs of a node: volumes and bridges. Pure."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from cxm.cluster.cib import Resource
+from cxm.names import LvName
+from cxm.xen import cfgtext
+
+_DEVICE: Final = re.compile(r"(?:^|[,=:])/dev/(?P<vg>[^/,]+)/(?P<lv>[^/,]+)")
+_BRIDGE: Final = re.compile(r"(?:^|,)\s*bridge\s*=\s*(?P<bridge>[^,\s]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What must be on a node for a VM to run there."""
+
+    volumes: frozenset[LvName]
+    bridges: frozenset[str]
+
+
+def _list(config: cfgtext.Config, key: str) -> tuple[str, ...]:
+    value = config.get(key)
+    return value if isinstance(value, tuple) else ()
+
+
+def needs(resource: Resource, vg: str) -> Needs:
+    """The volumes in the group ``vg`` and the bridges; raises UsageError for an unreadable one."""
+    config = cfgtext.parse(resource.config, f"the configuration of {resource.name}")
+    devices = (_DEVICE.search(disk) for disk in _list(config, "disk"))
+    bridges = (_BRIDGE.search(nic) for nic in _list(config, "vif"))
+    return Needs(
+        frozenset(LvName(each["lv"]) for each in devices if each and each["vg"] == vg),
+        frozenset(each["bridge"] for each in bridges if each),
+    )

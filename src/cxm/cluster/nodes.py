@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what the CIB says of the nodes: attributes, capacity, fencing devices. Pure, as ``cib``."""
+
+from dataclasses import dataclass, field
+from typing import Final
+from xml.etree.ElementTree import Element, SubElement
+
+from cxm.errors import NotFoundError
+
+FENCING: Final = "cxm-fencing"  # seconds since 1970: when fencing of this node was last proven
+CPU: Final = "cxm-cpu"  # its processor's abilities, as Xen shows them
+ADDRESS: Final = "cxm-address"
+STANDBY: Final = "standby"
+# A value of placement-strategy with which Pacemaker looks at memory.
+COUNTING: Final = ("utilization", "minimal", "balanced")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the CIB says of a node."""
+
+    name: str
+    attributes: dict[str, str] = field(default_factory=dict)
+    utilization: dict[str, str] = field(default_factory=dict)
+
+    def number(self, kind: str) -> int:
+        """A capacity; 0 where none is given: Pacemaker places nothing that needs some."""
+        text = self.utilization.get(kind, "")
+        return int(text) if text.isdecimal() else 0
+
+    @property
+    def proven(self) -> float | None:
+        """When fencing of the node was last proven."""
+        text = self.attributes.get(FENCING, "")
+        return float(text) if text.isdecimal() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A way to fence."""
+
+    id: str
+    targets: tuple[str, ...] | None  # the nodes that it is for; None: it says so itself
+
+    def fences(self, node: str) -> bool:
+        return self.targets is None or node in self.targets
+
+
+def _pairs(node: Element, kind: str) -> dict[str, str]:
+    return {pair.get("name", ""): pair.get("value", "") for pair in node.iterfind(f"{kind}/nvpair")}
+
+
+def facts(cib: Element) -> dict[str, Facts]:
+    """All nodes by name."""
+    found = {}
+    for node in cib.iterfind("configuration/nodes/node"):
+        name = node.get("uname", "")
+        found[name] = Facts(name, _pairs(node, "instance_attributes"), _pairs(node, "utilization"))
+    return found
+
+
+def set_attribute(cib: Element, name: str, key: str, value: str | None) -> None:
+    """Set a node's attribute, or take it away; raises NotFoundError for an unknown node.
+
+    One that another tool has set is changed where it is, so that it is not there twice.
+    """
+    node = next(
+        (each for each in cib.iterfind("configuration/nodes/node") if each.get("uname") == name),
+        None,
+    )
+    if node is None:
+        raise NotFoundError(f"the cluster has no node '{name}'")
+    for group in node.iterfind("instance_attributes"):
+        for pair in group.findall("nvpair"):
+            if pair.get("name") == key:
+                if value is None:
+                    group.remove(pair)
+                else:
+                    pair.set("value", value)
+                return
+    if value is None:
+        return
+    first = node.find("instance_attributes")
+    if first is None:
+        first = SubElement(node, "instance_attributes", {"id": f"nodes-{node.get('id')}"})
+    pair_id = f"{first.get('id')}-{key}"
+    SubElement(first, "nvpair", {"id": pair_id, "name": key, "value": value})
+
+
+def devices(cib: Element) -> list[Device]:
+    """What can fence, but for what is switched off."""
+    found = []
+    for primitive in cib.iterfind("configuration/resources//primitive"):
+        meta = _pairs(primitive, "meta_attributes")
+        if primitive.get("class") == "stonith" and meta.get("target-role") != "Stopped":
+            given = _pairs(primitive, "instance_attributes")
+            found.append(Device(primitive.get("id", ""), _targets(given)))
+    return found
+
+
+def _targets(given: dict[str, str]) -> tuple[str, ...] | None:
+    # "node1 node2", "node1,node2", "node1;node2"; pcmk_host_map is "node1:port1;node2:port2".
+    words = given.get("pcmk_host_list", "").replace(",", " ").replace(";", " ").split()
+    pairs = given.get("pcmk_host_map", "").replace(",", " ").replace(";", " ").split()
+    named = [*words, *(pair.partition(":")[0] for pair in pairs)]
+    return tuple(dict.fromkeys(named)) or None
+
+
+def abilities(cib: Element) -> set[str]:
+    """The versions of Pacemaker's protocol that the nodes speak: more than one while upgrading."""
+    pairs = cib.iterfind("status/node_state/transient_attributes/instance_attributes/nvpair")
+    return {pair.get("value", "") for pair in pairs if pair.get("name") == "#feature-set"}
+
+
+def option(cib: Element, name: str) -> str:
+    """An option of the cluster; empty where it has its default."""
+    for pair in cib.iterfind("configuration/crm_config/cluster_property_set/nvpair"):
+        if pair.get("name") == name:
+            return pair.get("value", "")
+    return ""

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""What ``cxm`` does to nodes and volumes, on a model of a cluster."""
+
+from pathlib import Path
+
+import pytest
+
+from cxm.cli import ctl, main
+from cxm.errors import CommandError, LockTimeoutError, NotFoundError, RefusedError, UsageError
+from tests.fakes.crm import NOW, FakeCluster, two_nodes
+
+NOTHING = ("crm_diff", "cibadmin --patch", "stonith_admin", "lvchange")
+
+
+@pytest.fixture
+def crm(tmp_path: Path) -> FakeCluster:
+    """node1 and node2, a VM on each, one that is off."""
+    return two_nodes(str(tmp_path / "n"))
+
+
+def _run(crm: FakeCluster, line: str) -> int:
+    return main.main(line.split(), crm.world())
+
+
+def _changed(crm: FakeCluster) -> list[tuple[str, ...]]:
+    lines = [argv for argv in crm.node.ran if " ".join(argv).startswith(NOTHING)]
+    return [argv for argv in lines if argv[1:2] != ("--history",)]
+
+
+# --- eject ----------------------------------------------------------------------------------------
+
+
+def test_eject_empties_a_node_and_tells_how(crm: FakeCluster) -> None:
+    """Each change of each VM is a line; the node stays in standby until it is given back."""
+    assert _run(crm, "eject node2") == 0
+    assert crm.text.splitlines() == [
+        "1 VM of node2 to move:",
+        "  db.home.net (VM 42): running on node2",
+        "  db.home.net (VM 42): migrating on node2 to node1",
+        "  db.home.net (VM 42): running on node1",
+        "node2 is empty and takes no VMs until 'cxm eject --back node2'",
+    ]
+    assert crm.attribute("node2", "standby") == "on"
+    assert _run(crm, "eject --back node2") == 0
+    assert crm.attribute("node2", "standby") is None
+    assert _run(crm, "eject --back node2") == 0
+    assert crm.text.endswith("node2 takes VMs already\n")
+
+
+def test_eject_means_this_node(crm: FakeCluster) -> None:
+    """Where none is given."""
+    assert _run(crm, "eject") == 0
+    assert crm.places["cxm-cloudone1-7"].nodes == ("node2",)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        ("full", "there is no place elsewhere for huge (3500 MiB)"),
+        ("bound", "these VMs cannot move while they run: pv"),
+        ("quorum", "not quorate"),
+        ("offline", "node2 is offline"),
+    ],
+)
+def test_eject_refuses_before_anything_moves(
+    crm: FakeCluster, prepare: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is changed, and the sentence names what is in the way."""
+    if prepare == "full":
+        crm.add_vm(9, "node2", name="huge", memory=3500)
+    elif prepare == "bound":
+        crm.add_vm(9, "node2", name="pv", migratable=False)
+    elif prepare == "quorum":
+        crm.quorate = False
+    else:
+        crm.members["node2"].online = False
+    assert _run(crm, "eject node2") == RefusedError.code
+    assert message in capsys.readouterr().err
+    assert not _changed(crm)
+
+
+def test_eject_asks_pacemaker_what_fits(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would stop a VM that fits only when the largest goes first."""
+    crm.add_node("node3", memory=2100)
+    crm.add_vm(8, "node1", memory=2000)
+    crm.add_vm(1, "node1", memory=1000)
+    assert _run(crm, "eject node1") == RefusedError.code
+    said = capsys.readouterr().err
+    assert "Pacemaker would find no place for one-8" in said
+    assert "'cxm migrate one-8 node2'" in said
+    assert not [argv for argv in _changed(crm) if argv[0] != "crm_simulate"]
+
+
+def test_eject_restarts_what_cannot_move_when_asked(crm: FakeCluster) -> None:
+    """Never without."""
+    crm.add_vm(9, "node2", name="pv", migratable=False)
+    assert _run(crm, "eject node2 --restart") == 0
+
+
+def test_eject_tells_of_a_vm_that_is_stuck(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Blocked at once, or at the end of the time."""
+    crm.stuck.add("cxm-cloudone1-42")
+    assert _run(crm, "eject node2 --timeout 10") == LockTimeoutError.code
+    assert "have not left node2 or do not run: db.home.net (VM 42)" in capsys.readouterr().err
+    crm.places["cxm-cloudone1-42"].blocked = True
+    assert _run(crm, "eject node2") == CommandError.code
+    assert "stuck on node2: db.home.net" in capsys.readouterr().err
+
+
+def test_unknown_node_is_said(crm: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """With those there are."""
+    assert _run(crm, "eject node3") == NotFoundError.code
+    assert "the cluster has no node 'node3' (it has node1, node2)" in capsys.readouterr().err
+
+
+# --- fence ----------------------------------------------------------------------------------------
+
+
+def test_fence_asks_first(crm: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of the node, typed; anything else does nothing."""
+    crm.answer = "yes"
+    assert _run(crm, "fence node2") == UsageError.code
+    assert "not confirmed" in capsys.readouterr().err
+    crm.answer = ""  # nobody is there
+    assert _run(crm, "fence node2") == UsageError.code
+    assert not _changed(crm)
+    crm.answer = "node2"
+    assert _run(crm, "fence node2") == 0
+    assert "It has 1 VM: db.home.net" in crm.text
+    assert (
+        "stonith_admin",
+        "--reboot",
+        "node2",
+        "--timeout",
+        "300",
+        "--tag",
+        "cxm",
+    ) in crm.node.ran
+    assert _run(crm, "fence --off --yes node2") == 0
+    assert ("stonith_admin", "--fence", "node2", "--timeout", "300", "--tag", "cxm") in crm.node.ran
+
+
+@pytest.mark.parametrize(
+    ("line", "prepare", "message"),
+    [
+        ("fence --yes node1", "", "a node does not fence itself"),
+        ("fence --yes node2", "off", "fencing is switched off"),
+        ("fence --yes node2", "quorum", "not quorate"),
+        ("fence --yes node2", "device", "no fencing device is for node2"),
+        ("fence --test --yes", "full", "there is no place elsewhere for huge"),
+        ("fence --test --yes", "offline", "node2 is offline: fencing is tried while all"),
+        ("fence --confirmed --yes node2", "", "node2 is online: it is alive"),
+    ],
+)
+def test_fence_refuses(
+    crm: FakeCluster, line: str, prepare: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever could not work or would do harm."""
+    if prepare == "off":
+        crm.fencing = False
+    elif prepare == "quorum":
+        crm.quorate = False
+    elif prepare == "device":
+        resources = crm.cib.find("configuration/resources")
+        assert resources is not None
+        resources.remove(next(e for e in resources if e.get("id") == "fence-node2"))
+    elif prepare == "full":
+        crm.add_vm(9, "node2", name="huge", memory=3500)
+    elif prepare == "offline":
+        crm.members["node2"].online = False
+    assert _run(crm, line) == RefusedError.code
+    assert message in capsys.readouterr().err
+    assert not _changed(crm)
+
+
+def test_fencing_is_proven_by_a_node_that_falls_silent_and_comes_back(crm: FakeCluster) -> None:
+    """Emptied first, given back at the end; the time is noted where everybody sees it."""
+    crm.answer = "node2"
+    assert _run(crm, "fence --test node2") == 0
+    assert crm.text.splitlines()[-4:] == [
+        "node2: being reset by fence-node2 ...",
+        "node2: was reset; waiting until it is back ...",
+        "node2: is back",
+        "fencing is proven: node2",
+    ]
+    proven = float(crm.attribute("node2", "cxm-fencing") or 0)
+    assert NOW < proven <= NOW + crm.node.clock
+    assert crm.attribute("node2", "standby") is None
+    assert crm.places["cxm-cloudone1-42"].nodes == ("node1",)
+
+
+def test_all_other_nodes_are_proven_one_by_one(crm: FakeCluster) -> None:
+    """This one must be tried from another."""
+    crm.add_node("node3")
+    crm.answer = "all"
+    assert _run(crm, "fence --test") == 0
+    assert "fencing is proven: node2, node3" in crm.text
+    assert "cxm fence --test node1" in crm.text
+
+
+def test_device_that_lies_proves_nothing(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reports success, and the node goes on to answer."""
+    before = crm.attribute("node2", "cxm-fencing")
+    crm.lies = True
+    assert _run(crm, "fence --test --yes node2") == CommandError.code
+    assert "10.0.0.2 never stopped to answer: IT WAS NOT RESET" in capsys.readouterr().err
+    assert crm.attribute("node2", "cxm-fencing") == before
+    assert crm.attribute("node2", "standby") is None
+
+
+def test_device_of_another_machine_is_noticed(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cables of two BMCs are changed round."""
+    crm.add_node("node3")
+    crm.hits = "node3"
+    assert _run(crm, "fence --test --yes node2") == CommandError.code
+    assert "never stopped to answer" in capsys.readouterr().err
+    assert crm.attribute("node2", "cxm-fencing") == f"{NOW - 3600 * 5:.0f}"
+
+
+def test_node_that_dies_together_with_the_fenced_one_is_noticed(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One device for two machines, or a cable that both hang on."""
+    crm.add_node("node3")
+
+    def together() -> None:
+        crm.step()
+        crm.members["node3"].online = crm.members["node2"].online
+
+    crm.node.later = together
+    assert _run(crm, "fence --test --yes node2") == CommandError.code
+    assert "while node2 was fenced, node3 became offline" in capsys.readouterr().err
+
+
+def test_node_that_stays_away_is_not_proven(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was reset, but a cluster whose nodes do not come back is not well."""
+    assert _run(crm, "fence --test --yes node2 --boot-time 1") == LockTimeoutError.code
+    assert "is not back after 1 s" in capsys.readouterr().err
+
+
+def test_human_says_that_a_node_is_off(crm: FakeCluster) -> None:
+    """The way out when the fencing device died with its node."""
+    crm.members["node2"].online, crm.members["node2"].unclean = False, True
+    crm.answer = "node2"
+    assert _run(crm, "fence --confirmed node2") == 0
+    assert ("stonith_admin", "--confirm", "node2") in crm.node.ran
+    assert "Are you certain that node2 is OFF" in crm.text
+
+
+# --- VMs ------------------------------------------------------------------------------------------
+
+
+def test_console_is_where_the_vm_is(crm: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here by xl, elsewhere by a line to copy."""
+    assert _run(crm, "console 7") == 0
+    assert crm.attached == [["xl", "console", "17"]]
+    assert _run(crm, "console db.home.net") == RefusedError.code
+    assert "ssh -t node2 cxm console db.home.net" in capsys.readouterr().err
+    assert _run(crm, "console 4") == RefusedError.code
+    assert "runs nowhere: it is stopped" in capsys.readouterr().err
+    crm.xen.rows.pop()
+    assert _run(crm, "console 7") == NotFoundError.code
+
+
+def test_volumes_of_a_vm_that_is_off(crm: FakeCluster) -> None:
+    """For a look at them by hand, and back."""
+    assert _run(crm, "activate 4") == 0
+    assert crm.node.state.lvs["lv-one-4-0"].active
+    assert crm.node.path("dev/LVM_XEN/lv-one-4-0") in crm.text
+    assert ("lvchange", "-a", "ey", "LVM_XEN/lv-one-4-0") in crm.node.ran
+    assert _run(crm, "deactivate old.home.net") == 0
+    assert not crm.node.state.lvs["lv-one-4-0"].active
+    assert crm.text.endswith("lv-one-4-0 was active here\n")
+
+
+def test_volumes_of_a_vm_that_the_cluster_does_not_know(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has disks, and a number."""
+    tags = ["cxm.cloud=cloudone1", "cxm.vm=88", "cxm.disk=0", "cxm.state=ready"]
+    crm.node.add_lv("lv-one-88-0", 4, tags=tags, content=b"")
+    assert _run(crm, "deactivate cloudone1/88") == 0
+    assert not crm.node.state.lvs["lv-one-88-0"].active
+    assert _run(crm, "activate 88") == 0
+    assert _run(crm, "activate 99") == NotFoundError.code
+    assert "VM 99 has no volume" in capsys.readouterr().err
+    assert _run(crm, "activate nobody") == NotFoundError.code
+
+
+def test_volumes_of_a_running_vm_are_its_own(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither activated nor taken away."""
+    assert _run(crm, "activate 42") == RefusedError.code
+    assert "is on node2" in capsys.readouterr().err
+    crm.node.state.opened.add("lv-one-7-0")
+    assert _run(crm, "deactivate 7") == RefusedError.code
+    assert "in use on this node: lv-one-7-0" in capsys.readouterr().err
+
+
+# --- cxmd_ctl -------------------------------------------------------------------------------------
+
+
+def test_original_scripts_ask_as_before(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--ping is the test of every script: 0 in a working, quorate cluster."""
+    assert ctl.main(["--ping"], crm.world()) == 0
+    assert crm.text == ""
+    assert ctl.main(["-l"], crm.world()) == 0
+    assert crm.text == "node1\nnode2\n"
+    assert ctl.main(["--status"], crm.world()) == 0
+    assert crm.text.endswith("node1: online, role active, state normal\n")
+    crm.fence_events = [{"target": "node2", "action": "off", "status": "pending"}]
+    ctl.main(["-s"], crm.world())
+    assert crm.text.endswith("state recovery\n")
+    crm.members["node1"].pending = True
+    assert ctl.main(["-p"], crm.world()) == 1
+    crm.members["node1"].pending = False
+    crm.quorate = False
+    assert ctl.main(["-p"], crm.world()) == 1
+    assert ctl.main(["-s"], crm.world()) == 1
+    crm.dead = True
+    assert ctl.main(["-p"], crm.world()) == 1
+    assert capsys.readouterr().err.count("\n") == 1

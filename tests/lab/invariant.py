@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what must never be seen in a cluster, and the watch that is kept from outside all along.
+
+Never two unpaused domains of one VM; a volume active on two nodes only while its VM moves. Each
+node prints what it has once a second; what two samples in a row agree on was so in between.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+
+from cxm.errors import CxmError
+from cxm.run import System
+from cxm.xen import xl
+from lab.lab import Lab
+from lab.machine import Machine
+
+_SCRIPT = (
+    'while :; do echo "at $(date +%s.%N)"; xl list -v; echo volumes; dmsetup ls; '
+    "echo moving; ls /run/cxm/moving 2>/dev/null; echo end; sleep 1; done"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a node had at one moment."""
+
+    at: float
+    running: frozenset[str] = frozenset()  # UUIDs of domains that run
+    volumes: frozenset[str] = frozenset()  # active, as the device mapper calls them
+    moving: bool = False  # some VM of it is on its way
+
+
+def parse(lines: Iterable[str]) -> Iterator[Sample]:
+    """The samples in the output of a node; one that was cut off is left out."""
+    part: list[str] = []
+    for line in lines:
+        if line.startswith("at "):
+            part = []
+        part.append(line)
+        if line == "end" and part[0].startswith("at "):
+            yield _sample(part)
+
+
+def _sample(part: list[str]) -> Sample:
+    volumes, moving = part.index("volumes"), part.index("moving")
+    domains = xl.parse_list("\n".join(part[1:volumes]))
+    return Sample(
+        at=float(part[0].split()[1]),
+        running=frozenset(
+            domain.uuid for domain in domains if domain.domid and domain.alive and not domain.paused
+        ),
+        volumes=frozenset(
+            line.split()[0] for line in part[volumes + 1 : moving] if "lv--one" in line
+        ),
+        moving=moving + 2 < len(part),
+    )
+
+
+def broken(nodes: Mapping[str, list[Sample]]) -> list[str]:
+    """What was seen that must never be: a sentence each."""
+    found: dict[str, None] = {}
+    for (left, ours), (right, theirs) in combinations(nodes.items(), 2):
+        for first in pairwise(ours):
+            for second in pairwise(theirs):
+                if first[1].at < second[0].at or second[1].at < first[0].at:
+                    continue
+                samples = (*first, *second)
+                both = frozenset.intersection(*(each.running for each in samples))
+                for uuid in both:
+                    found[f"{uuid} ran on {left} and {right} at once"] = None
+                shared = frozenset.intersection(*(each.volumes for each in samples))
+                if shared and not any(each.moving for each in samples):
+                    for volume in shared:
+                        found[f"{volume} was active on {left} and {right}"] = None
+    return list(found)
+
+
+@dataclass(slots=True)
+class Watch:
+    """A watch that is being kept."""
+
+    seen: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise AssertionError when something was seen that must never be."""
+        assert broken(self.seen) == []
+        assert any(len(samples) > 1 for samples in self.seen.values()), "nothing was watched"
+
+
+def _follow(machine: Machine, samples: list[Sample], done: threading.Event) -> None:
+    """Watch a node, also after it has been away."""
+    while not done.is_set():
+        with suppress(CxmError, ValueError):
+            argv = machine.ssh(["sh", "-c", _SCRIPT], options=["-o", "ServerAliveInterval=5"])
+            with System().produce(argv, timeout_s=3600.0) as output:
+                samples.extend(parse(_lines(output, done)))
+        done.wait(2.0)
+
+
+def _lines(output: Iterator[bytes], done: threading.Event) -> Iterator[str]:
+    rest = b""
+    for chunk in output:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+        if done.is_set():
+            return
+
+
+@contextmanager
+def watched(lab: Lab) -> Iterator[Watch]:
+    """Keep watch over all nodes of a lab while the block runs, and judge at its end."""
+    watch, done = Watch(), threading.Event()
+    threads = []
+    for name, machine in lab.machines.items():
+        samples = watch.seen.setdefault(name, [])
+        thread = threading.Thread(target=_follow, args=(machine, samples, done), daemon=True)
+        thread.start()
+        threads.append(thread)
+    try:
+        yield watch
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(30.0)
+    watch.check()
