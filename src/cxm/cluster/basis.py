@@ -20,7 +20,7 @@ STICKINESS: Final = 1000
 # Without these no VM is safe: they are put right at every run.
 _REQUIRED: Final = {
     "stonith-enabled": "true",
-    "no-quorum-policy": "stop",
+    "no-quorum-policy": "freeze",
     "startup-fencing": "true",
     "concurrent-fencing": "true",
     "start-failure-is-fatal": "false",

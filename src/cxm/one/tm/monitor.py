@@ -20,7 +20,7 @@ from cxm.one.xml import Datastore, Host, HostState
 _log = logging.getLogger(__name__)
 
 # oned asks again in some minutes: better no answer than a driver that is busy with dead hosts.
-_TIMEOUT_S: Final = 20.0
+_TIMEOUT_S: Final = 60.0
 _MAX_HOSTS: Final = 5
 
 
