@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +41,16 @@ CUTS: Final = ("xl", "ssh", "receiver", "agent", "source", "target")
 _MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None  # far faster
 _HOME: Final = tempfile.TemporaryDirectory(prefix="cxm-pair-", dir=_MEMORY)
 _GO: Final = PHASES.index("go")
+
+
+_ASKS: Final = ("ps", "lvm", "crm_mon", "crm_diff", "crm_simulate", "blkid")
+
+
+def changing(ran: Sequence[tuple[str, ...]], among: Iterable[int] | None = None) -> list[int]:
+    """The steps that change something: to be killed between two others makes no difference."""
+    steps = range(len(ran)) if among is None else among
+    asks = {("xl", "list"), ("cibadmin", "--query")}
+    return [step for step in steps if ran[step][0] not in _ASKS and ran[step][:2] not in asks]
 
 
 class BecameError(BaseException):
