@@ -27,7 +27,7 @@ from cxm.node.machine import Machine
 from cxm.run import Result
 from tests.fakes.call import Answer, ask
 from tests.fakes.domains import NAME, guest
-from tests.fakes.machine import CLOUD, KilledError, Outcome
+from tests.fakes.machine import CLOUD, Fault, How, KilledError, Outcome
 from tests.fakes.san import San, SanNode
 from tests.fakes.scheduler import BEGIN, NODES, FakePacemaker, NodeLostError, Order
 from tests.fakes.xen import FakeDomain, FakeXen
@@ -46,11 +46,13 @@ _GO: Final = PHASES.index("go")
 _ASKS: Final = ("ps", "lvm", "crm_mon", "crm_diff", "crm_simulate", "blkid")
 
 
-def changing(ran: Sequence[tuple[str, ...]], among: Iterable[int] | None = None) -> list[int]:
-    """The steps that change something: to be killed between two others makes no difference."""
+def kills(ran: Sequence[tuple[str, ...]], among: Iterable[int] | None = None) -> list[Fault]:
+    """Deaths that differ: before each step that changes something, and after the last."""
     steps = range(len(ran)) if among is None else among
     asks = {("xl", "list"), ("cibadmin", "--query")}
-    return [step for step in steps if ran[step][0] not in _ASKS and ran[step][:2] not in asks]
+    found = [step for step in steps if ran[step][0] not in _ASKS and ran[step][:2] not in asks]
+    found = found or [0]
+    return [Fault(step, How.KILL) for step in found] + [Fault(found[-1], How.KILL_AFTER)]
 
 
 class BecameError(BaseException):
