@@ -165,6 +165,16 @@ class TestBrokenSettings:
         assert pair.agent("node1", "monitor", **RECURRING) == Ocf.SUCCESS
         assert pair.runs_on() == ["node1"]
 
+    def test_running_guest_can_be_stopped(self, pair: Pair) -> None:
+        """Its disk stays where it was until the file is repaired, and then goes where it must."""
+        pair.is_broken = True
+        assert pair.agent("node1", "stop") == Ocf.SUCCESS
+        assert pair.runs_on() == []
+        assert pair.locks() == {"node1": "ex"}
+        pair.is_broken = False
+        assert pair.agent("node2", "start", timeout="300000") == Ocf.SUCCESS
+        assert pair.locks() == {"node2": "ex"}
+
 
 @pytest.mark.parametrize("action", ["start", "stop", "monitor", "migrate_to", "migrate_from"])
 def test_agent_without_parameters(pair: Pair, action: str) -> None:
