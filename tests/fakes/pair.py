@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from cxm.node.machine import Machine
 from cxm.run import Result
 from tests.fakes.call import Answer, ask
 from tests.fakes.domains import NAME, guest
-from tests.fakes.machine import CLOUD, KilledError, Outcome
+from tests.fakes.machine import CLOUD, Fault, How, KilledError, Outcome
 from tests.fakes.san import San, SanNode
 from tests.fakes.scheduler import BEGIN, NODES, FakePacemaker, NodeLostError, Order
 from tests.fakes.xen import FakeDomain, FakeXen
@@ -38,8 +38,21 @@ DISK: Final = "lv-one-7-0"
 PHASES: Final = ("connected", "precopy", "suspended", "ready", "go", "unpaused", "reported")
 # What may end there; "agent" is the agent with the xl that it has started.
 CUTS: Final = ("xl", "ssh", "receiver", "agent", "source", "target")
-_HOME: Final = tempfile.TemporaryDirectory(prefix="cxm-pair-")
+_MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None  # far faster
+_HOME: Final = tempfile.TemporaryDirectory(prefix="cxm-pair-", dir=_MEMORY)
 _GO: Final = PHASES.index("go")
+
+
+_ASKS: Final = ("ps", "lvm", "crm_mon", "crm_diff", "crm_simulate", "blkid")
+
+
+def kills(ran: Sequence[tuple[str, ...]], among: Iterable[int] | None = None) -> list[Fault]:
+    """Deaths that differ: before each step that changes something, and after the last."""
+    steps = range(len(ran)) if among is None else among
+    asks = {("xl", "list"), ("cibadmin", "--query")}
+    found = [step for step in steps if ran[step][0] not in _ASKS and ran[step][:2] not in asks]
+    found = found or [0]
+    return [Fault(step, How.KILL) for step in found] + [Fault(found[-1], How.KILL_AFTER)]
 
 
 class BecameError(BaseException):

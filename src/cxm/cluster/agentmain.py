@@ -15,9 +15,9 @@ from cxm.cluster.agent import Ocf
 from cxm.config import NodeConfig
 from cxm.errors import CxmError, UsageError, system_error
 from cxm.names import cloud_id, domain_uuid, vm_id
-from cxm.node.life import running
+from cxm.node.life import Vm, end, running
 from cxm.node.machine import Caller, Machine
-from cxm.xen import xl
+from cxm.node.volumes import Owner
 
 _log = logging.getLogger(__name__)
 
@@ -51,26 +51,29 @@ def _from_file() -> NodeConfig:
 def _configured(
     machine: Machine, action: str, environ: Mapping[str, str], settings: Callable[[], NodeConfig]
 ) -> Machine | Ocf:
-    """The node with its settings; the answer when they are broken, but it needs none.
+    """The node with its settings; when they are broken, the answer if it needs none.
 
-    A slip in a file must not get a node fenced for a VM that is not even here, nor a guest started
-    again that runs.
+    A slip in a file must not get a node fenced, nor a guest started again that runs. The disks of
+    a VM that is stopped like this stay the node's: where it is started next, they are asked for.
     """
     try:
         return replace(machine, config=settings())
     except CxmError as error:
         if action not in ("monitor", "stop"):
             raise
-        uuid = domain_uuid(cloud_id(environ.get(_CLOUD, "")), vm_id(environ.get(_VM, "")))
-        present = [domain for domain in xl.domains(machine.runner) if domain.uuid == uuid]
-        if action == "monitor" and running(present) is not None:
-            answer = Ocf.SUCCESS
-        elif present:
-            raise
-        else:
-            answer = Ocf.SUCCESS if action == "stop" else Ocf.NOT_RUNNING
         _log.error("%s: %s", action, error.sentence())
-        return answer
+        owner = Owner(cloud_id(environ.get(_CLOUD, "")), vm_id(environ.get(_VM, "")))
+        vm = Vm(machine, owner)
+        present = vm.present()
+        if action == "stop":
+            if present:
+                end(vm)
+            return Ocf.SUCCESS
+        if running(present) is not None:
+            return Ocf.SUCCESS
+        if present:
+            raise
+        return Ocf.NOT_RUNNING
 
 
 def perform(
