@@ -32,6 +32,7 @@ test: check
 	@$(PYTEST) -m "lab and not extensive"
 
 test-all: check
+	@$(PYTEST) -q -n 2 --dist worksteal -m "extensive and not lab"
 	@$(PYTEST) -m "lab"
 
 bench: setup

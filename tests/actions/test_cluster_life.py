@@ -255,6 +255,7 @@ class TestMemory:
         with pytest.raises(RefusedError, match="VM 7 runs on node1, not here"):
             pair.ask("node2", "domain-save", vm=7)
 
+    @pytest.mark.extensive
     @pytest.mark.parametrize("how", ["killed", "failed"])
     def test_save_cut_at_any_step(self, how: str) -> None:
         """The VM runs, or its memory is whole: never neither. A restore finds what there is."""
@@ -312,6 +313,7 @@ class TestMemory:
         assert life(pair) == (False, Life.STOPPED)
         assert pair.locks() == {}
 
+    @pytest.mark.extensive
     def test_agent_killed_while_it_restores(self) -> None:
         """At each of its steps: the guest goes on once, or the verb says that it does not."""
         for kill in kills(_restored(None).xens["node1"].node.ran):

@@ -69,7 +69,9 @@ def test_there_and_back(pair: Pair) -> None:
     assert pair.move("node2", "node1").result == {"node": "node1", "moved": False}
 
 
-@pytest.mark.parametrize("what", CUTS)
+@pytest.mark.parametrize(
+    "what", [CUTS[0], *(pytest.param(each, marks=pytest.mark.extensive) for each in CUTS[1:])]
+)
 @pytest.mark.parametrize("phase", PHASES)
 def test_cut_in_any_phase(pair: Pair, phase: str, what: str) -> None:
     """The guest goes on, or is started afresh; never two, and the order says where it is."""
@@ -97,7 +99,7 @@ def test_cut_in_any_phase(pair: Pair, phase: str, what: str) -> None:
     assert node in pair.xens
 
 
-@pytest.mark.parametrize("how", ["killed", "failed"])
+@pytest.mark.parametrize("how", ["failed", pytest.param("killed", marks=pytest.mark.extensive)])
 @pytest.mark.parametrize(
     ("action", "node"), [("migrate_to", "node1"), ("migrate_from", "node2"), ("stop", "node1")]
 )

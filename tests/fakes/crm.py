@@ -333,7 +333,9 @@ class FakeCluster:
         for known in documents.resources(cib):
             target = self._confined(cib, known.id)
             if known.started and target and self._takes(target):
-                row = {"action": "start", "resource": known.id, "node": target}
+                moves = bool(self.places[known.id].nodes) if known.id in self.places else False
+                row = {"action": "migrate" if moves else "start", "resource": known.id}
+                row["dest" if moves else "node"] = target
                 SubElement(actions, "rsc_action", row)
         return Outcome(ET.tostring(root, encoding="unicode"))
 
@@ -373,13 +375,13 @@ class FakeCluster:
         word, cloud, vm = argv[argv.index("--") + 1 :]
         if self.unreachable:
             return Outcome(stderr="Connection timed out", code=255)
-        if word == "state":
-            return Outcome('{"running": false, "domains": 0}')
-        assert argv[argv.index("--") - 1] == "root@10.0.0.2"
-        assert cloud == CLOUD
-        running = bool(self.places[documents.resource_id(CLOUD, VmId(int(vm)))].nodes)
-        self._asked(word, int(vm))
-        return Outcome(f'{{"running": {str(running).lower()}}}')
+        place = self.places.get(f"cxm-{cloud}-{vm}")
+        running = place is not None and bool(place.nodes)
+        if word != "state":
+            assert argv[argv.index("--") - 1] == "root@10.0.0.2"
+            assert cloud == CLOUD
+            self._asked(word, int(vm))
+        return Outcome(f'{{"running": {str(running).lower()}, "domains": {int(running)}}}')
 
     def _asked(self, word: str, vm: int) -> None:
         """A guest listens, unless it is deaf."""
