@@ -277,7 +277,10 @@ def _answer(
     try:
         output.reply(reply)
     except OSError as error:
-        _log.warning("%s: the caller has gone before the reply: %s", verb, error)
+        # Who only asked how much is free has changed nothing, and asks again.
+        changes = "vm" in VERBS[verb].arguments() if verb in VERBS else False
+        level = logging.WARNING if changes else logging.DEBUG
+        _log.log(level, "%s: the caller has gone before the reply: %s", verb, error)
         output.stay = False
         return FAILURE_CODE
     return code
