@@ -78,9 +78,8 @@ def stage(pair_session: Lab, guest: GuestImage, version: str) -> Iterator[Stage]
         yield Stage(pair_session, cloud, parts)
 
 
-@pytest.mark.parametrize(
-    "version", versions("7.4", pytest.param("3.8", marks=pytest.mark.extensive))
-)
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4", "3.8"))
 def test_a_vm_moves(stage: Stage) -> None:
     """Live there and back, saved, asleep: its memory goes with it, and nothing is left."""
     boots: list[visit.Status] = []
@@ -101,6 +100,7 @@ def test_a_vm_moves(stage: Stage) -> None:
     assert stage.left() == []
 
 
+@pytest.mark.extensive
 def test_a_vm_survives_its_node(stage: Stage) -> None:
     """The power of its node is cut: the node is fenced, and only then the VM starts elsewhere."""
     first, second = stage.nodes

@@ -2,6 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Two machines become a cluster by cxm-setup, on real Corosync, Pacemaker, DLM, lvmlockd, a SAN."""
 
+import pytest
+
 from cxm.cluster import pacemaker
 from lab import cluster
 from lab.lab import Lab
@@ -24,6 +26,7 @@ def _locks_on(machine: Machine) -> set[str]:
     return set(placed.nodes) & online if placed.role == "Started" else set()
 
 
+@pytest.mark.extensive
 def test_cluster_is_formed_and_fences(cluster_lab: Lab) -> None:
     """Formed as the guide says; again changes nothing; a node that is cut off comes back."""
     first, second = (cluster_lab.machine(name) for name in ("node1", "node2"))
