@@ -99,7 +99,8 @@ def test_cut_in_any_phase(pair: Pair, phase: str, what: str) -> None:
     assert node in pair.xens
 
 
-@pytest.mark.parametrize("how", ["failed", pytest.param("killed", marks=pytest.mark.extensive)])
+@pytest.mark.extensive
+@pytest.mark.parametrize("how", ["killed", "failed"])
 @pytest.mark.parametrize(
     ("action", "node"), [("migrate_to", "node1"), ("migrate_from", "node2"), ("stop", "node1")]
 )
