@@ -18,6 +18,7 @@ from cxm.errors import ConfigError, UsageError
 from cxm.names import CloudId, cloud_id, lv_prefix
 
 NODE_FILE: Final = "/etc/cxm/cxmrc"
+CLUSTER_MARKER: Final = "/etc/cxm/cluster"  # by cxm-setup: this machine is a node of a cluster
 MAX_BLOCK_MIB: Final = 64
 FILESYSTEMS: Final = ("ext2", "ext3", "ext4", "xfs", "btrfs", "vfat")
 

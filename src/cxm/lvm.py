@@ -154,8 +154,7 @@ def remove(runner: Runner, vg: Group, *names: LvName) -> None:
 
 def activate(runner: Runner, vg: Group, name: LvName) -> None:
     """Make a volume usable on this node, and on a shared group on this node alone."""
-    how = "ey" if vg.shared else "y"
-    runner.run(["lvchange", "-a", how, f"{vg.name}/{name}"], timeout_s=_TIMEOUT_S)
+    _set_active(runner, vg, [name], "ey" if vg.shared else "y")
 
 
 def share(runner: Runner, vg: Group, names: Sequence[LvName]) -> None:
@@ -164,8 +163,7 @@ def share(runner: Runner, vg: Group, names: Sequence[LvName]) -> None:
     Those that are usable here alone become so in place, while they are open. Fails at once where
     another node has one for itself.
     """
-    volumes = [f"{vg.name}/{name}" for name in names]
-    runner.run(["lvchange", "-a", "sy", *volumes], timeout_s=_TIMEOUT_S)
+    _set_active(runner, vg, names, "sy")
 
 
 def claim(runner: Runner, vg: Group, names: Sequence[LvName]) -> None:
@@ -173,13 +171,17 @@ def claim(runner: Runner, vg: Group, names: Sequence[LvName]) -> None:
 
     Fails at once while another node has one of them active.
     """
-    volumes = [f"{vg.name}/{name}" for name in names]
-    runner.run(["lvchange", "-a", "ey", *volumes], timeout_s=_TIMEOUT_S)
+    _set_active(runner, vg, names, "ey")
 
 
 def deactivate(runner: Runner, vg: Group, name: LvName) -> None:
     """Make a volume unusable on this node; raises CommandError while it is open."""
-    runner.run(["lvchange", "-a", "n", f"{vg.name}/{name}"], timeout_s=_TIMEOUT_S)
+    _set_active(runner, vg, [name], "n")
+
+
+def _set_active(runner: Runner, vg: Group, names: Sequence[LvName], how: str) -> None:
+    volumes = [f"{vg.name}/{name}" for name in names]
+    runner.run(["lvchange", "-a", how, *volumes], timeout_s=_TIMEOUT_S)
 
 
 def retag(

@@ -82,9 +82,9 @@ class World:
 
     def require_member(self) -> None:
         """Raise RefusedError unless this machine is a node of a cluster and we may ask it."""
-        if not os.path.exists(self.path(pacemaker.MARKER)):
+        if not os.path.exists(self.path(config.CLUSTER_MARKER)):
             raise RefusedError(
-                _WITHOUT.format(path=pacemaker.MARKER),
+                _WITHOUT.format(path=config.CLUSTER_MARKER),
                 hint="'cxm-setup cluster' makes it one; a standalone host needs no cxm command",
             )
         if self.uid != 0:

@@ -17,7 +17,7 @@ from cxm.cluster import cib, moving, pacemaker
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
 from cxm.errors import CommandError, NotFoundError
-from cxm.names import CHECKPOINT, LvName, State
+from cxm.names import CHECKPOINT, State
 from cxm.node import configs, memory
 from cxm.node import volumes as store
 from cxm.node.guests import Life
@@ -25,7 +25,7 @@ from cxm.node.life import Vm, end, running, settled
 from cxm.node.machine import Machine
 from cxm.node.starting import activated, drop_checkpoint, launched, release, usable
 from cxm.node.volumes import Owner
-from cxm.xen import domcfg, xl
+from cxm.xen import xl
 from cxm.xen.xl import Domain
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ def start(vm: Vm) -> Ocf:
         return Ocf.SUCCESS
     if present:
         end(vm)
-    stored = domcfg.read(resource.config, path)
-    volumes = [LvName(name) for name in stored.volumes]
+    volumes = resource.volumes
     moving.take(vm, volumes)
     if resource.wish is Wish.RESTORE and _can_wake(vm):
         memory.wake(vm, None, "")

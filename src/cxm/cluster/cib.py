@@ -17,8 +17,9 @@ from xml.etree.ElementTree import Element, SubElement
 
 from cxm import names
 from cxm.errors import DataError, UsageError
-from cxm.names import CloudId, VmId
+from cxm.names import CloudId, LvName, VmId
 from cxm.node.guests import Life
+from cxm.xen import domcfg
 
 TEMPLATE: Final = "cxm-domain"
 # A finite wish: less than the template's stickiness, so that a VM which has moved stays.
@@ -59,6 +60,12 @@ class Resource:
     def id(self) -> str:
         return resource_id(self.cloud, self.vm)
 
+    @property
+    def volumes(self) -> list[LvName]:
+        """The volumes that its configuration names; raises DataError for a damaged one."""
+        stored = domcfg.read(self.config, f"the configuration of VM {self.vm}")
+        return [LvName(name) for name in stored.volumes]
+
 
 def resource_id(cloud: CloudId, vm: VmId) -> str:
     """The id of a VM's resource."""
@@ -98,7 +105,8 @@ def unpack(text: str) -> str:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _pairs(element: Element, kind: str) -> dict[str, str]:
+def pairs(element: Element, kind: str) -> dict[str, str]:
+    """The name-value pairs of an element of one kind."""
     return {
         pair.get("name", ""): pair.get("value", "") for pair in element.iterfind(f"{kind}/nvpair")
     }
@@ -113,9 +121,9 @@ def _primitives(cib: Element) -> Iterator[Element]:
 
 def _read(primitive: Element, preferences: dict[str, str]) -> Resource:
     rid = primitive.get("id", "")
-    parameters = _pairs(primitive, "instance_attributes")
-    meta = _pairs(primitive, "meta_attributes")
-    size = _pairs(primitive, "utilization")
+    parameters = pairs(primitive, "instance_attributes")
+    meta = pairs(primitive, "meta_attributes")
+    size = pairs(primitive, "utilization")
     try:
         return Resource(
             cloud=names.cloud_id(parameters["cloud"]),

@@ -26,7 +26,7 @@ from cxm.names import LvName
 from cxm.node import configs
 from cxm.node.life import Vm, running
 from cxm.node.volumes import load, of_vm
-from cxm.xen import domcfg, xl
+from cxm.xen import xl
 from cxm.xen.xl import Domain
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
     path = configs.write(
         vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
     )
-    volumes = [LvName(name) for name in domcfg.read(resource.config, path).volumes]
+    volumes = resource.volumes
     group = load(vm.machine, vm.owner)
     note(vm, target)
     try:
@@ -235,8 +235,7 @@ def receive(vm: Vm, resource: Resource) -> list[str]:
     present = vm.present()
     if present:
         raise RefusedError(f"VM {vm.vm} has a domain here already: {present[0].name}")
-    source = f"the configuration of VM {vm.vm}"
-    volumes = [LvName(name) for name in domcfg.read(resource.config, source).volumes]
+    volumes = resource.volumes
     note(vm)
     lvm.share(vm.machine.runner, load(vm.machine, vm.owner), volumes)
     return xl.receive_argv(vm.scope)
@@ -258,8 +257,7 @@ def withdraw(vm: Vm, resource: Resource) -> None:
                 xl.destroy(vm.machine.runner, domain.domid)
         for pid in kept:
             xl.end_keeper(vm.machine.runner, pid)
-    source = f"the configuration of VM {vm.vm}"
-    volumes = [LvName(name) for name in domcfg.read(resource.config, source).volumes]
+    volumes = resource.volumes
     group = load(vm.machine, vm.owner)
     active = [name for name in volumes if (found := group.find(name)) and found.active]
     _deactivate(vm, group, active)

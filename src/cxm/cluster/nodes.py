@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
-from cxm.errors import NotFoundError
+from cxm.cluster.cib import pairs
+from cxm.errors import NotFoundError, RefusedError
 
 FENCING: Final = "cxm-fencing"  # seconds since 1970: when fencing of this node was last proven
 CPU: Final = "cxm-cpu"  # its processor's abilities, as Xen shows them
-ADDRESS: Final = "cxm-address"
+ADDRESS: Final = "cxm-address"  # where other nodes reach it
+HOST_KEY: Final = "cxm-hostkey"  # of its sshd
 STANDBY: Final = "standby"
 # A value of placement-strategy with which Pacemaker looks at memory.
 COUNTING: Final = ("utilization", "minimal", "balanced")
@@ -47,17 +49,21 @@ class Device:
         return self.targets is None or node in self.targets
 
 
-def _pairs(node: Element, kind: str) -> dict[str, str]:
-    return {pair.get("name", ""): pair.get("value", "") for pair in node.iterfind(f"{kind}/nvpair")}
-
-
 def facts(cib: Element) -> dict[str, Facts]:
     """All nodes by name."""
     found = {}
     for node in cib.iterfind("configuration/nodes/node"):
         name = node.get("uname", "")
-        found[name] = Facts(name, _pairs(node, "instance_attributes"), _pairs(node, "utilization"))
+        found[name] = Facts(name, pairs(node, "instance_attributes"), pairs(node, "utilization"))
     return found
+
+
+def attributes(cib: Element, name: str) -> dict[str, str]:
+    """The attributes of a node; raises RefusedError for an unknown one."""
+    found = facts(cib).get(name)
+    if found is None:
+        raise RefusedError(f"the cluster has no node '{name}'", hint="'cxm infos' shows its nodes")
+    return found.attributes
 
 
 def set_attribute(cib: Element, name: str, key: str, value: str | None) -> None:
@@ -92,9 +98,9 @@ def devices(cib: Element) -> list[Device]:
     """What can fence, but for what is switched off."""
     found = []
     for primitive in cib.iterfind("configuration/resources//primitive"):
-        meta = _pairs(primitive, "meta_attributes")
+        meta = pairs(primitive, "meta_attributes")
         if primitive.get("class") == "stonith" and meta.get("target-role") != "Stopped":
-            given = _pairs(primitive, "instance_attributes")
+            given = pairs(primitive, "instance_attributes")
             found.append(Device(primitive.get("id", ""), _targets(given)))
     return found
 

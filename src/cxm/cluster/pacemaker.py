@@ -21,7 +21,6 @@ from cxm.run import Runner
 
 _log = logging.getLogger(__name__)
 
-MARKER: Final = "/etc/cxm/cluster"  # written by cxm-setup: this machine is a node of a cluster
 _TIMEOUT_S: Final = 60.0
 # crm_diff's exit code when two documents differ, and cibadmin's when the CIB has changed meanwhile.
 _DIFFERENT: Final = 1

@@ -8,11 +8,9 @@ is not (docs/design/0010). The other end is :mod:`cxm.cluster.peerserver`.
 
 import json
 import os
-from collections.abc import Mapping
 from typing import Any, Final
-from xml.etree.ElementTree import Element
 
-from cxm.cluster import pacemaker
+from cxm.cluster import nodes, pacemaker
 from cxm.errors import CommandError, CxmError, DataError, RefusedError, UnreachableError
 from cxm.names import CloudId, VmId
 from cxm.node.machine import Machine
@@ -23,22 +21,11 @@ _CONNECT_S: Final = 10
 _SSH_FAILED: Final = 255
 
 
-def attributes(root: Element, node: str) -> Mapping[str, str]:
-    """The attributes of a node in the CIB."""
-    for element in root.iterfind("configuration/nodes/node"):
-        if element.get("uname") == node:
-            return {
-                pair.get("name", ""): pair.get("value", "")
-                for pair in element.iterfind("instance_attributes/nvpair")
-            }
-    raise RefusedError(f"the cluster has no node '{node}'", hint="'cxm infos' shows its nodes")
-
-
 def command(machine: Machine, node: str, words: list[str]) -> list[str]:
     """The ssh that has another node do something; it knows that node's host key."""
-    known = attributes(pacemaker.cib(machine.runner), node)
+    known = nodes.attributes(pacemaker.cib(machine.runner), node)
     try:
-        address, key = known["cxm-address"], known["cxm-hostkey"]
+        address, key = known[nodes.ADDRESS], known[nodes.HOST_KEY]
     except KeyError as error:
         raise RefusedError(
             f"the node {node} has not told its address and host key",

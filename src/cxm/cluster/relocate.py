@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import cib, pacemaker, peer
+from cxm.cluster import cib, nodes, pacemaker
 from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated, unblocked
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import VmId
@@ -43,7 +43,7 @@ def node_of(root: Element, host: str) -> str:
     """The node that OpenNebula, or an operator, calls ``host``; raises NotFoundError."""
     names = [each.get("uname", "") for each in root.iterfind("configuration/nodes/node")]
     known = {name: name for name in names}
-    known |= {peer.attributes(root, name).get("cxm-host", name): name for name in names}
+    known |= {nodes.attributes(root, name).get("cxm-host", name): name for name in names}
     if host not in known:
         raise NotFoundError(
             f"no node of this cluster is called '{host}'",

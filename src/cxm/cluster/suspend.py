@@ -8,7 +8,7 @@ long as it takes. Restoring is a start with a wish.
 
 import logging
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from cxm.cluster import agent, pacemaker
 from cxm.cluster.cib import Wish
@@ -27,8 +27,6 @@ from cxm.node.volumes import Owned
 from cxm.xen.guest import from_json
 
 _log = logging.getLogger(__name__)
-
-_ONLY_MEMORY: Final = "only its memory is lost: its disks are whole, and a deploy starts it afresh"
 
 
 def save(call: Call, *, vm: VmId) -> dict[str, Any]:
@@ -77,11 +75,11 @@ def _checkpoint(vm: Vm) -> Owned:
     """The VM's saved memory; raises RefusedError unless it is complete."""
     found = store.find(vm.machine, vm.group(), vm.owner, CHECKPOINT)
     if found is None:
-        raise RefusedError(f"VM {vm.vm} has no saved memory", hint=_ONLY_MEMORY)
+        raise RefusedError(f"VM {vm.vm} has no saved memory", hint=memory.ONLY_MEMORY)
     if found.tags.state is not State.READY:
         raise RefusedError(
             f"the saved memory of VM {vm.vm} is '{found.tags.state}' and cannot be restored",
-            hint=_ONLY_MEMORY,
+            hint=memory.ONLY_MEMORY,
         )
     return found
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import cib, pacemaker, peer
+from cxm.cluster import cib, nodes, pacemaker
 from cxm.cluster.cib import Resource
 from cxm.cluster.pacemaker import Failure, Status
 from cxm.errors import CommandError, RefusedError
@@ -85,7 +85,7 @@ def ready(view: View, node: str) -> None:
             hint="'cxm-setup cluster' configures it, 'cxm fence --test' proves it",
         )
     for each in view.status.nodes:
-        if "cxm-fencing" not in peer.attributes(view.root, each.name):
+        if nodes.FENCING not in nodes.attributes(view.root, each.name):
             raise RefusedError(
                 f"it was never proven that {each.name} can be fenced, "
                 "so no VM can be called highly available",

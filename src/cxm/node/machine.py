@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from cxm import lock, rights, wire
-from cxm.config import NodeConfig
+from cxm.config import CLUSTER_MARKER, NodeConfig
 from cxm.names import CloudId, LvName, VmId
 from cxm.run import Runner
 
@@ -45,7 +45,7 @@ class Machine:
     sys_dir: str = "/sys"
     proc_dir: str = "/proc"
     boot_id_file: str = "/proc/sys/kernel/random/boot_id"
-    cluster_marker: str = "/etc/cxm/cluster"
+    cluster_marker: str = CLUSTER_MARKER
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

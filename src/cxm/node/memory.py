@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 # What a save takes beyond the memory: 8 bytes a page, and for the whole first 4 GiB in any case.
 _PER_MIB: Final = 256
 _MARGIN_MIB: Final = 64
-_ONLY_MEMORY: Final = "only its memory is lost: its disks are whole, and a deploy starts it afresh"
+ONLY_MEMORY: Final = "only its memory is lost: its disks are whole, and a deploy starts it afresh"
 
 
 def checkpoint_mib(memory_mib: int) -> int:
@@ -134,7 +134,7 @@ def _saved_before(vm: Vm, group: Group, found: Owned | None) -> str:
             except DataError as error:
                 raise RefusedError(
                     f"VM {vm.vm} does not run here, and its saved memory is incomplete",
-                    hint=_ONLY_MEMORY,
+                    hint=ONLY_MEMORY,
                 ) from error
         _retag(vm, group, found.name, found.tags, State.READY)
     return found.name
@@ -185,11 +185,11 @@ def _checkpoint(vm: Vm) -> tuple[Group, Owned]:
     group = vm.group()
     found = store.find(vm.machine, group, vm.owner, CHECKPOINT)
     if found is None:
-        raise RefusedError(f"VM {vm.vm} has no saved memory on this node", hint=_ONLY_MEMORY)
+        raise RefusedError(f"VM {vm.vm} has no saved memory on this node", hint=ONLY_MEMORY)
     if found.tags.state is not State.READY:
         raise RefusedError(
             f"the saved memory of VM {vm.vm} is '{found.tags.state}' and cannot be restored",
-            hint=_ONLY_MEMORY,
+            hint=ONLY_MEMORY,
         )
     return group, found
 
@@ -201,7 +201,7 @@ def _check(vm: Vm, device: str) -> SaveFile:
     except DataError as error:
         raise RefusedError(
             f"the saved memory of VM {vm.vm} cannot be restored: {error.message}",
-            hint=_ONLY_MEMORY,
+            hint=ONLY_MEMORY,
         ) from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cxm import run
-from cxm.cluster.pacemaker import MARKER
+from cxm.config import CLUSTER_MARKER
 from cxm.errors import CommandError, CxmError, UsageError
 from cxm.setup import corosync, files, nodecheck, shareddisk
 from cxm.setup.clusterargs import Cluster
@@ -127,9 +127,11 @@ def has_resources(host: Host) -> bool:
 
 
 def _marker(host: Host, cluster: Cluster) -> Check:
-    text = files.read(host.path(MARKER))
+    text = files.read(host.path(CLUSTER_MARKER))
     if text is not None and f'CLUSTER="{cluster.name}"\n' not in text:
-        return failed("membership", f"{MARKER} is of another cluster", f"look at {MARKER}")
+        return failed(
+            "membership", f"{CLUSTER_MARKER} is of another cluster", f"look at {CLUSTER_MARKER}"
+        )
     return ok("membership", "none yet" if text is None else f"node of {cluster.name}")
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Final
 
-from cxm.cluster.pacemaker import MARKER
+from cxm.config import CLUSTER_MARKER
 from cxm.setup import corosync, cxmrc, files, keys, peerkey
 from cxm.setup.files import FileChange
 from cxm.setup.jointoken import Membership
@@ -41,7 +41,7 @@ def planned(host: Host, me: str, membership: Membership) -> tuple[FileChange, ..
         _pacemaker(host),
         files.plan(host.path(peerkey.PATH), membership.peer_key, mode=0o600),
         _root_keys(host, membership),
-        files.plan(host.path(MARKER), marker, mode=0o644),
+        files.plan(host.path(CLUSTER_MARKER), marker, mode=0o644),
     )
 
 

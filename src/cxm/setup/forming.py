@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import basis, pacemaker
+from cxm.cluster import basis, nodes, pacemaker
 from cxm.cluster.basis import Basis
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
@@ -90,7 +90,7 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
         return ""
 
     _wait(world, lacking)
-    attributes = {"cxm-address": cluster.nodes[me], "cxm-hostkey": _host_key(world.host)}
+    attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(world.host)}
     info = xl.info(world.host.runner)
     room_mib = info.total_mib - xl.dom0_mib(world.host.runner)
     size = {"memory": str(room_mib), "cpu": str(info.cpus * _PERCENT)}

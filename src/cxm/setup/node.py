@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cxm import API_VERSION, __version__, config, names, wire
-from cxm.cluster.pacemaker import MARKER
-from cxm.config import NodeConfig, Owner
+from cxm.config import CLUSTER_MARKER, NodeConfig, Owner
 from cxm.errors import CommandError, CxmError, NotFoundError, UsageError
 from cxm.names import CloudId, cloud_id
 from cxm.node.client import FAILURE_CODE, HELPER
@@ -149,7 +148,7 @@ def _planned(host: Host, account: Account, options: Options, key: PublicKey | No
         _authorized(account, options.frontend, key),
         tuple(_directories(host, settings)),
         # In a cluster, Pacemaker looks after the guests.
-        not os.path.exists(host.path(MARKER)) and not _service_is_on(host),
+        not os.path.exists(host.path(CLUSTER_MARKER)) and not _service_is_on(host),
         settings.clouds[-1],
     )
 
