@@ -235,6 +235,25 @@ class TestRefused:
         with pytest.raises(RefusedError, match="node2 takes no VMs at the moment"):
             pair.move("node1", "node2")
 
+    def test_node_without_the_bridge(self, pair: Pair) -> None:
+        """Looked for on the target, before Pacemaker is asked."""
+        os.rmdir(pair.xens["node2"].node.path("sys", "class", "net", "xenbr0"))
+        with pytest.raises(RefusedError, match="node2 lacks xenbr0, a bridge that VM 7 needs"):
+            pair.move("node1", "node2")
+        assert assert_well(pair) == "node1"
+
+    def test_node_with_another_processor(self, pair: Pair) -> None:
+        """A guest goes on using what its first processor could do."""
+        for node, caps in (("node1", "07:1f"), ("node2", "07:0f")):
+            pair.pacemaker.edit(
+                lambda root, node=node, caps=caps: basis.edit_facts(  # type: ignore[misc]
+                    root, node, {"cxm-cpu": caps}, {}
+                )
+            )
+        with pytest.raises(RefusedError, match="node2 lacks 1 feature of that of node1"):
+            pair.move("node1", "node2")
+        assert assert_well(pair) == "node1"
+
     def test_domain_that_is_there_already(self, pair: Pair) -> None:
         """A domain of the VM on the target: nothing is received."""
         domain = pair.xens["node1"].of_vm(7)

@@ -258,6 +258,29 @@ def test_human_says_that_a_node_is_off(crm: FakeCluster) -> None:
     assert "Are you certain that node2 is OFF" in crm.text
 
 
+def test_node_that_starts_alone_says_what_it_waits_for(crm: FakeCluster) -> None:
+    """After a power loss of both, one waits for the other; a human's word lets it go on alone."""
+    crm.members["node2"].online, crm.quorate = False, False
+    assert _run(crm, "infos") == 0
+    assert "waits for node2, which it has not seen since it started" in crm.text
+    assert "cxm fence --confirmed node2" in crm.text
+    assert _run(crm, "fence --confirmed --yes node2") == 0
+    ran = [argv[0] for argv in crm.node.ran]
+    assert ran.index("corosync-cmapctl") < ran.index("stonith_admin", ran.index("corosync-cmapctl"))
+    assert ("stonith_admin", "--confirm", "node2") in crm.node.ran
+
+
+def test_one_node_of_many_does_not_make_a_majority(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where three are needed, that one is off changes nothing, and nothing is done."""
+    crm.add_node("node3")
+    crm.members["node2"].online, crm.quorate = False, False
+    assert _run(crm, "fence --confirmed --yes node2") == RefusedError.code
+    assert "bring more nodes back" in capsys.readouterr().err
+    assert ("stonith_admin", "--confirm", "node2") not in crm.node.ran
+
+
 # --- VMs ------------------------------------------------------------------------------------------
 
 

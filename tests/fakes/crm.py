@@ -102,6 +102,7 @@ class FakeCluster:
             "xl": self._xl,
             "crm_node": lambda _argv, _in: Outcome("node1\n"),
             "stonith_admin": self._stonith_admin,
+            "corosync-cmapctl": self._corosync_cmapctl,
             "journalctl": lambda _argv, _in: Outcome(self.journal),
             "ping": self._ping,
             "timedatectl": lambda _argv, _in: Outcome(f"{self.clock}\n"),
@@ -407,6 +408,11 @@ class FakeCluster:
         if not self.lies:
             hit = self.members[self.hits or argv[2]]
             hit.online, hit.away = False, 8
+        return Outcome()
+
+    def _corosync_cmapctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        assert argv[1:] == ("-s", "quorum.cancel_wait_for_all", "u8", "1")
+        self.quorate = True
         return Outcome()
 
     def _ping(self, argv: tuple[str, ...], _in: bytes) -> Outcome:

@@ -6,12 +6,13 @@ from typing import Final
 
 from cxm.cli import evacuate
 from cxm.cli.world import World
-from cxm.cluster import nodes, pacemaker
+from cxm.cluster import corosync, nodes, pacemaker
 from cxm.cluster.amounts import count
 from cxm.cluster.model import UP, Cluster, Member, NodeState
 from cxm.errors import CommandError, CxmError, LockTimeoutError, RefusedError, UsageError
 
 _FENCE_S: Final = 300.0
+_QUORUM_S: Final = 60.0
 _EVACUATE_S: Final = 3600.0
 # A reset machine is silent for as long as its firmware takes: some answers may still be under way.
 _SILENCE_S: Final = 90.0
@@ -36,7 +37,7 @@ def fence(
     if node is None:
         raise UsageError("which node?", hint="cxm fence NODE")
     if confirmed:
-        _confirmed(world, cluster.node(node), yes=yes)
+        _confirmed(world, cluster, cluster.node(node), yes=yes)
     else:
         _now(world, cluster, cluster.node(node), off=off, yes=yes)
     return 0
@@ -74,11 +75,16 @@ def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool
     world.say(f"{member.name} was fenced")
 
 
-def _confirmed(world: World, member: Member, *, yes: bool) -> None:
+def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> None:
     if member.state in UP:
         raise RefusedError(
             f"{member.name} is {member.state}: it is alive",
             hint=f"'cxm fence {member.name}' resets it",
+        )
+    if not cluster.quorate and cluster.awaited != member.name:
+        raise RefusedError(
+            "the cluster is not quorate: that one node is off does not help it",
+            hint="bring more nodes back",
         )
     if not yes:
         world.confirm(
@@ -86,8 +92,22 @@ def _confirmed(world: World, member: Member, *, yes: bool) -> None:
             "If it is not, its VMs will run twice and their disks will be destroyed.",
             member.name,
         )
+    if not cluster.quorate:
+        corosync.go_on_alone(world.runner)
+        _await_quorum(world)
     pacemaker.confirm_fenced(world.runner, member.name)
     world.say(f"the cluster takes {member.name} for off; its VMs are started elsewhere")
+
+
+def _await_quorum(world: World) -> None:
+    deadline = world.monotonic() + _QUORUM_S
+    while not world.cluster().quorate:
+        if world.monotonic() >= deadline:
+            raise LockTimeoutError(
+                f"this node has no quorum after {_QUORUM_S:.0f} s",
+                hint="'corosync-quorumtool -s' shows what it waits for",
+            )
+        world.sleep(_POLL_S)
 
 
 # --- the proof ------------------------------------------------------------------------------------

@@ -28,7 +28,15 @@ def alarms(cluster: Cluster) -> list[Alarm]:
 
 
 def _quorum(cluster: Cluster) -> Iterator[Alarm]:
-    if not cluster.quorate:
+    if cluster.quorate:
+        return
+    if other := cluster.awaited:
+        yield Alarm(
+            f"NOT QUORATE: this node waits for {other}, which it has not seen since it started",
+            f"start {other}; if it is OFF and stays off, 'cxm fence --confirmed {other}' lets this "
+            "node go on alone",
+        )
+    else:
         yield Alarm(
             "NOT QUORATE: this part of the cluster may start nothing",
             "bring more nodes back; 'corosync-quorumtool -s' counts the votes",

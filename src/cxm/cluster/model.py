@@ -50,6 +50,7 @@ class VmState(StrEnum):
     STOPPED = "stopped"
 
 
+_PAIR: Final = 2
 LOCKS: Final = "cxm-lockspace"  # the last of the services that a VM needs on its node
 # A state that an operator should know of at once.
 WRONG: Final = (VmState.BLOCKED, VmState.FAILED, VmState.UNKNOWN, VmState.DOWN)
@@ -132,6 +133,16 @@ class Cluster:
     failures: tuple[Failure, ...] = ()
     fencing: tuple[Fencing, ...] = ()
     devices: tuple[Device, ...] = ()
+
+    @property
+    def awaited(self) -> str:
+        """The node of a pair that this one waits for since it started; empty where it does not.
+
+        A pair that has lost a node stays quorate: two_node, wait_for_all.
+        """
+        away = [member.name for member in self.nodes if member.state not in UP]
+        is_pair = len(self.nodes) == _PAIR
+        return away[0] if is_pair and not self.quorate and len(away) == 1 else ""
 
     def on(self, node: str) -> list[Vm]:
         """The VMs of a node."""

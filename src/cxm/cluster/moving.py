@@ -13,12 +13,13 @@ the guest is known to run on here, and the resource's ``on-fail=block`` leaves i
 
 import logging
 import os
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
 from cxm import lvm, names
-from cxm.cluster import pacemaker, peer
+from cxm.cluster import guestdisks, pacemaker, peer
 from cxm.cluster.cib import Resource
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
@@ -228,6 +229,19 @@ def _deactivate(vm: Vm, group: Group, volumes: list[LvName]) -> None:
 
 
 # --- the target ---------------------------------------------------------------------------------
+
+
+def lacks(vm: Vm, resource: Resource) -> list[str]:
+    """The bridges that this node lacks for a guest that is to come."""
+    net = os.path.join(vm.machine.sys_dir, "class", "net")
+    wanted = guestdisks.needs(resource, vm.machine.config.vg_name).bridges
+    # Open vSwitch takes bridge.vlan and bridge:trunks for a bridge.
+    names_ = {name: {name, *re.split("[.:]", name)[:1]} for name in sorted(wanted)}
+    return [
+        name
+        for name, known in names_.items()
+        if not any(os.path.isdir(os.path.join(net, each)) for each in known)
+    ]
 
 
 def receive(vm: Vm, resource: Resource) -> list[str]:

@@ -31,6 +31,10 @@ def _release(vm: Vm) -> dict[str, Any]:
     return {}
 
 
+def _lacks(vm: Vm) -> dict[str, Any]:
+    return {"bridges": moving.lacks(vm, agent.resource_of(vm))}
+
+
 def _state(vm: Vm) -> dict[str, Any]:
     present = vm.present()
     return {"running": running(present) is not None, "domains": len(present)}
@@ -57,6 +61,7 @@ def _asked(vm: Vm, how: Callable[[int], None]) -> dict[str, Any]:
 
 
 _ANSWERS: Final[Mapping[str, Callable[[Vm], dict[str, Any]]]] = {
+    "lacks": _lacks,
     "release": _release,
     "state": _state,
     "shutdown": _shutdown,

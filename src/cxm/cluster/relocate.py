@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import cib, nodes, pacemaker
+from cxm.cluster import cib, cpus, moving, nodes, pacemaker, peer
+from cxm.cluster.amounts import count
+from cxm.cluster.cib import Resource
 from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated, unblocked
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import VmId
@@ -64,7 +66,33 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
         )
     if node is None or not node.online or node.standby or node.maintenance:
         raise RefusedError(f"{target} takes no VMs at the moment: 'cxm infos' shows why")
-    return view.where[0]
+    source = view.where[0]
+    _same_processor(vm, view.root, source, target)
+    if missing := _lacks(vm, known, target):
+        raise RefusedError(
+            f"{target} lacks {' and '.join(missing)}, a bridge that VM {vm.vm} needs",
+            hint=f"make it there; 'cxm check' on {target} lists what is missing",
+        )
+    return source
+
+
+def _same_processor(vm: Vm, root: Element, source: str, target: str) -> None:
+    """Raise RefusedError where the target's processor lacks what the guest may be using."""
+    own, other = (nodes.attributes(root, each).get(nodes.CPU, "") for each in (source, target))
+    if own and other and (missing := cpus.lacking(other, own)):
+        raise RefusedError(
+            f"the processor of {target} lacks {count(missing, 'feature')} of that of {source}, so VM "
+            f"{vm.vm} may not survive the move",
+            hint="save and restore it instead; 'cxm check-cpu' compares all nodes",
+        )
+
+
+def _lacks(vm: Vm, known: Resource, target: str) -> list[str]:
+    """What the target lacks, seen there; that it answers proves that a guest can be sent."""
+    if target == vm.machine.hostname:
+        return moving.lacks(vm, known)
+    answer = peer.ask(vm.machine, target, "lacks", vm.owner.cloud, vm.vm)
+    return [str(each) for each in answer["bridges"]]
 
 
 def _move(vm: Vm, view: View, source: str, target: str) -> None:

@@ -92,6 +92,8 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
     _wait(world, lacking)
     attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(world.host)}
     info = xl.info(world.host.runner)
+    if info.hw_caps:
+        attributes[nodes.CPU] = info.hw_caps
     room_mib = info.total_mib - xl.dom0_mib(world.host.runner)
     size = {"memory": str(room_mib), "cpu": str(info.cpus * _PERCENT)}
     changed = world.change(

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""What a real cluster does when something of it dies: its VMs live on, and none of them twice.
+
+Requirements: the lab with node1 and node2, a cluster by cxm-setup, a VM on each, no frontend.
+"""
+
+import pytest
+
+from cxm.cluster.pacemaker import Status
+from lab import faults
+from lab.guest_image import GuestImage
+from lab.lab import Lab
+from lab.machine import Machine, Power
+from tests.lab import town as towns
+from tests.lab.invariant import watched
+from tests.lab.town import BACK_S, FAILOVER_S, Town, status
+
+
+@pytest.fixture
+def town(pair_session: Lab, guest: GuestImage) -> Town:
+    """A cluster with a VM on each node."""
+    return towns.bring_up(pair_session, guest)
+
+
+def test_power_lost(town: Town) -> None:
+    """A node without power is fenced, and only then its VM starts elsewhere; it comes back."""
+    first, second = town.nodes
+    web, db = town.web.answers(), town.db.answers()
+    with watched(town.lab):
+        first.power_off()
+        town.web.booted_again(web)
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        town.db.lives_on(db)
+        assert town.fenced(second) == [first.name]
+        told = town.timeline(second)
+        assert "was fenced" in told
+        assert "web (VM 0) was started" in told
+        town.await_whole()
+        # It does not go back by itself.
+        town.await_places(first, {0: (second.name,), 1: (second.name,)})
+        assert town.alarms(first) == ""
+
+
+@pytest.mark.extensive
+def test_node_hangs(town: Town) -> None:
+    """A node that hangs is fenced like one that is off."""
+    first, second = town.nodes
+    web = town.web.answers()
+    with watched(town.lab):
+        first.hang()
+        town.web.booted_again(web)
+        assert town.fenced(second) == [first.name]
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        town.await_whole()
+
+
+@pytest.mark.extensive
+def test_node_hangs_and_comes_back_believing(town: Town) -> None:
+    """A hung node that cannot be fenced goes on later, and thinks that its VMs are its own.
+
+    Nothing of it was started elsewhere; then it is fenced, or taken in again: never both run.
+    """
+    first, second = town.nodes
+    web = town.web.answers()
+    faults.cut(town.lab, first.name, "bmc")
+    with watched(town.lab):
+        first.hang()
+        told = town.await_alarm(second, f"FENCING OF {first.name} FAILED")
+        assert f"cxm fence --confirmed {first.name}" in told
+        assert towns.places_of(status(second)).get(0) != (second.name,)
+        first.resume()
+        first.wait_for_ssh(timeout_s=BACK_S)
+        faults.heal(town.lab, first.name)
+        town.await_whole()
+        seen = towns.running(town, second)
+        assert set(seen) == {0, 1}
+        now = town.web.answers()
+        assert now.boots in (web.boots, web.boots + 1)
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("number", range(5))
+def test_link_cut(town: Town, number: int) -> None:
+    """Both nodes are well and do not see each other: exactly one dies, and all VMs live on."""
+    first, second = town.nodes
+    web, db = town.web.answers(), town.db.answers()
+    with watched(town.lab):
+        faults.cut(town.lab, (first, second)[number % 2].name, "cluster")
+        survivor = towns.survivor(town)
+        (dead,) = (node for node in town.nodes if node is not survivor)
+        assert town.fenced(survivor) == [dead.name]
+        if dead is first:
+            town.web.booted_again(web)
+            town.db.lives_on(db)
+        else:
+            town.db.booted_again(db)
+            town.web.lives_on(web)
+        town.await_places(survivor, {0: (survivor.name,), 1: (survivor.name,)})
+        faults.heal(town.lab, (first, second)[number % 2].name)
+        town.await_whole()
+        assert _fencings(status(survivor)) == 1
+
+
+@pytest.mark.extensive
+def test_san_cut(town: Town) -> None:
+    """A node that does not reach its disks any more is fenced: its guests hang."""
+    first, second = town.nodes
+    web = town.web.answers()
+    with watched(town.lab):
+        faults.cut(town.lab, first.name, "san")
+        town.web.booted_again(web)
+        assert town.fenced(second) == [first.name]
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        faults.heal(town.lab, first.name)
+        town.await_whole()
+
+
+@pytest.mark.extensive
+def test_bmc_unreachable(town: Town) -> None:
+    """A dead node that cannot be fenced: nothing is started, that is said; then it goes on."""
+    first, second = town.nodes
+    web = town.web.answers()
+    faults.cut(town.lab, first.name, "bmc")
+    with watched(town.lab):
+        first.power_off()
+        told = town.await_alarm(second, f"FENCING OF {first.name} FAILED")
+        assert f"cxm fence --confirmed {first.name}" in told
+        assert f"NODE {first.name} IS UNCLEAN" in told
+        assert first.power() is Power.OFF
+        assert _domains(second) == ["db"]
+        faults.heal(town.lab, first.name)
+        town.web.booted_again(web)
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        town.await_whole()
+
+
+@pytest.mark.extensive
+def test_bmc_slow(town: Town) -> None:
+    """A BMC that takes its time is waited for."""
+    first, second = town.nodes
+    web = town.web.answers()
+    faults.slow_bmc(town.lab, first.name)
+    with watched(town.lab):
+        first.power_off()
+        town.web.booted_again(web)
+        assert town.fenced(second) == [first.name]
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+
+
+@pytest.mark.extensive
+def test_bmc_dies_with_its_node(town: Town) -> None:
+    """Nobody can know that the node is off, but a human: it is said how to say so."""
+    first, second = town.nodes
+    web = town.web.answers()
+    faults.link_bmc(town.lab, first.name, linked=True)
+    with watched(town.lab):
+        first.power_off()
+        told = town.await_alarm(second, f"FENCING OF {first.name} FAILED")
+        assert f"cxm fence --confirmed {first.name}" in told
+        refused = second.run(["cxm", "fence", "--confirmed", first.name], ok=(2,), stdin=b"no\n")
+        assert "not confirmed" in refused.stderr
+        assert _domains(second) == ["db"]
+        second.run(["cxm", "fence", "--confirmed", first.name], stdin=f"{first.name}\n".encode())
+        town.web.booted_again(web)
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        first.power_on()
+        town.await_whole()
+        town.await_places(first, {0: (second.name,), 1: (second.name,)})
+
+
+@pytest.mark.extensive
+def test_dlm_controld_killed(town: Town) -> None:
+    """Nobody knows a node's locks any more: it is fenced, and its VM starts elsewhere."""
+    first, second = town.nodes
+    web = town.web.answers()
+    with watched(town.lab):
+        first.run(["pkill", "-KILL", "-x", "dlm_controld"])
+        town.web.booted_again(web)
+        assert town.fenced(second) == [first.name]
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        town.await_whole()
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("program", ["lvmlockd", "pacemakerd"])
+def test_program_killed(town: Town, program: str) -> None:
+    """No guest notices, and everything works again by itself: a VM moves afterwards."""
+    first, second = town.nodes
+    web, db = town.web.answers(), town.db.answers()
+    with watched(town.lab):
+        first.run(["pkill", "-KILL", "-x", program])
+        first.wait_until(["pgrep", "-x", program], timeout_s=FAILOVER_S)
+        town.await_whole()
+        town.await_places(second, {0: (first.name,), 1: (second.name,)})
+        assert town.fenced(second) == []
+        web, db = town.web.lives_on(web), town.db.lives_on(db)
+        first.run(["cxm", "migrate", "web", second.name], timeout_s=FAILOVER_S * 2)
+        town.web.lives_on(web)
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+
+
+@pytest.mark.extensive
+def test_node_reboots_in_order(town: Town) -> None:
+    """A node that is rebooted gives its VMs away while they run, and comes back."""
+    first, second = town.nodes
+    web = town.web.answers()
+    with watched(town.lab):
+        first.run(["systemctl", "--no-block", "reboot"])
+        second.wait_until(
+            lambda: first.name not in towns.with_locks(status(second)), timeout_s=FAILOVER_S
+        )
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        town.web.lives_on(web)
+        town.await_whole()
+        assert town.fenced(second) == []
+
+
+@pytest.mark.extensive
+def test_everything_loses_its_power(town: Town) -> None:
+    """Both nodes come back: every VM starts again, once."""
+    first, second = town.nodes
+    web, db = town.web.answers(), town.db.answers()
+    with watched(town.lab):
+        for node in town.nodes:
+            node.power_off()
+        for node in town.nodes:
+            node.power_on()
+        town.web.booted_again(web)
+        town.db.booted_again(db)
+        town.await_whole()
+        assert set(towns.running(town, second)) == {0, 1}
+
+
+@pytest.mark.extensive
+def test_one_node_comes_back_alone(town: Town) -> None:
+    """After a total power loss one node alone starts nothing, and says what it waits for.
+
+    A human says that the other is off: then it goes on alone.
+    """
+    first, second = town.nodes
+    web, db = town.web.answers(), town.db.answers()
+    faults.cut(town.lab, first.name, "bmc")
+    with watched(town.lab):
+        for node in town.nodes:
+            node.power_off()
+        second.power_on()
+        second.forget_connection()
+        second.wait_for_ssh(timeout_s=BACK_S)
+        told = town.await_alarm(second, "waits for", timeout_s=BACK_S)
+        assert first.name in told
+        assert _domains(second) == []
+        second.run(["cxm", "fence", "--confirmed", first.name], stdin=f"{first.name}\n".encode())
+        town.web.booted_again(web)
+        town.db.booted_again(db)
+        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        faults.heal(town.lab, first.name)
+        first.power_on()
+        town.await_whole()
+
+
+def _domains(node: Machine) -> list[str]:
+    rows = node.run(["xl", "list"]).stdout.splitlines()[2:]
+    return [row.split()[0] for row in rows]
+
+
+def _fencings(seen: Status) -> int:
+    return len([each for each in seen.fencing if each.status == "success"])

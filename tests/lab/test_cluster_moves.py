@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Live migration on a real cluster, and everything that can go wrong in the middle of one.
+
+Whatever breaks: never two guests, never one lost without a sentence, and the cluster heals itself.
+Requirements: the lab with node1 and node2, a cluster by cxm-setup, a VM on each, no frontend.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
+
+import pytest
+
+from cxm.run import Result
+from lab import faults, visit
+from lab.guest_image import GuestImage
+from lab.lab import Lab
+from lab.machine import Machine
+from lab.spec import BRIDGE
+from tests.lab import phases
+from tests.lab import town as towns
+from tests.lab.invariant import watched
+from tests.lab.phases import Deed, Phase
+from tests.lab.town import BACK_S, FAILOVER_S, Resident, Town, status
+
+# An order may wait for a node to be fenced, and for the VM's cold start.
+_ORDER_S: Final = 1300.0
+_TIMES: Final = 10
+# A counter in the guest's memory goes on once a second; what it misses is how long it stood still.
+_LONGEST_PAUSE_S: Final = 30
+
+
+@pytest.fixture
+def town(pair_session: Lab, guest: GuestImage) -> Town:
+    """A cluster with a VM on each node."""
+    return towns.bring_up(pair_session, guest)
+
+
+def _migrate(asked: Machine, name: str, target: str) -> Result:
+    return asked.run(["cxm", "migrate", name, target], timeout_s=_ORDER_S, ok=range(256))
+
+
+@contextmanager
+def _migrating(asked: Machine, name: str, target: str) -> Iterator[Future[Result]]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(_migrate, asked, name, target)
+
+
+def _move(town: Town, resident: Resident, target: Machine) -> None:
+    """Move a VM; it is on the target then, the same boot, and nothing is left where it was."""
+    before = resident.answers()
+    done = _migrate(target, resident.name, target.name)
+    assert done.code == 0, done.stderr
+    assert towns.places_of(status(target))[resident.vm] == (target.name,)
+    after = resident.lives_on(before)
+    assert after.boots == before.boots
+
+
+@pytest.mark.extensive
+def test_there_and_back(town: Town) -> None:
+    """Ten times each way: the same boot, its counter goes on and stands still for no long time."""
+    first, second = town.nodes
+    begun = town.web.answers()
+    with watched(town.lab):
+        for _turn in range(_TIMES):
+            for target in (second, first):
+                _move(town, town.web, target)
+        # Ordered again, it is there already, from whichever node.
+        for asked in town.nodes:
+            assert "already" in _migrate(asked, "web", first.name).stdout
+    assert town.web.answers().boot == begun.boot
+
+
+@pytest.mark.extensive
+def test_node_is_full(town: Town) -> None:
+    """A target without room for the VM: refused before anything is done."""
+    first, second = town.nodes
+    web = town.web.answers()
+    names = ["--type", "nodes", "--node", second.name, "--utilization", "--name", "memory"]
+    with watched(town.lab):
+        second.run(["crm_attribute", *names, "--update", "150"])
+        refused = _migrate(first, "web", second.name)
+        assert refused.code == 6, refused.stderr
+        assert "too little memory" in refused.stderr
+        assert towns.places_of(status(second))[town.web.vm] == (first.name,)
+        town.web.lives_on(web)
+
+
+@pytest.mark.extensive
+def test_node_without_the_bridge(town: Town) -> None:
+    """A target that lacks the VM's bridge: refused, by name, before anything is done."""
+    first, second = town.nodes
+    web = town.web.answers()
+    with watched(town.lab):
+        second.run(["ip", "link", "set", BRIDGE, "down"])
+        second.run(["ip", "link", "set", BRIDGE, "name", "away0"])
+        refused = _migrate(first, "web", second.name)
+        assert refused.code == 6, refused.stderr
+        assert BRIDGE in refused.stderr
+        assert towns.places_of(status(second))[town.web.vm] == (first.name,)
+        second.run(["ip", "link", "set", "away0", "name", BRIDGE])
+        second.run(["ip", "link", "set", BRIDGE, "up"])
+        town.web.lives_on(web)
+
+
+_FENCING = (Deed.SOURCE_DIES, Deed.TARGET_DIES, Deed.LINK)
+
+
+def _cases() -> Iterator[object]:
+    for phase in Phase:
+        for deed in Deed:
+            yield pytest.param(phase, deed, id=f"{phase}-{deed}".replace(" ", "-"))
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize(("phase", "deed"), _cases())
+def test_broken_off(town: Town, phase: Phase, deed: Deed) -> None:
+    """In each phase of a migration something dies, or is killed, or the network is cut."""
+    first, second = town.nodes
+    web, db = town.web.answers(), town.db.answers()
+    asked = second if deed is Deed.SOURCE_DIES else first
+    with watched(town.lab), phases.stalled(second, phase):
+        with _migrating(asked, "web", second.name) as order:
+            phases.await_phase(second, phase)
+            phases.do(town.lab, deed, first, second)
+            if deed is Deed.LINK:
+                _await_end_of_split(town)
+            said = order.result()
+        _healed(town, deed)
+        seen = _at_rest(town, _alive(town, deed))
+        assert set(seen) == {0, 1}
+        after = _lives(town.web, web)
+        _lives(town.db, db)
+        is_there = seen[town.web.vm] == (second.name,)
+        if said.code == 0:
+            assert is_there, said
+        if said.code and not is_there:
+            assert "web" in said.stderr or "VM 0" in said.stderr or "node" in said.stderr, said
+        told = "\n".join(town.timeline(node) for node in _standing(town, deed))
+        if after.boot != web.boot:
+            assert after.boots == web.boots + 1
+            assert "web (VM 0) was started" in told
+        assert town.alarms(_alive(town, deed)) == ""
+        # Nothing stays half-done: it moves once more.
+        if deed not in _FENCING:
+            _move(town, town.web, first if is_there else second)
+
+
+@pytest.mark.extensive
+def test_a_node_dies_while_others_are_busy(town: Town) -> None:
+    """One VM is on its way and one ignores its shutdown: the dead node's VM does not wait."""
+    first, second = town.nodes
+    visit.fetch(town.lab, town.db.address, "cgi-bin/note?deaf")
+    web = town.web.answers()
+    with watched(town.lab), ThreadPoolExecutor(1) as pool:
+        deaf = pool.submit(
+            second.run, ["cxm", "shutdown", "db", "--timeout", "600"],
+            timeout_s=_ORDER_S, ok=range(256),
+        )  # fmt: skip
+        second.wait_until(
+            ["sh", "-c", "journalctl -t cxm | grep -q 'shutdown db'"], timeout_s=FAILOVER_S
+        )
+        seconds = second.wait_until(
+            lambda: _killed_and_back(town, first, web), timeout_s=FAILOVER_S
+        )
+        print(f"\nthe dead node's VM answered again after {seconds:.0f} s, a shutdown pending")
+        assert not deaf.done()
+        second.run(["pkill", "-f", "cxm shutdown db"])
+        deaf.result()
+
+
+def _killed_and_back(town: Town, node: Machine, before: visit.Status) -> bool:
+    node.power_off()
+    town.web.booted_again(before)
+    return True
+
+
+def _await_end_of_split(town: Town) -> None:
+    """Wait until one of the nodes has fenced the other, and heal the network."""
+    towns.survivor(town)
+    faults.heal(town.lab, town.nodes[0].name)
+
+
+def _alive(town: Town, deed: Deed) -> Machine:
+    """A node that was not hurt."""
+    first, second = town.nodes
+    if deed is Deed.LINK:
+        return towns.survivor(town)
+    return second if deed is Deed.SOURCE_DIES else first
+
+
+def _standing(town: Town, deed: Deed) -> tuple[Machine, ...]:
+    return (_alive(town, deed),) if deed in _FENCING else town.nodes
+
+
+def _healed(town: Town, deed: Deed) -> None:
+    if deed in _FENCING:
+        town.await_whole(timeout_s=BACK_S)
+        if deed is Deed.TARGET_DIES:
+            phases.go_on(town.nodes[1])
+
+
+def _at_rest(town: Town, node: Machine) -> dict[int, tuple[str, ...]]:
+    return towns.running(town, node)
+
+
+def _lives(resident: Resident, before: visit.Status) -> visit.Status:
+    """It answers: as before, or booted once more."""
+    now = visit.await_status(resident.lab, resident.address, timeout_s=FAILOVER_S)
+    if now.boot == before.boot:
+        return resident.lives_on(before)
+    return now
