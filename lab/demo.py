@@ -2,7 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns ``make demo``: the main job on real Xen, told step by step, each step checked from outside.
 
-What the demo takes is said before, by tools/plan.
+First on a host of its own, then (``lab/demo_cluster.py``) on a cluster of two, which is made beside
+the first part where it has to be made. What the demo takes is said before, by tools/plan.
 
 OpenNebula itself is played by its stand-in (``lab/oned``), which calls the real drivers as oned
 does; everything that the drivers touch is real.
@@ -12,10 +13,13 @@ import argparse
 import os
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
-from lab import guest_image, image, installed, lab, traces, visit
+from lab import demo_cluster, guest_image, image, installed, lab, traces, visit
 from lab.lab import Lab
 from lab.oned.cloud import Cloud, Network
 from lab.oned.inlab import open_standin
@@ -24,7 +28,7 @@ from lab.progress import Progress
 from lab.spec import BRIDGE, make_spec
 from lab.story import Story
 
-_NAME = "demo"
+_NAME, _CLUSTER = "demo", "demo-cluster"
 _HOST = "solo1"
 _PVH, _PV = "10.77.1.150", "10.77.1.151"
 _ROWS = "build/demo.json"
@@ -60,24 +64,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _play(story: Story, *, keep: bool) -> None:
+    for name in (_NAME, _CLUSTER):
+        if lab.running(places(name)):
+            lab.down(name)  # of an earlier demo that was kept
     progress = Progress()
-    if lab.running(places(_NAME)):
-        lab.down(_NAME)  # of an earlier demo that was kept
     with story.step("Build a Debian node with Xen") as row:
-        running = lab.prepare(make_spec([_HOST]), name=_NAME, progress=progress)
-        row.happened = f"a node image of Debian packages, QEMU with {running.accelerator}"
-    finished = False
-    try:
-        _prepare(story, running)
-        with open_standin(running, "7.4") as cloud:
-            stage = Stage(running, cloud, story)
-            _main_job(stage)
-        finished = True
-    finally:
-        if not (keep and finished):
-            running.down()
+        alone = lab.prepare(make_spec([_HOST]), name=_NAME, progress=progress)
+        row.happened = f"a node image of Debian packages, QEMU with {alone.accelerator}"
+    kept = False
+    with _ended(alone, lambda: kept), ThreadPoolExecutor(1) as pool:
+        pair = lab.prepare(make_spec(demo_cluster.NODES), name=_CLUSTER)
+        with _ended(pair, lambda: kept):
+            # Two machines that mostly wait for each other, beside one that works.
+            forming = pool.submit(demo_cluster.form, pair)
+            try:
+                _prepare(story, alone)
+                with open_standin(alone, "7.4") as cloud:
+                    _main_job(Stage(alone, cloud, story))
+            finally:
+                formed = forming.exception()
+            if formed is not None:
+                raise formed
+            demo_cluster.play(story, pair)
+            kept = keep
     if keep:
-        _invite(running)
+        _invite(alone, pair)
+
+
+@contextmanager
+def _ended(running: Lab, kept: Callable[[], bool]) -> Iterator[None]:
+    """End a lab when the block ends, unless it shall be kept."""
+    try:
+        yield
+    finally:
+        if not kept():
+            running.down()
 
 
 def _prepare(story: Story, running: Lab) -> None:
@@ -223,18 +244,21 @@ def _save_back(stage: Stage, vm: int, image_id: int) -> str:
     )
 
 
-def _invite(running: Lab) -> None:
+def _invite(alone: Lab, pair: Lab) -> None:
+    first, second = pair.machines
     print(
         f"""
-The lab is still up. Three things to try:
-  .venv/bin/cxm-lab --name {_NAME} ssh {running.machine(_HOST).name}
+Both labs are still up. Some things to try:
+  .venv/bin/cxm-lab --name {_NAME} ssh {alone.machine(_HOST).name}
       look around on the Xen host (xl info, xl list, lvs)
-  .venv/bin/cxm-lab --name {_NAME} power off {_HOST}
-      pull its plug; give the power back with: power on {_HOST}
-  eval "$(.venv/bin/cxm-lab --name {_NAME} env)"
+  .venv/bin/cxm-lab --name {_CLUSTER} ssh {second}
+      look at the cluster (cxm infos, cxm top, cxm timeline, cxm check)
+  .venv/bin/cxm-lab --name {_CLUSTER} power off {second}
+      pull the plug of the node under the VM, and watch 'cxm top' on {first}
+  eval "$(.venv/bin/cxm-lab --name {_CLUSTER} env)"
       attach your own OpenNebula to it (docs/lab.md)
 and when you are done:
-  .venv/bin/cxm-lab --name {_NAME} down"""
+  .venv/bin/cxm-lab --name {_NAME} down; .venv/bin/cxm-lab --name {_CLUSTER} down"""
     )
 
 

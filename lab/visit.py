@@ -2,9 +2,11 @@
 # Copyright The cxm for OpenNebula authors
 """Owns how the frontend's place looks at a guest: its status page says who it is and since when."""
 
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from cxm.errors import CommandError, CxmError
 from lab.lab import Lab
@@ -71,3 +73,53 @@ def await_status(
         if time.monotonic() > until:
             raise CxmError(f"{problem}, after {timeout_s:g} s")
         time.sleep(_POLL_S)
+
+
+@dataclass(slots=True)
+class Pulse:
+    """A guest's counter, as it was followed from outside."""
+
+    first: Status
+    last: Status
+    longest_pause_s: float = 0.0  # for how long it did not go on, as seen over the network
+    faults: list[str] = field(default_factory=list)  # what a guest that just moves never does
+
+    def see(self, now: Status, since_s: float) -> bool:
+        """Take a look into account; whether the counter has gone on ``since_s`` after it did."""
+        if now.boot != self.first.boot:
+            self.faults.append(f"it was booted again after count {self.last.count}")
+            return False
+        if now.count < self.last.count:
+            self.faults.append(f"it went back from {self.last.count} to {now.count}")
+        if now.count == self.last.count:
+            return False
+        self.longest_pause_s = max(self.longest_pause_s, since_s)
+        self.last = now
+        return True
+
+
+@contextmanager
+def followed(lab: Lab, address: str) -> Iterator[Pulse]:
+    """Follow a guest's counter while the block runs; raises CxmError at its end for a fault."""
+    begun = await_status(lab, address)
+    pulse, done = Pulse(begun, begun), threading.Event()
+
+    def follow() -> None:
+        went_on = time.monotonic()
+        while not done.wait(_POLL_S):
+            with suppress(CxmError):
+                now = status(lab, address)
+                moment = time.monotonic()
+                if pulse.see(now, moment - went_on):
+                    went_on = moment
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield pulse
+        await_status(lab, address, lambda now: now.count > pulse.first.count)
+    finally:
+        done.set()
+        thread.join()
+    if pulse.faults:
+        raise CxmError(f"the guest at {address} did not simply go on: {'; '.join(pulse.faults)}")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from subprocess import PIPE, Popen
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 XL: Final = "/usr/sbin/xl"
 ROOT: Final = "/run/stalling"
@@ -44,7 +44,7 @@ def stall(phase: str) -> None:
         time.sleep(_POLL_S)
 
 
-def pump(source: int, target: BinaryIO, phases: dict[bytes, str], many: str = "") -> None:
+def pump(source: int, target: IO[bytes], phases: dict[bytes, str], many: str = "") -> None:
     """Pass on what comes, but stall before what begins a phase is passed on."""
     last, passed = b"", 0
     while chunk := os.read(source, _CHUNK):

@@ -219,7 +219,7 @@ def test_node_reboots_in_order(town: Town) -> None:
 @pytest.mark.extensive
 def test_everything_loses_its_power(town: Town) -> None:
     """Both nodes come back: every VM starts again, once."""
-    first, second = town.nodes
+    _first, second = town.nodes
     web, db = town.web.answers(), town.db.answers()
     with watched(town.lab):
         for node in town.nodes:

@@ -181,9 +181,7 @@ def bring_up(lab: Lab, guest: GuestImage) -> Town:
 def _settle(lab: Lab, guest: GuestImage) -> None:
     cluster.bring_up(lab)
     network = Network("lan", BRIDGE, _ADDRESSES[0])
-    with open_standin(
-        lab, "7.4", setup=SAN, settings={"VM_FQDN_TEMPLATE": "%V"}
-    ) as cloud:
+    with open_standin(lab, "7.4", setup=SAN, settings={"VM_FQDN_TEMPLATE": "%V"}) as cloud:
         first, second = _NODES
         scenarios.prepare(cloud, Parts(first, guest.tgz, network, other=second))
         image = None
