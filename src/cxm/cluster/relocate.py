@@ -81,8 +81,8 @@ def _same_processor(vm: Vm, root: Element, source: str, target: str) -> None:
     own, other = (nodes.attributes(root, each).get(nodes.CPU, "") for each in (source, target))
     if own and other and (missing := cpus.lacking(other, own)):
         raise RefusedError(
-            f"the processor of {target} lacks {count(missing, 'feature')} of that of {source}, so VM "
-            f"{vm.vm} may not survive the move",
+            f"the processor of {target} lacks {count(missing, 'feature')} of that of {source}, so "
+            f"VM {vm.vm} may not survive the move",
             hint="save and restore it instead; 'cxm check-cpu' compares all nodes",
         )
 
