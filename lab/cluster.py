@@ -39,18 +39,23 @@ def _fence(host: HostSpec) -> str:
     return f"{host.name}=fence_ipmilan,{words}"
 
 
+def _members(lab: Lab) -> list[HostSpec]:
+    """The hosts that share the SAN disk."""
+    return [host for host in lab.spec.hosts if host.san]
+
+
 def command(lab: Lab) -> list[str]:
     """What is run on the first node; the same again changes nothing."""
     argv = ["cxm-setup", "cluster", "--name", NAME, "--device", DEVICE]
     argv += ["--vg", lab.spec.vg_name, "--token-ms", str(TOKEN_MS)]
-    for host in lab.spec.hosts:
+    for host in _members(lab):
         argv += ["--node", f"{host.name}={host.cluster_address}", "--fence", _fence(host)]
     return argv
 
 
 def form(lab: Lab) -> None:
-    """Make a cluster of the lab's machines, which have the packages."""
-    first, *others = lab.machines.values()
+    """Make a cluster of the lab's machines that share a disk, which have the packages."""
+    first, *others = (lab.machine(host.name) for host in _members(lab))
     path = lab.places.log("cluster")
     last = ""
     with (
@@ -86,13 +91,14 @@ def label(places: Places, packages: dict[str, str]) -> str:
     return f"cluster-{installed.label(places, packages).partition('-')[2]}"
 
 
-def _made(lab: Lab, packages: dict[str, str]) -> None:
-    for machine in lab.machines.values():
-        installed.install(lab, machine, packages)
-    form(lab)
-    for machine in lab.machines.values():
-        installed.enrol(lab, machine)
-    _vouch(lab)
+def make(lab: Lab, packages: dict[str, str]) -> None:
+    """Install cxm on freshly booted machines; those that share a disk become a cluster."""
+    installed.on_nodes(lab, packages)
+    if len(members := _members(lab)) > 1:
+        form(lab)
+        for host in members:
+            installed.enrol(lab, lab.machine(host.name))
+        _vouch(lab)
 
 
 def _vouch(lab: Lab) -> None:
@@ -100,17 +106,18 @@ def _vouch(lab: Lab) -> None:
 
     The lab's own cases fence for real; where one of them fails, this is not true.
     """
-    first, *_others = lab.machines.values()
-    for name in lab.machines:
-        words = ["--type", "nodes", "--node", name, "--name", FENCING]
+    first, *others = (lab.machine(host.name) for host in _members(lab))
+    for machine in (first, *others):
+        words = ["--type", "nodes", "--node", machine.name, "--name", FENCING]
         first.run(["crm_attribute", *words, "--update", str(int(time.time()))], timeout_s=60)
 
 
 def bring_up(lab: Lab) -> str:
-    """Bring the lab's machines up as one cluster, from a snapshot where there is one.
+    """Bring the lab's machines up with cxm, as one cluster, from a snapshot where there is one.
 
     Returns the snapshot's name. The frontend's place has cxm too, and its key is on the nodes.
     """
     packages = installed.build_packages(lab.places)
     installed.on_frontend(lab, packages)
-    return lab.prepared(label(lab.places, packages), lambda lab: _made(lab, packages))
+    known = label if len(_members(lab)) > 1 else installed.label
+    return lab.prepared(known(lab.places, packages), lambda lab: make(lab, packages))

@@ -12,7 +12,18 @@ import time
 from collections.abc import Callable, Sequence
 
 from cxm.errors import CxmError, UsageError
-from lab import console, faults, frontend, lab, namespaces, process, report, snapshot
+from lab import (
+    cluster,
+    console,
+    faults,
+    frontend,
+    installed,
+    lab,
+    namespaces,
+    process,
+    report,
+    snapshot,
+)
 from lab.places import places
 from lab.progress import Progress
 from lab.spec import HOSTS, make_spec
@@ -43,10 +54,26 @@ def _up(args: argparse.Namespace) -> int:
     else:
         spec = make_spec(args.host, _memory(args.memory))
         running = lab.up(spec, name=args.name, progress=progress, boot=args.boot)
+        if not args.plain:
+            _furnish(running, booted=args.boot)
     print(report.table(running))
     if not args.keep:
         _stay(running)
     return 0
+
+
+def _furnish(running: lab.Lab, *, booted: bool) -> None:
+    """Install cxm as a user does; node1 and node2 become a cluster."""
+    try:
+        if booted:
+            packages = installed.build_packages(running.places)
+            installed.on_frontend(running, packages)
+            cluster.make(running, packages)
+        else:
+            cluster.bring_up(running)
+    except BaseException:
+        running.down()
+        raise
 
 
 def _stay(running: lab.Lab) -> None:
@@ -199,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("host", nargs="*", metavar="HOST", help=" ".join(h.name for h in HOSTS))
     up.add_argument("--keep", action="store_true", help="return when it is up; end it with 'down'")
     up.add_argument("--boot", action="store_true", help="boot even if there is a snapshot of it")
+    up.add_argument("--plain", action="store_true", help="without cxm, and without a cluster")
     up.add_argument("--from-snapshot", metavar="NAME", help="start from this snapshot")
     up.add_argument("--memory", action="append", default=[], metavar="HOST=MIB",
                     help="another size of a host's memory")  # fmt: skip

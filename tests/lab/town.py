@@ -7,7 +7,7 @@ here happens with the frontend away.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,13 +123,13 @@ class Town:
         return self.alarms(node)
 
     def await_places(
-        self, node: Machine, wanted: dict[int, tuple[str, ...]], *, timeout_s: float = FAILOVER_S
+        self, node: Machine, wanted: Mapping[int, tuple[str, ...]], *, timeout_s: float = FAILOVER_S
     ) -> None:
         """Wait until the VMs are where they should be, at rest, as a node sees it."""
 
         def there() -> bool:
             seen = _try(lambda: status(node))
-            if seen is None or places_of(seen) != wanted:
+            if seen is None or places_of(seen) != dict(wanted):
                 return False
             return all(each.at_rest for rid, each in seen.resources.items() if parse_id(rid))
 
