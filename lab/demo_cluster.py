@@ -4,10 +4,8 @@
 
 from dataclasses import dataclass
 
-from cxm.cluster import pacemaker
-from cxm.cluster.cib import parse_id
 from cxm.errors import CxmError
-from lab import cluster, visit
+from lab import cluster, town, visit
 from lab.guest_image import guest_image
 from lab.image import node_image
 from lab.lab import Lab
@@ -40,9 +38,8 @@ class _Stage:
 
     def where(self, seen_from: Machine) -> list[str]:
         """Where the VM is."""
-        said = seen_from.run(["crm_mon", "-1", "--output-as=xml"], timeout_s=60).stdout
-        found = pacemaker.parse_status(said).resources.items()
-        return [node for rid, placed in found if parse_id(rid) for node in placed.nodes]
+        found = town.places_of(town.status(seen_from))
+        return [node for nodes in found.values() for node in nodes]
 
 
 def form(running: Lab) -> None:
@@ -125,8 +122,7 @@ def _survive(stage: _Stage) -> None:
         )
         where = stage.where(second)
         _require(where == [second.name], f"the VM is on {where}")
-        said = second.run(["crm_mon", "-1", "--output-as=xml"], timeout_s=60).stdout
-        fenced = [each.target for each in pacemaker.parse_status(said).fencing]
+        fenced = [each.target for each in town.status(second).fencing]
         _require(fenced == [first.name], f"fenced: {fenced}")
         row.happened = (
             f"{first.name} was fenced through its BMC, and only then the VM was started on "

@@ -9,12 +9,12 @@ import pytest
 
 from cxm.cluster.pacemaker import Status
 from lab import faults
+from lab import town as towns
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine, Power
-from tests.lab import town as towns
+from lab.town import BACK_S, FAILOVER_S, Town, status
 from tests.lab.invariant import watched
-from tests.lab.town import BACK_S, FAILOVER_S, Town, status
 
 
 @pytest.fixture

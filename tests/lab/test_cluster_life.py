@@ -11,12 +11,12 @@ from typing import Final
 import pytest
 
 from cxm.errors import CxmError
+from lab import town as towns
 from lab import visit
 from lab.guest_image import GuestImage
 from lab.lab import Lab
-from tests.lab import town as towns
+from lab.town import Resident, Town, status
 from tests.lab.invariant import watched
-from tests.lab.town import Resident, Town, status
 
 _ORDER_S: Final = 900.0
 _AGENT: Final = "/usr/lib/ocf/resource.d/cxm"

@@ -15,15 +15,15 @@ import pytest
 
 from cxm.run import Result
 from lab import faults, visit
+from lab import town as towns
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.spec import BRIDGE
+from lab.town import BACK_S, FAILOVER_S, Resident, Town, status
 from tests.lab import phases
-from tests.lab import town as towns
 from tests.lab.invariant import watched
 from tests.lab.phases import Deed, Phase
-from tests.lab.town import BACK_S, FAILOVER_S, Resident, Town, status
 
 # An order may wait for a node to be fenced, and for the VM's cold start.
 _ORDER_S: Final = 1300.0

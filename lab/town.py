@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""A cluster that VMs live on, from a snapshot, and how a test looks at both.
+"""Owns a cluster that VMs live on, from a snapshot, and how it is looked at.
 
 The VMs were deployed by the drivers, driven by a stand-in for oned that is gone: whatever happens
 here happens with the frontend away.
