@@ -46,9 +46,8 @@ def test_guests_own_life(town: Town) -> None:
         towns.running(town, first)
         assert not [each for each in status(first).failures if each.resource.endswith("-0")]
 
-        _tell(town.web, "crash")
-        web = town.web.booted_again(web)
-        town.await_places(first, at_home)
+        crashed(town)
+        web = town.web.answers()
 
         first.run(["xl", "destroy", "web"])
         web = town.web.booted_again(web)
@@ -62,6 +61,16 @@ def test_guests_own_life(town: Town) -> None:
         first.run(["cxm", "create", "web"], timeout_s=_ORDER_S)
         town.web.booted_again(web)
         town.await_places(first, at_home)
+
+
+def crashed(town: Town) -> None:
+    """The guest of web crashes, and lives again where it was."""
+    first, _second = town.nodes
+    before = town.web.answers()
+    home = towns.running(town, first)
+    _tell(town.web, "crash")
+    town.web.booted_again(before)
+    town.await_places(first, home)
 
 
 @pytest.mark.extensive

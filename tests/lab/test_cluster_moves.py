@@ -24,6 +24,8 @@ from lab.town import BACK_S, FAILOVER_S, Resident, Town, status
 from tests.lab import phases
 from tests.lab.invariant import watched
 from tests.lab.phases import Deed, Phase
+from tests.lab.test_cluster_faults import program_killed
+from tests.lab.test_cluster_life import crashed
 
 # An order may wait for a node to be fenced, and for the VM's cold start.
 _ORDER_S: Final = 1300.0
@@ -91,6 +93,11 @@ def test_node_is_full(town: Town) -> None:
 @pytest.mark.extensive
 def test_node_without_the_bridge(town: Town) -> None:
     """A target that lacks the VM's bridge: refused, by name, before anything is done."""
+    refused_without_bridge(town)
+
+
+def refused_without_bridge(town: Town) -> None:
+    """A move to a node without the bridge changes nothing."""
     first, second = town.nodes
     web = town.web.answers()
     with watched(town.lab):
@@ -118,6 +125,11 @@ def _cases() -> Iterator[object]:
 @pytest.mark.parametrize(("phase", "deed"), _cases())
 def test_broken_off(town: Town, phase: Phase, deed: Deed) -> None:
     """In each phase of a migration something dies, or is killed, or the network is cut."""
+    broken_off(town, phase, deed)
+
+
+def broken_off(town: Town, phase: Phase, deed: Deed) -> None:
+    """Something breaks in a phase of a move of web from node1 to node2; all is well afterwards."""
     first, second = town.nodes
     web, db = town.web.answers(), town.db.answers()
     asked = second if deed is Deed.SOURCE_DIES else first
@@ -146,6 +158,17 @@ def test_broken_off(town: Town, phase: Phase, deed: Deed) -> None:
         # Nothing stays half-done: it moves once more.
         if deed not in _FENCING:
             _move(town, town.web, first if is_there else second)
+
+
+def test_a_day_of_a_cluster(town: Town) -> None:
+    """One of each kind, in one life of a cluster (the demo shows the rest).
+
+    A move is refused, one breaks off, a guest crashes, lvmlockd dies: both VMs live on.
+    """
+    refused_without_bridge(town)
+    broken_off(town, Phase.RECEIVED, Deed.XL_RECEIVING)
+    crashed(town)
+    program_killed(town, "lvmlockd")
 
 
 @pytest.mark.extensive
