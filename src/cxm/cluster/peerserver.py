@@ -31,6 +31,10 @@ def _release(vm: Vm) -> dict[str, Any]:
     return {}
 
 
+def _ordered(vm: Vm) -> dict[str, Any]:
+    return {"ordered": vm.machine.order_busy(vm.owner.cloud, vm.vm)}
+
+
 def _state(vm: Vm) -> dict[str, Any]:
     present = vm.present()
     return {"running": running(present) is not None, "domains": len(present)}
@@ -58,6 +62,7 @@ def _asked(vm: Vm, how: Callable[[int], None]) -> dict[str, Any]:
 
 _ANSWERS: Final[Mapping[str, Callable[[Vm], dict[str, Any]]]] = {
     "release": _release,
+    "ordered": _ordered,
     "state": _state,
     "shutdown": _shutdown,
     "reboot": _reboot,

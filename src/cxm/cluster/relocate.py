@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import cib, nodes, pacemaker
-from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated, unblocked
+from cxm.cluster import cib, limits, nodes, pacemaker
+from cxm.cluster.view import ON_MOVE, View, await_, iso, look, simulated, unblocked
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
@@ -69,17 +69,20 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
 
 def _move(vm: Vm, view: View, source: str, target: str) -> None:
     machine, rid = vm.machine, cib.resource_id(vm.owner.cloud, vm.vm)
-    until = iso(machine.now() + MOVE_S)
+    memory_mib = view.resource.memory_mib if view.resource is not None else 0
+    patience_s = limits.order_s("migrate_to", memory_mib)
+    until = iso(machine.now() + patience_s)
 
     def edit(root: Element) -> None:
         cib.prefer(root, rid, target)
-        cib.confine(root, rid, target, until=until)
+        # Not "there or not at all": when the target dies, that would stop a guest that runs here.
+        cib.attract(root, rid, target, until=until)
 
     simulated(vm, edit, rid, target, alive=True)
     pacemaker.change(machine.runner, edit, what=f"VM {vm.vm} moves from {source} to {target}")
     with _given_up(vm, view, source):
         after = await_(
-            vm, MOVE_S, lambda now: now.where == (target,), before=view, fails_on=ON_MOVE
+            vm, patience_s, lambda now: now.where == (target,), before=view, fails_on=ON_MOVE
         )
     if any(failure.operation == "migrate_from" for failure in after.failures(vm, view)):
         _log.warning("VM %d did not come to %s alive: it was started there afresh", vm.vm, target)
