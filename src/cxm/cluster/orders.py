@@ -74,7 +74,8 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
 def told(vm: Vm) -> Iterator[None]:
     """When the block, a start, fails, OpenNebula is told so: the VM must not start later, unasked.
 
-    One that should run, and does not (its node died, and no other has room), is called off then.
+    One that should run, and does not (its node died, and no other has room), is called off then;
+    one that has come to run meanwhile goes on.
     """
     try:
         yield
@@ -85,7 +86,8 @@ def told(vm: Vm) -> Iterator[None]:
                 return called_off(vm, known) or known
 
             what = f"VM {vm.vm}: its start failed: it is called off"
-            pacemaker.change(vm.machine.runner, edited(vm, edit), what=what)
+            if not look(vm).where:
+                pacemaker.change(vm.machine.runner, edited(vm, edit), what=what)
         raise
 
 
