@@ -177,6 +177,23 @@ def test_failed_order_leaves_the_guest_where_it_was_and_unblocked(pair: Pair) ->
     assert pair.runs_on() == ["node2"]
 
 
+def test_target_that_dies_before_the_guest_leaves(pair: Pair) -> None:
+    """The guest is not stopped where it runs, and does not follow when the target is back."""
+    before, sleep = memory(pair), pair.sleep
+
+    def die(seconds: float) -> None:
+        assert seconds
+        pair.sleep = sleep  # type: ignore[method-assign]
+        pair.fail("node2")
+
+    pair.sleep = die  # type: ignore[method-assign]
+    with pytest.raises(CxmError, match="VM 7 stays on node1: node2 has left the cluster"):
+        pair.move("node1", "node2")
+    pair.come_back("node2")
+    assert assert_well(pair) == "node1"
+    assert memory(pair) == before
+
+
 def test_order_killed_while_it_waits_can_be_given_again(pair: Pair) -> None:
     """Nobody has put the failure right: the VM is blocked, until the next order does."""
     pair.cut = ("precopy", "ssh")

@@ -278,6 +278,20 @@ class TestOthers:
         assert pair.runs_on() == ["node2"]
 
 
+def test_directory_of_a_move_that_was_given_up_goes_when_its_vm_has_gone() -> None:
+    """OpenNebula never asks for it again on that node: the next removal or move there sees it."""
+    pair = Pair()
+    left = pair.directory("node2")
+    pair.ask("node2", "dir-adopt", vm=7, dir=left)
+    other = os.path.join(os.path.dirname(left), "8")
+    assert pair.ask("node2", "vm-remove", vm=8, dir=other).result == {"removed": [other]}
+    assert os.path.islink(f"{left}/disk.0")
+    pair.ask("node1", "vm-remove", vm=7, dir=pair.directory("node1"))
+    assert pair.ask("node2", "vm-remove", vm=8, dir=other).result == {"removed": [other, left]}
+    assert not os.path.exists(left)
+    assert pair.ask("node2", "vm-remove", vm=8, dir=other).result == {"removed": [other]}
+
+
 def test_vanished_guest_is_started_on_the_other_node(pair: Pair) -> None:
     """Nobody has released its disk where it was: the node is asked for it."""
     pair.start("node1")

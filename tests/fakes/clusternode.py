@@ -25,7 +25,7 @@ DEVICE = "/dev/disk/by-id/virtio-SAN"
 EXAMPLE = (
     "totem {\n\tcluster_name: debian\n}\nnodelist {\n\tnode {\n\t\tring0_addr: 127.0.0.1\n\t}\n}\n"
 )
-_AGENTS = ("heartbeat/lvmlockd", "pacemaker/controld", "cxm/lockspace")
+_AGENTS = ("heartbeat/lvmlockd", "pacemaker/controld", "cxm/lockspace", "cxm/watch")
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """The picture of the cluster: states, capacity, what would fit, and what is wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -17,7 +18,7 @@ from cxm.cluster.model import (
     find_vm,
     find_vms,
 )
-from cxm.cluster.pacemaker import parse_status
+from cxm.cluster.pacemaker import Failure, parse_status
 from cxm.cluster.placement import losses, place, without
 from cxm.errors import NotFoundError, UsageError
 from cxm.names import CloudId
@@ -306,3 +307,16 @@ def test_abilities_of_processors() -> None:
     assert not rows["c"].known
     assert all(each.same for each in cpus.compare({"a": "0f:01", "b": "0f:01"}))
     assert cpus.lacking("nonsense", "nonsense") == 0
+
+
+def test_vm_that_a_failed_move_left_blocked_is_nobodys_work(crm: FakeCluster) -> None:
+    """The cluster looks after it by itself; one that is blocked by anything else is a human's."""
+    rid = "cxm-cloudone1-7"
+    crm.places[rid].blocked = True
+    advice = {}
+    for operation in ("migrate_to", "stop"):
+        failure = Failure(rid, operation, "node1", "no", "today")
+        (alarm,) = alarms(replace(_look(crm), failures=(failure,)))
+        advice[operation] = alarm.advice
+    assert "it is looked after again within a minute" in advice["migrate_to"]
+    assert "--cleanup" in advice["stop"]

@@ -104,10 +104,10 @@ def _vms(cluster: Cluster) -> Iterator[Alarm]:
         why = f": {failure.operation} on {failure.node}, {failure.reason}" if failure else ""
         where = f" on {', '.join(vm.nodes)}" if vm.nodes else ""
         if vm.state is VmState.BLOCKED:
-            yield Alarm(
-                f"VM {vm.label} IS BLOCKED{where}{why}",
-                f"see what it does, then 'crm_resource --cleanup --resource {vm.resource.id}'",
-            )
+            advice = f"see what it does, then 'crm_resource --cleanup --resource {vm.resource.id}'"
+            if failure and failure.operation == "migrate_to":
+                advice = "it goes on; it is looked after again within a minute, when no order waits"
+            yield Alarm(f"VM {vm.label} IS BLOCKED{where}{why}", advice)
         elif vm.state in (VmState.DOWN, VmState.FAILED):
             says = "is DOWN" if vm.state is VmState.DOWN else f"has FAILED{where}"
             yield Alarm(f"VM {vm.label} {says}{why}", "'cxm timeline' tells what happened")

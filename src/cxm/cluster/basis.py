@@ -69,8 +69,15 @@ _LOCKSPACE: Final[_Operations] = {
     "start": {"interval": "0s", "timeout": "240s"},
     "stop": {"interval": "0s", "timeout": "90s"},
 }
+_WATCH: Final[_Operations] = {
+    "monitor": {"interval": "20s", "timeout": "180s"},
+    "start": {"interval": "0s", "timeout": "60s"},
+    # It holds nothing: no node is fenced because it could not be stopped.
+    "stop": {"interval": "0s", "timeout": "60s", "on-fail": "ignore"},
+}
 _DOMAIN: Final[_Operations] = {
     "monitor": {"interval": "10s", "timeout": "60s"},
+    # Those that depend on a VM's memory, for all but the largest (cluster/limits.py).
     "start": {"interval": "0s", "timeout": "300s"},
     "stop": {"interval": "0s", "timeout": "120s"},
     "migrate_to": {"interval": "0s", "timeout": "900s", "on-fail": "block"},
@@ -111,7 +118,8 @@ def edit(cib: Element, basis: Basis) -> None:
     defaults = _child(configuration, "rsc_defaults")
     _propose(defaults, _holder(defaults, "meta_attributes", "cxm-defaults"), _RSC_DEFAULTS)
     _fencing(configuration, basis)
-    for each in (_locks(basis), _template(), _nothing()):
+    watch = _primitive("cxm-watch", "ocf:cxm:watch", _WATCH)
+    for each in (_locks(basis), _template(), _nothing(), watch):
         _merge(resources, each)
     for each in _constraints():
         _merge(constraints, each)

@@ -16,6 +16,7 @@ from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
 from cxm import names
+from cxm.cluster import limits
 from cxm.errors import DataError, UsageError
 from cxm.names import CloudId, LvName, VmId
 from cxm.node.guests import Life
@@ -24,6 +25,8 @@ from cxm.xen import domcfg
 TEMPLATE: Final = "cxm-domain"
 # A finite wish: less than the template's stickiness, so that a VM which has moved stays.
 PREFERENCE: Final = 100
+_ALWAYS: Final = "INFINITY"
+_NEVER: Final = "-INFINITY"
 _ID: Final = re.compile(r"cxm-(?P<cloud>.+)-(?P<vm>[0-9]+)")
 _MIB_PER_VCPU: Final = 1
 _MEMORY_PER_SHADOW: Final = 128
@@ -230,8 +233,37 @@ def put(cib: Element, resource: Resource) -> None:
     )
     size = {"memory": str(resource.memory_mib), "cpu": str(resource.cpu)}
     _set(primitive, "utilization", rid, size)
+    _give_time(cib, primitive, resource)
     if resource.preferred:
         prefer(cib, rid, resource.preferred)
+
+
+def _give_time(cib: Element, primitive: Element, resource: Resource) -> None:
+    """Write the operations for which the template's time is too short, with what memory needs.
+
+    Such an operation takes the place of the template's, whole: so all that the template says of it
+    is said again. One that somebody else has written stays.
+    """
+    group = primitive.find("operations")
+    ours = {} if group is None else {each.get("id", ""): each for each in group}
+    for known in cib.iterfind(f"configuration/resources/template[@id='{TEMPLATE}']/operations/op"):
+        name = known.get("name", "")
+        op_id = f"{resource.id}-{name}"
+        needed, given = limits.operation_s(name, resource.memory_mib), known.get("timeout", "")
+        allowed = limits.seconds(given)
+        if allowed is None or needed <= allowed:
+            if group is not None and op_id in ours:
+                group.remove(ours[op_id])
+            continue
+        if group is None:
+            group = SubElement(primitive, "operations")
+        if any(each.get("name") == name and each.get("id") != op_id for each in group):
+            continue
+        _child(group, "op", op_id).attrib.update(
+            {**known.attrib, "id": op_id, "timeout": f"{needed:.0f}s"}
+        )
+    if group is not None and not len(group) and not group.attrib:
+        primitive.remove(group)
 
 
 def prefer(cib: Element, rid: str, node: str) -> None:
@@ -240,19 +272,51 @@ def prefer(cib: Element, rid: str, node: str) -> None:
     location.attrib.update({"rsc": rid, "node": node, "score": str(PREFERENCE)})
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an order says of where its VM is to be, while it waits."""
+
+    resource: str  # its id
+    node: str
+    until: str  # ISO 8601
+    binding: bool  # there or not at all, else: there if that is possible
+
+
+def rules(cib: Element) -> list[Rule]:
+    """The rules of orders that are not done, or whose end was never written."""
+    found = []
+    for location in cib.iterfind("configuration/constraints/rsc_location"):
+        rid, rule = location.get("rsc", ""), location.find("rule")
+        if location.get("id") != f"{rid}-place" or rule is None:
+            continue
+        where, when = rule.find("expression"), rule.find("date_expression")
+        if where is not None and when is not None:
+            binding = rule.get("score") == _NEVER
+            found.append(Rule(rid, where.get("value", ""), when.get("end", ""), binding))
+    return found
+
+
 def confine(cib: Element, rid: str, node: str, *, until: str) -> None:
     """Keep a VM off every node but one, until a moment (ISO 8601): there or not at all."""
-    constraints = _section(cib, "constraints")
+    _place(cib, Rule(rid, node, until, binding=True))
+
+
+def attract(cib: Element, rid: str, node: str, *, until: str) -> None:
+    """Have a VM go to a node, until a moment (ISO 8601); where that cannot be, it is as before."""
+    _place(cib, Rule(rid, node, until, binding=False))
+
+
+def _place(cib: Element, wanted: Rule) -> None:
+    constraints, rid = _section(cib, "constraints"), wanted.resource
     release(cib, rid)
     location = SubElement(constraints, "rsc_location", {"id": f"{rid}-place", "rsc": rid})
+    score, operation = (_NEVER, "ne") if wanted.binding else (_ALWAYS, "eq")
     rule = SubElement(
-        location,
-        "rule",
-        {"id": f"{rid}-place-rule", "score": "-INFINITY", "boolean-op": "and"},
+        location, "rule", {"id": f"{rid}-place-rule", "score": score, "boolean-op": "and"}
     )
-    where = {"attribute": "#uname", "operation": "ne", "value": node}
+    where = {"attribute": "#uname", "operation": operation, "value": wanted.node}
     SubElement(rule, "expression", {"id": f"{rid}-place-node", **where})
-    when = {"operation": "lt", "end": until}
+    when = {"operation": "lt", "end": wanted.until}
     SubElement(rule, "date_expression", {"id": f"{rid}-place-until", **when})
 
 

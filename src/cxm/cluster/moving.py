@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Final
 
 from cxm import lvm, names
-from cxm.cluster import guestdisks, pacemaker, peer
+from cxm.cluster import guestdisks, limits, pacemaker, peer
 from cxm.cluster.cib import Resource
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
@@ -43,17 +43,6 @@ _LET_GO_S: Final = 15.0
 _RELEASE_S: Final = 25.0
 _WITHDRAW_S: Final = 10.0
 _INCOMING: Final = "--incoming"
-# A guest's memory goes over several times while it is being written to.
-_BASE_S: Final = 300.0
-_SECONDS_PER_MIB: Final = 1 / 4
-# What is left of Pacemaker's own limit to put things right again.
-_RESERVE_S: Final = 120.0
-
-
-def limit_s(memory_mib: int, pacemaker_s: float) -> float:
-    """How long a guest's memory may take to go over, well within Pacemaker's limit (0: none)."""
-    wanted = _BASE_S + memory_mib * _SECONDS_PER_MIB
-    return min(wanted, pacemaker_s - _RESERVE_S) if pacemaker_s > 2 * _RESERVE_S else wanted
 
 
 # --- the mark -----------------------------------------------------------------------------------
@@ -165,7 +154,7 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
     try:
         lvm.share(vm.machine.runner, group, volumes)
         receiver = peer.command(vm.machine, target, ["receive", vm.owner.cloud, str(vm.vm)])
-        seconds = limit_s(domain.memory_mib, pacemaker_s)
+        seconds = limits.sending_s(domain.memory_mib, pacemaker_s)
         xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
     except CxmError as error:
         if _runs_on(vm, target):

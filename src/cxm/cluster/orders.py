@@ -7,17 +7,17 @@ started on the node that was named, or not at all.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import agent, cib, pacemaker, peer
+from cxm.cluster import agent, cib, limits, pacemaker, peer
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import (
     ON_START,
     ON_STOP,
-    START_S,
-    STOP_S,
     View,
     await_,
     edited,
@@ -62,10 +62,41 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
             view = look(here)
         if view.where:
             return adopt(here, view)
-        ready(view, call.machine.hostname)
-        resource, kind = planned(here, spec, directory)
-        place(here, view, resource, f"VM {vm}: OpenNebula starts it on {call.machine.hostname}")
+        with told(here):
+            ready(view, call.machine.hostname)
+            resource, kind = planned(here, spec, directory)
+            what = f"VM {vm}: OpenNebula starts it on {call.machine.hostname}"
+            place(here, view, resource, what, otherwise=called_off(here, view.resource))
     return {"name": resource.name, "type": kind, "adopted": False}
+
+
+@contextmanager
+def told(vm: Vm) -> Iterator[None]:
+    """When the block, a start, fails, OpenNebula is told so: the VM must not start later, unasked.
+
+    One that should run, and does not (its node died, and no other has room), is called off then;
+    one that has come to run meanwhile goes on.
+    """
+    try:
+        yield
+    except BaseException:
+        with undoing("the order to start it"):
+
+            def edit(known: Resource) -> Resource:
+                return called_off(vm, known) or known
+
+            what = f"VM {vm.vm}: its start failed: it is called off"
+            if not look(vm).where:
+                pacemaker.change(vm.machine.runner, edited(vm, edit), what=what)
+        raise
+
+
+def called_off(vm: Vm, known: Resource | None) -> Resource | None:
+    """A VM whose start on this node has failed; one that should not run is as it was."""
+    if known is None or not known.started:
+        return known
+    reason = f"OpenNebula's start of it on {vm.machine.hostname} failed"
+    return replace(known, started=False, life=Life.STOPPED, wish=Wish.NONE, reason=reason)
 
 
 def adopt(vm: Vm, view: View) -> dict[str, Any]:
@@ -83,7 +114,8 @@ def adopt(vm: Vm, view: View) -> dict[str, Any]:
         cib.release(root, cib.resource_id(vm.owner.cloud, vm.vm))
 
     pacemaker.change(vm.machine.runner, edit, what=f"VM {vm.vm} runs here, and shall")
-    await_(vm, START_S, lambda now: now.where == (me,), before=view, fails_on=ON_START)
+    patience_s = limits.order_s("start", view.resource.memory_mib)
+    await_(vm, patience_s, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     return {"name": view.resource.name, "type": "", "adopted": True}
 
 
@@ -114,10 +146,14 @@ def planned(vm: Vm, spec: GuestSpec, directory: str) -> tuple[Resource, str]:
     return resource, plan.choice.guest_type.value
 
 
-def place(vm: Vm, view: View, resource: Resource, what: str) -> None:
-    """Start the VM on this node, or take all back: one change, simulated before it is made."""
+def place(vm: Vm, view: View, resource: Resource, what: str, *, otherwise: Resource | None) -> None:
+    """Start the VM on this node: one change, simulated before it is made.
+
+    When that fails the VM is as ``otherwise`` says, or the cluster knows it no more.
+    """
     machine, me, rid = vm.machine, vm.machine.hostname, resource.id
-    until = iso(machine.now() + START_S)
+    patience_s = limits.order_s("start", resource.memory_mib)
+    until = iso(machine.now() + patience_s)
 
     def edit(root: Element) -> None:
         cib.put(root, resource)
@@ -126,38 +162,48 @@ def place(vm: Vm, view: View, resource: Resource, what: str) -> None:
     if view.failures(vm):
         pacemaker.clean_up(machine.runner, rid)
     simulated(vm, edit, rid, me)
-    before = view.resource
     pacemaker.change(machine.runner, edit, what=what)
     try:
-        await_(vm, START_S, lambda now: now.where == (me,), before=view, fails_on=ON_START)
+        await_(vm, patience_s, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     except BaseException:
         with undoing(f"the resource {rid}"):
-            _withdraw(vm, before)
+            _withdraw(vm, otherwise)
         raise
     pacemaker.change(
         machine.runner, lambda root: cib.release(root, rid), what=f"VM {vm.vm} runs on {me}"
     )
 
 
-def _withdraw(vm: Vm, before: Resource | None) -> None:
-    """Undo an order to start: nothing runs, and the VM is as it was known before."""
+def _withdraw(vm: Vm, otherwise: Resource | None) -> None:
+    """Undo an order to start: nothing runs, and the VM is as it is to be then.
+
+    That it should run no more is written with the end of the rule: whoever is cut off between two
+    changes leaves a VM that is off, and says why.
+    """
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
     runner = vm.machine.runner
     view = look(vm)
 
+    reason = f"its start on {vm.machine.hostname} failed"
+
+    def off(known: Resource) -> Resource:
+        return replace(known, started=False, life=Life.STOPPED, wish=Wish.NONE, reason=reason)
+
     def stopped(root: Element) -> None:
         cib.release(root, rid)
-        edited(vm, lambda known: replace(known, started=False, wish=Wish.NONE))(root)
+        edited(vm, off)(root)
 
     pacemaker.change(runner, stopped, what=f"VM {vm.vm} did not start: it is called off")
-    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
-    if before is None:
+    _await_stop(vm, view)
+    if otherwise is None:
         pacemaker.change(
             runner, lambda root: cib.remove(root, rid), what=f"VM {vm.vm} is forgotten"
         )
     else:
         pacemaker.change(
-            runner, lambda root: cib.put(root, before), what=f"VM {vm.vm} is as before"
+            runner,
+            lambda root: cib.put(root, otherwise),
+            what=f"VM {vm.vm} is {'as before' if otherwise.started else 'stopped'}",
         )
     pacemaker.clean_up(runner, rid)
 
@@ -185,7 +231,8 @@ def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
         wanted = replace(
             view.resource, started=True, life=Life.RUNNING, reason=reason, preferred=node
         )
-        place(target, view, wanted, f"VM {vm}: {reason}, on {node}")
+        what = f"VM {vm}: {reason}, on {node}"
+        place(target, view, wanted, what, otherwise=view.resource)
     return {"name": wanted.name}
 
 
@@ -225,7 +272,12 @@ def _stopped(vm: Vm, reason: str, life: Life = Life.STOPPED) -> None:
 
     view = look(vm)
     pacemaker.change(vm.machine.runner, edited(vm, edit), what=f"VM {vm.vm}: {reason}")
-    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
+    _await_stop(vm, view)
+
+
+def _await_stop(vm: Vm, view: View) -> None:
+    patience_s = limits.order_s("stop", view.resource.memory_mib if view.resource else 0)
+    await_(vm, patience_s, lambda now: not now.where, before=view, fails_on=ON_STOP)
 
 
 def _shut_down(vm: Vm, timeout_s: float) -> None:
@@ -281,8 +333,9 @@ def reset(call: Call, *, vm: VmId) -> dict[str, Any]:
             end(here)
         _stopped(here, "OpenNebula resets it")
         again = replace(view.resource, started=True, preferred=call.machine.hostname)
-        place(here, look(here), again, f"VM {vm} is reset")
-    return {"name": view.resource.name}
+        view = look(here)
+        place(here, view, again, f"VM {vm} is reset", otherwise=view.resource)
+    return {"name": again.name}
 
 
 # --- for other verbs ----------------------------------------------------------------------------

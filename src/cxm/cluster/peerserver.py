@@ -35,6 +35,10 @@ def _lacks(vm: Vm) -> dict[str, Any]:
     return {"bridges": moving.lacks(vm, agent.resource_of(vm))}
 
 
+def _ordered(vm: Vm) -> dict[str, Any]:
+    return {"ordered": vm.machine.order_busy(vm.owner.cloud, vm.vm)}
+
+
 def _state(vm: Vm) -> dict[str, Any]:
     present = vm.present()
     return {"running": running(present) is not None, "domains": len(present)}
@@ -63,6 +67,7 @@ def _asked(vm: Vm, how: Callable[[int], None]) -> dict[str, Any]:
 _ANSWERS: Final[Mapping[str, Callable[[Vm], dict[str, Any]]]] = {
     "lacks": _lacks,
     "release": _release,
+    "ordered": _ordered,
     "state": _state,
     "shutdown": _shutdown,
     "reboot": _reboot,

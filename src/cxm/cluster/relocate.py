@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import cib, cpus, moving, nodes, pacemaker, peer
+from cxm.cluster import cib, cpus, limits, moving, nodes, pacemaker, peer
 from cxm.cluster.amounts import count
 from cxm.cluster.cib import Resource
-from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated, unblocked
-from cxm.errors import NotFoundError, RefusedError
+from cxm.cluster.view import ON_MOVE, View, await_, iso, look, simulated, unblocked
+from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
 from cxm.node.life import Vm, undoing
@@ -97,23 +97,48 @@ def _lacks(vm: Vm, known: Resource, target: str) -> list[str]:
 
 def _move(vm: Vm, view: View, source: str, target: str) -> None:
     machine, rid = vm.machine, cib.resource_id(vm.owner.cloud, vm.vm)
-    until = iso(machine.now() + MOVE_S)
+    memory_mib = view.resource.memory_mib if view.resource is not None else 0
+    patience_s = limits.order_s("migrate_to", memory_mib)
+    until = iso(machine.now() + patience_s)
 
     def edit(root: Element) -> None:
         cib.prefer(root, rid, target)
-        cib.confine(root, rid, target, until=until)
+        # Not "there or not at all": when the target dies, that would stop a guest that runs here.
+        cib.attract(root, rid, target, until=until)
 
     simulated(vm, edit, rid, target, alive=True)
     pacemaker.change(machine.runner, edit, what=f"VM {vm.vm} moves from {source} to {target}")
     with _given_up(vm, view, source):
         after = await_(
-            vm, MOVE_S, lambda now: now.where == (target,), before=view, fails_on=ON_MOVE
+            vm,
+            patience_s,
+            lambda now: _has_come(vm, now, source, target),
+            before=view,
+            fails_on=ON_MOVE,
         )
     if any(failure.operation == "migrate_from" for failure in after.failures(vm, view)):
         _log.warning("VM %d did not come to %s alive: it was started there afresh", vm.vm, target)
     pacemaker.change(
         machine.runner, lambda root: cib.release(root, rid), what=f"VM {vm.vm} is on {target}"
     )
+
+
+def _has_come(vm: Vm, now: View, source: str, target: str) -> bool:
+    """Whether the VM is on the target; raises CommandError when it stays, for the target is gone.
+
+    It would go there as soon as the target is back, unasked.
+    """
+    node, placed = (
+        now.status.node(target),
+        now.status.resources.get(cib.resource_id(vm.owner.cloud, vm.vm)),
+    )
+    stays = now.where == (source,) and placed is not None and placed.at_rest
+    if stays and (node is None or not node.online):
+        raise CommandError(
+            f"VM {vm.vm} stays on {source}: {target} has left the cluster",
+            hint="'cxm timeline' shows what became of it",
+        )
+    return now.where == (target,)
 
 
 @contextmanager

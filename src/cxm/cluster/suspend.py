@@ -10,10 +10,10 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from cxm.cluster import agent, pacemaker
+from cxm.cluster import agent, limits, pacemaker
 from cxm.cluster.cib import Wish
-from cxm.cluster.orders import adopt, place, planned
-from cxm.cluster.view import ON_STOP, STOP_S, View, await_, edited, look, ready, unblocked
+from cxm.cluster.orders import adopt, called_off, place, planned, told
+from cxm.cluster.view import ON_STOP, View, await_, edited, look, ready, unblocked
 from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, State, VmId
 from cxm.node import memory
@@ -67,7 +67,8 @@ def _saved(vm: Vm, view: View) -> str:
             raise
         edit = edited(vm, agent.saved)
         pacemaker.change(runner, edit, what=f"VM {vm.vm}: its memory was saved")
-    await_(vm, STOP_S, lambda now: not now.where, before=view, fails_on=ON_STOP)
+    patience_s = limits.order_s("stop", domain.memory_mib)
+    await_(vm, patience_s, lambda now: not now.where, before=view, fails_on=ON_STOP)
     return name
 
 
@@ -94,23 +95,25 @@ def restore(
         view = unblocked(here)
         if view.where:
             return adopt(here, view)
-        ready(view, me)
-        _checkpoint(here)
-        resource = view.resource
-        if resource is None:
-            if guest is None:
-                raise NotFoundError(f"the cluster has no configuration of VM {vm}")
-            resource, _kind = planned(here, from_json(guest), directory)
-        wished = replace(
-            resource,
-            started=True,
-            life=Life.RUNNING,
-            wish=Wish.RESTORE,
-            reason="OpenNebula restored it from its saved memory",
-            host=me,
-            preferred=me,
-        )
-        place(here, view, wished, f"VM {vm}: OpenNebula restores it on {me}")
+        with told(here):
+            ready(view, me)
+            _checkpoint(here)
+            resource = view.resource
+            if resource is None:
+                if guest is None:
+                    raise NotFoundError(f"the cluster has no configuration of VM {vm}")
+                resource, _kind = planned(here, from_json(guest), directory)
+            wished = replace(
+                resource,
+                started=True,
+                life=Life.RUNNING,
+                wish=Wish.RESTORE,
+                reason="OpenNebula restored it from its saved memory",
+                host=me,
+                preferred=me,
+            )
+            what = f"VM {vm}: OpenNebula restores it on {me}"
+            place(here, view, wished, what, otherwise=called_off(here, view.resource))
         after = look(here).resource
         if after is None or after.wish is not Wish.RESTORE:
             raise CommandError(

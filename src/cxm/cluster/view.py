@@ -14,11 +14,6 @@ from cxm.cluster.pacemaker import Failure, Status
 from cxm.errors import CommandError, RefusedError
 from cxm.node.life import Vm
 
-# How long Pacemaker gets to start, stop or move a VM, beyond its agent's own limits: it may be
-# busy with others, or with fencing a node.
-START_S: Final = 600.0
-STOP_S: Final = 300.0
-MOVE_S: Final = 1200.0
 _LOOK_S: Final = 60.0
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 from cxm import blockdev, interrupt
 from cxm.errors import CxmError, DataError
+from cxm.lvm import Group
 from cxm.names import CHECKPOINT, DomainName, State, Tags, VmId
+from cxm.node import adopted
 from cxm.node import volumes as store
 from cxm.node.machine import Machine
 from cxm.node.verbs import Call
@@ -95,8 +97,19 @@ def remove(machine: Machine, directory: str) -> list[str]:
 
 def drop(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     """Remove the directory of a VM that has gone to another node of this cluster; nothing else."""
-    del vm  # the directory's name says it, and was checked
-    return {"removed": remove(call.machine, directory)}
+    removed = remove(call.machine, directory)
+    adopted.forget(call.machine, Owner(call.cloud, vm))
+    return {"removed": removed}
+
+
+def sweep(machine: Machine, group: Group) -> list[str]:
+    """Remove directories of VMs that were to come here, did not, and have been deleted since."""
+    removed: list[str] = []
+    for owner, directory in adopted.noted(machine):
+        if adopted.is_gone(machine, owner, group):
+            removed += remove(machine, directory)
+            adopted.forget(machine, owner)
+    return removed
 
 
 def adopt(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
@@ -108,8 +121,10 @@ def adopt(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     group = store.load(machine, owner)
     disks: list[str] = []
     if group.shared:
+        sweep(machine, group)
         for owned in store.of_vm(machine, group, owner):
             if owned.tags.state is State.READY and owned.tags.kind != CHECKPOINT:
+                adopted.note(machine, owner, directory)
                 with linked(machine, directory, owned.tags.kind, machine.device(owned.name)):
                     disks.append(owned.tags.kind)
     return {"disks": disks}

@@ -12,8 +12,8 @@ from cxm import blockdev, filesystem, lvm, names, run
 from cxm.errors import CommandError, DataError, RefusedError, UsageError
 from cxm.lvm import Group
 from cxm.names import DomainName, State, Tags, VmId
+from cxm.node import adopted, guests
 from cxm.node import directory as directories
-from cxm.node import guests
 from cxm.node import volumes as store
 from cxm.node.life import Vm
 from cxm.node.machine import Machine
@@ -410,4 +410,7 @@ def remove_vm(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
         raise RefusedError(f"VM {vm} is not removed: its domain is still there", hint="stop the VM")
     removed += domains.forget(machine, owner.cloud, owner.vm)
     removed += directories.remove(machine, directory)
+    adopted.forget(machine, owner)
+    if next(adopted.noted(machine), None) is not None:
+        removed += directories.sweep(machine, store.load(machine, owner))
     return {"removed": removed}

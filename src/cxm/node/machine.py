@@ -62,13 +62,19 @@ class Machine:
         directory = os.path.join(self.run_dir, "lock")
         return lock.hold(directory, f"vm-{cloud}-{vm}", timeout_s=timeout_s)
 
-    def order_lock(self, cloud: CloudId, vm: VmId) -> AbstractContextManager[None]:
+    def order_lock(
+        self, cloud: CloudId, vm: VmId, *, timeout_s: float = _LOCK_TIMEOUT_S
+    ) -> AbstractContextManager[None]:
         """Held on a cluster's node by an order about a VM, which waits for the cluster to act.
 
         The VM's lock is taken by what then happens on this node, at the cluster's behest.
         """
         directory = os.path.join(self.run_dir, "lock")
-        return lock.hold(directory, f"order-{cloud}-{vm}", timeout_s=_LOCK_TIMEOUT_S)
+        return lock.hold(directory, f"order-{cloud}-{vm}", timeout_s=timeout_s)
+
+    def order_busy(self, cloud: CloudId, vm: VmId) -> bool:
+        """Whether an order about a VM is at work on this node, waiting for the cluster perhaps."""
+        return lock.is_held(os.path.join(self.run_dir, "lock"), f"order-{cloud}-{vm}")
 
     @property
     def in_cluster(self) -> bool:

@@ -39,6 +39,7 @@ AGENTS: Final = {
     "/usr/lib/ocf/resource.d/heartbeat/lvmlockd": "resource-agents",
     "/usr/lib/ocf/resource.d/pacemaker/controld": "pacemaker-resource-agents",
     "/usr/lib/ocf/resource.d/cxm/lockspace": "cxm-node",
+    "/usr/lib/ocf/resource.d/cxm/watch": "cxm-node",
 }
 
 

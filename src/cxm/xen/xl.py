@@ -29,7 +29,7 @@ _ASK_TIMEOUT_S: Final = 30.0
 _REQUEST_TIMEOUT_S: Final = 90.0
 # Memory goes to a disk at 50 MiB/s at the very least, and a guest has at least this long.
 _MEMORY_TIMEOUT_S: Final = 600.0
-_SECONDS_PER_MIB: Final = 1 / 50
+SECONDS_PER_MIB: Final = 1 / 50
 
 # The name is whatever stands before the number: other people's names may hold blanks.
 _ROW: Final = re.compile(
@@ -231,7 +231,7 @@ def unpause(runner: Runner, domid: int) -> None:
 
 def memory_timeout_s(memory_mib: int) -> float:
     """How long saving or restoring so much memory may take."""
-    return _MEMORY_TIMEOUT_S + memory_mib * _SECONDS_PER_MIB
+    return _MEMORY_TIMEOUT_S + memory_mib * SECONDS_PER_MIB
 
 
 def save(runner: Runner, domid: int, path: str, *, memory_mib: int) -> None:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns which VMs' directories are on this node because the VM was to come here while it runs.
+
+OpenNebula never asks again about the directory of a move that it gave up: the VM is deleted where
+it is, and nothing says so here. So the node remembers, and looks when it works on another VM.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+from cxm import names
+from cxm.errors import UsageError
+from cxm.lvm import Group
+from cxm.node import configs
+from cxm.node.machine import Machine
+from cxm.node.volumes import Owner
+
+
+def _path(machine: Machine, owner: Owner) -> str:
+    return os.path.join(machine.state_dir, "adopted", f"{owner.cloud}-{owner.vm}")
+
+
+def note(machine: Machine, owner: Owner, directory: str) -> None:
+    """Remember a directory, before it is made."""
+    path = _path(machine, owner)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        file.write(directory)
+    os.replace(file.name, path)
+
+
+def forget(machine: Machine, owner: Owner) -> None:
+    """The directory has been removed."""
+    with suppress(FileNotFoundError):
+        os.unlink(_path(machine, owner))
+
+
+def noted(machine: Machine) -> Iterator[tuple[Owner, str]]:
+    """The directories that are remembered."""
+    try:
+        found = sorted(os.listdir(os.path.join(machine.state_dir, "adopted")))
+    except FileNotFoundError:
+        return
+    for name in found:
+        cloud, _dash, number = name.rpartition("-")
+        with suppress(UsageError, FileNotFoundError):
+            owner = Owner(names.cloud_id(cloud), names.vm_id(number))
+            with open(_path(machine, owner), encoding="utf-8") as file:
+                yield owner, file.read()
+
+
+def is_gone(machine: Machine, owner: Owner, group: Group) -> bool:
+    """Whether a VM has been deleted: it has no volume any more, and does not run here without."""
+    prefix = f"{machine.config.lv_prefix}-{owner.vm}-"
+    if configs.of_vm(machine, owner.cloud, owner.vm):
+        return False
+    return not any(volume.name.startswith(prefix) for volume in group.volumes)
