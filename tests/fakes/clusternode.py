@@ -159,7 +159,7 @@ class FakeClusterNode:
         return self._xl_info(argv, stdin)
 
     def _systemctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
-        verb, name = argv[1], argv[-1].removesuffix(".service") + ".service"
+        verb, name = argv[1], argv[-1] if "." in argv[-1] else f"{argv[-1]}.service"
         if verb == "is-enabled":
             state = "masked" if name in self.masked else "disabled"
             return Outcome("enabled\n" if name in self.enabled else f"{state}\n", code=1)

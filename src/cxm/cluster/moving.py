@@ -111,10 +111,15 @@ def take(vm: Vm, wanted: Collection[LvName] = ()) -> None:
     try:
         _claim(vm, wanted)
     except CommandError:
-        for other in [known] if (known := _other(vm)) else _others(vm):
+        for other in _maybe_held_by(vm):
             _call_off(vm, other)
         _claim(vm, wanted)
     forget(vm)
+
+
+def _maybe_held_by(vm: Vm) -> list[str]:
+    known = _other(vm)
+    return [known] if known else peer.others(vm.machine, pacemaker.status(vm.machine.runner))
 
 
 def _claim(vm: Vm, wanted: Collection[LvName]) -> None:
@@ -135,12 +140,6 @@ def holds(vm: Vm) -> bool:
     except CommandError:
         return False
     return True
-
-
-def _others(vm: Vm) -> list[str]:
-    """The other nodes that can be asked."""
-    nodes = pacemaker.status(vm.machine.runner).nodes
-    return [node.name for node in nodes if node.online and node.name != vm.machine.hostname]
 
 
 # --- the source ---------------------------------------------------------------------------------

@@ -5,12 +5,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, nodes, pacemaker
-from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, iso, look, simulated, unblocked
-from cxm.errors import NotFoundError, RefusedError
+from cxm.cluster.view import MOVE_S, ON_MOVE, View, await_, edited, iso, look, simulated, unblocked
+from cxm.errors import RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
 from cxm.node.life import Vm, undoing
@@ -24,7 +25,7 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
-        target = node_of(view.root, node)
+        target = nodes.of_host(view.root, node)
         if view.where == (target,):
             # An order that was killed may have left its rule.
             rid = cib.resource_id(call.cloud, vm)
@@ -37,19 +38,6 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
         source = _may_move(here, view, target)
         _move(here, view, source, target)
     return {"node": target, "moved": True}
-
-
-def node_of(root: Element, host: str) -> str:
-    """The node that OpenNebula, or an operator, calls ``host``; raises NotFoundError."""
-    names = [each.get("uname", "") for each in root.iterfind("configuration/nodes/node")]
-    known = {name: name for name in names}
-    known |= {nodes.attributes(root, name).get("cxm-host", name): name for name in names}
-    if host not in known:
-        raise NotFoundError(
-            f"no node of this cluster is called '{host}'",
-            hint=f"its nodes are {', '.join(sorted(names))}",
-        )
-    return known[host]
 
 
 def _may_move(vm: Vm, view: View, target: str) -> str:
@@ -72,7 +60,7 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
     until = iso(machine.now() + MOVE_S)
 
     def edit(root: Element) -> None:
-        cib.prefer(root, rid, target)
+        _ordered_to(vm, root, target)
         cib.confine(root, rid, target, until=until)
 
     simulated(vm, edit, rid, target, alive=True)
@@ -88,6 +76,12 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
     )
 
 
+def _ordered_to(vm: Vm, root: Element, node: str) -> None:
+    """Write where the VM is wanted; of a meta attribute Pacemaker makes nothing."""
+    host = nodes.host_of(root, node)
+    edited(vm, lambda known: replace(known, host=host, preferred=node))(root)
+
+
 @contextmanager
 def _given_up(vm: Vm, before: View, source: str) -> Iterator[None]:
     """When the block fails, the VM is wanted where it was, and Pacemaker looks after it again.
@@ -98,7 +92,7 @@ def _given_up(vm: Vm, before: View, source: str) -> Iterator[None]:
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
 
     def back(root: Element) -> None:
-        cib.prefer(root, rid, source)
+        _ordered_to(vm, root, source)
         cib.release(root, rid)
 
     try:

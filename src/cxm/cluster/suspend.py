@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from cxm.cluster import agent, pacemaker
+from cxm.cluster import agent, nodes, pacemaker
 from cxm.cluster.cib import Wish
 from cxm.cluster.orders import adopt, place, planned
 from cxm.cluster.view import ON_STOP, STOP_S, View, await_, edited, look, ready, unblocked
@@ -100,14 +100,14 @@ def restore(
         if resource is None:
             if guest is None:
                 raise NotFoundError(f"the cluster has no configuration of VM {vm}")
-            resource, _kind = planned(here, from_json(guest), directory)
+            resource, _kind = planned(here, view, from_json(guest), directory)
         wished = replace(
             resource,
             started=True,
             life=Life.RUNNING,
             wish=Wish.RESTORE,
             reason="OpenNebula restored it from its saved memory",
-            host=me,
+            host=nodes.host_of(view.root, me),
             preferred=me,
         )
         place(here, view, wished, f"VM {vm}: OpenNebula restores it on {me}")

@@ -44,6 +44,8 @@ _SERVICES: Final = (
     *(Change(f"{name}.service", Wish.OFF) for name in ("lvmlocks", "lvmlockd", "dlm")),
     Change("corosync.service", Wish.ON),
     Change("pacemaker.service", Wish.ON),
+    # It gets what VMs boot while the node was away.
+    Change("cxm-gather.timer", Wish.ON),
 )
 
 
