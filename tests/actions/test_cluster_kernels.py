@@ -80,7 +80,7 @@ def test_every_node_has_them_before_the_vm_is_there(pair: Pair) -> None:
 
 @pytest.mark.extensive
 def test_what_boots_from_the_host_is_kept_too(pair: Pair) -> None:
-    """grub's image, and a kernel in KERNEL_DIRS: another node may have another one there."""
+    """The image of grub, and a kernel in KERNEL_DIRS: another node may have another one there."""
     pair.start("node1")
     assert kept(pair, "node2") == {hashlib.sha256(b"grub").hexdigest()}
     path = Path(pair.xens["node1"].node.path("kernels", "vmlinuz"))
@@ -104,7 +104,7 @@ def test_a_second_deploy_sends_nothing(pair: Pair) -> None:
 def test_refused_while_a_node_cannot_take_them(pair: Pair) -> None:
     """Nothing is made: the VM would not survive."""
     pair.xens["node1"].node.model("ssh", lambda *_: Outcome(stderr="No route", code=255))
-    with pytest.raises(RefusedError, match="could not be started on node2.*No route"):
+    with pytest.raises(RefusedError, match=r"could not be started on node2.*No route"):
         start(pair)
     assert pair.resource() is None
     assert pair.runs_on() == []
@@ -222,6 +222,6 @@ def test_hosts_of_opennebula_may_have_other_names(pair: Pair) -> None:
     with pytest.raises(CxmError, match="no node of this cluster is called 'xen3'"):
         pair.move("node2", "xen3")
     pair.pacemaker.edit(lambda root: nodes.set_attribute(root, "node1", "cxm-host", "xen2.lan"))
-    with pytest.raises(RefusedError, match="'xen2.lan' is the name of .* both node1 and node2"):
+    with pytest.raises(RefusedError, match=r"'xen2\.lan' is the name of .* both node1 and node2"):
         pair.move("node2", "xen2.lan")
     assert pair.runs_on() == ["node2"]

@@ -318,8 +318,7 @@ class Pair:
             xen.node.revive()
             return Outcome(stderr="Connection closed\n", code=255)
         except BecameError as became:
-            assert became.argv[:2] == ["cat", "--"]
-            return Outcome(Path(became.argv[2]).read_bytes().decode("latin-1"))
+            return Outcome(_printed(became.argv))
         return Outcome(json.dumps(answer), code=1 if "error" in answer else 0)
 
     # --- live migration ------------------------------------------------------------------------
@@ -403,6 +402,12 @@ class Pair:
         if phase == "reported":
             return Outcome()
         return _broken("** Migration failed during final handshake **")
+
+
+def _printed(argv: list[str]) -> str:
+    """What ``cat`` prints; nothing else is become here."""
+    assert argv[:2] == ["cat", "--"]
+    return Path(argv[2]).read_bytes().decode("latin-1")
 
 
 def _broken(text: str) -> Outcome:

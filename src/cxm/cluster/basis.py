@@ -110,11 +110,49 @@ def edit(cib: Element, basis: Basis) -> None:
     resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
     defaults = _child(configuration, "rsc_defaults")
     _propose(defaults, _holder(defaults, "meta_attributes", "cxm-defaults"), _RSC_DEFAULTS)
+    _calm(configuration, basis)
     _fencing(configuration, basis)
     for each in (_locks(basis), _template(), _nothing()):
         _merge(resources, each)
     for each in _constraints():
         _merge(constraints, each)
+
+
+def _calm(configuration: Element, basis: Basis) -> None:
+    """Take the delays away that are for other nodes, or another number of them; only our own."""
+    is_pair = len(basis.nodes) == _PAIR
+    ours = {"priority-fencing-delay": _PRIORITY_DELAY}
+    tie = f"{basis.nodes[0]}:{_TIE_DELAY}"
+    for holder in configuration.iter():
+        for pair in holder.findall("nvpair"):
+            name, value = pair.get("name", ""), pair.get("value", "")
+            is_tie = name == "pcmk_delay_base" and value.endswith(f":{_TIE_DELAY}")
+            if (not is_pair and ours.get(name) == value) or (
+                is_tie and not (is_pair and value == tie)
+            ):
+                holder.remove(pair)
+
+
+def edit_gone(cib: Element, node: str) -> None:
+    """Take out what is said of a node that is none any more: its fence devices, preferences."""
+    configuration = _child(cib, "configuration")
+    resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
+    devices = set()
+    for device in resources.findall("primitive"):
+        listed = device.find("instance_attributes/nvpair[@name='pcmk_host_list']")
+        if device.get("class") == "stonith" and listed is not None and listed.get("value") == node:
+            devices.add(device.get("id"))
+            resources.remove(device)
+    for location in constraints.findall("rsc_location"):
+        if location.get("node") == node or location.get("rsc") in devices:
+            constraints.remove(location)
+    topology = configuration.find("fencing-topology")
+    if topology is not None:
+        for level in topology.findall("fencing-level"):
+            if level.get("target") == node:
+                topology.remove(level)
+        if not len(topology):
+            configuration.remove(topology)
 
 
 def has_facts(cib: Element, node: str) -> bool:

@@ -369,6 +369,12 @@ def confirm_fenced(runner: Runner, node: str) -> None:
     _log.info("confirmed that node %s is off", node)
 
 
+def remove_node(runner: Runner, node: str) -> None:
+    """Have Pacemaker forget a node that Corosync does not know any more."""
+    runner.run(["crm_node", "--remove", node, "--force"], timeout_s=_TIMEOUT_S)
+    _log.info("forgot the node %s", node)
+
+
 def versions(runner: Runner) -> dict[str, str]:
     """Which Pacemaker and Corosync are installed here; without one that does not say."""
     found = {}
