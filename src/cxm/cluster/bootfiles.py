@@ -3,8 +3,8 @@
 """Owns that every node of a cluster has the kernels and ramdisks that its VMs boot.
 
 They are kept by their hash (:mod:`cxm.node.kernels`), under the same path on every node. An order
-gives them to all nodes that are there before the VM is made; a node that was away gathers them when
-it is back (``cxm-gather.timer``), and a start fetches what is missing even then.
+gives them to the nodes that are there before the VM is made; one that was away gathers them when it
+is back (``cxm-gather.timer``), and a start fetches what is missing even then.
 """
 
 import logging
@@ -24,21 +24,27 @@ _log = logging.getLogger(__name__)
 def spread(vm: Vm, config: str, status: Status) -> None:
     """Give the files that a configuration names to all nodes that are there.
 
-    Raises RefusedError when one does not take them: the VM could not be started on it.
+    Raises RefusedError when none of them takes them: what one node has alone dies with it. One of
+    several that does not is warned of, and fetches them when it needs them.
     """
     machine, digests = vm.machine, kernels.mentioned(config)
-    for node in peer.others(machine, status) if digests else ():
+    nodes = peer.others(machine, status) if digests else []
+    failures = []
+    for node in nodes:
         try:
             for digest in peer.lacks(machine, node, digests):
                 with open(kernels.path_of(machine, digest), "rb") as file:
                     peer.give(machine, node, digest, kernels.read_all(file))
                 _log.info("VM %d: %s got the kernel or ramdisk %s", vm.vm, node, digest)
         except CxmError as error:
-            raise RefusedError(
-                f"VM {vm.vm} could not be started on {node}, which does not take what it boots: "
-                f"{error.message}",
-                hint=error.hint,
-            ) from error
+            _log.warning("VM %d: %s does not take what it boots: %s", vm.vm, node, error.message)
+            failures.append(error)
+    if failures and len(failures) == len(nodes):
+        raise RefusedError(
+            f"VM {vm.vm} could be started on no other node, none takes what it boots: "
+            f"{failures[0].message}",
+            hint=failures[0].hint,
+        ) from failures[0]
 
 
 def fetch(machine: Machine, digest: str) -> None:

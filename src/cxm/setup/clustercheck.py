@@ -44,9 +44,9 @@ AGENTS: Final = {
 
 def own_name(host: Host, cluster: Cluster) -> str:
     """Which of the cluster's nodes this machine is; raises UsageError."""
-    for name in (host.hostname, host.hostname.partition(".")[0]):
-        if name in cluster.nodes:
-            return name
+    # To the letter: drivers, agent and peers take what 'hostname' shows for the node's name.
+    if host.hostname in cluster.nodes:
+        return host.hostname
     raise UsageError(
         f"this machine, {host.hostname}, is none of the nodes {', '.join(cluster.nodes)}",
         hint="--node NAME=ADDRESS takes the names that 'hostname' shows",
