@@ -137,15 +137,16 @@ def edit_gone(cib: Element, node: str) -> None:
     """Take out what is said of a node that is none any more: its fence devices, preferences."""
     configuration = _child(cib, "configuration")
     resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
-    devices = set()
+    # A device of a node is the one that is kept off it.
+    named = [each for each in constraints.findall("rsc_location") if each.get("node") == node]
+    devices = {
+        each.get("rsc") for each in named if each.get("id") == f"{each.get('rsc')}-elsewhere"
+    }
     for device in resources.findall("primitive"):
-        listed = device.find("instance_attributes/nvpair[@name='pcmk_host_list']")
-        if device.get("class") == "stonith" and listed is not None and listed.get("value") == node:
-            devices.add(device.get("id"))
+        if device.get("class") == "stonith" and device.get("id") in devices:
             resources.remove(device)
-    for location in constraints.findall("rsc_location"):
-        if location.get("node") == node or location.get("rsc") in devices:
-            constraints.remove(location)
+    for location in named:
+        constraints.remove(location)
     topology = configuration.find("fencing-topology")
     if topology is not None:
         for level in topology.findall("fencing-level"):

@@ -184,7 +184,12 @@ def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
             )
         ready(view, node)
         wanted = replace(
-            view.resource, started=True, life=Life.RUNNING, reason=reason, preferred=node
+            view.resource,
+            started=True,
+            life=Life.RUNNING,
+            reason=reason,
+            host=nodes.host_of(view.root, node),
+            preferred=node,
         )
         place(target, view, wanted, f"VM {vm}: {reason}, on {node}")
     return {"name": wanted.name}

@@ -44,6 +44,7 @@ class Node:
     unclean: bool = False  # it has to be fenced before anything of it is started elsewhere
     pending: bool = False  # it is joining
     dc: bool = False
+    member: bool = True  # of Corosync; a node may also be a remote one of Pacemaker's
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ def parse_status(text: str) -> Status:
             unclean=_flag(element, "unclean"),
             pending=_flag(element, "pending"),
             dc=_flag(element, "is_dc"),
+            member=element.get("type", "member") == "member",
         )
         for element in root.iterfind("nodes/node")
     )

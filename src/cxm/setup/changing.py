@@ -124,7 +124,8 @@ def _has_same(world: World, node: str) -> bool:
 def forget(world: World, cluster: Cluster) -> bool:
     """Take out of Pacemaker what has been taken out of Corosync; whether there was any."""
     runner = world.host.runner
-    gone = [each for each in world.status(runner).nodes if each.name not in cluster.nodes]
+    known = [each for each in world.status(runner).nodes if each.member]
+    gone = [each for each in known if each.name not in cluster.nodes]
     for node in gone:
         if node.online or node.unclean:
             raise RefusedError(
