@@ -12,7 +12,7 @@ import pytest
 
 from cxm.cluster.pacemaker import Failure
 from cxm.errors import CxmError, RefusedError, UsageError
-from cxm.setup import cluster, clustercheck, clusterfiles, corosync, jointoken, main
+from cxm.setup import cluster, clustercheck, corosync, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
 from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
@@ -109,7 +109,7 @@ def test_two_machines_become_a_cluster(pair: Pair) -> None:
             node.text("root/.ssh/authorized_keys"),
         )
         assert node.masked == {"xendomains.service"}
-        assert node.enabled == {"corosync.service", "pacemaker.service"}
+        assert node.enabled == {"corosync.service", "pacemaker.service", "cxm-gather.timer"}
         assert node.active >= node.enabled
         assert "cxm-tend.service" not in node.active
     assert pair.san.group == "LVM_XEN"
@@ -390,11 +390,8 @@ def test_three_nodes_have_a_majority(pair: Pair) -> None:
     given = replace(GIVEN, nodes=three, fencing=[*GIVEN.fencing, "node3=fence_ipmilan,ip=1"])
     membership, _basis = cluster._first(pair.first.host(), given)
     assert "two_node" not in corosync.conf(membership.cluster)
-    whole = cluster._with_secrets(pair.first.host(), membership)
-    planned = clusterfiles.planned(pair.first.host(), "node1", whole)
-    assert not [each for each in planned if each.path.endswith("dlm.conf")]
     pairs, _basis = cluster._first(pair.first.host(), GIVEN)
-    assert "wait_for_all: 1" in corosync.conf(pairs.cluster)
+    assert "two_node: 1" in corosync.conf(pairs.cluster)
 
 
 def test_command_line_reaches_it(capsys: pytest.CaptureFixture[str]) -> None:

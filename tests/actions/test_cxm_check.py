@@ -27,6 +27,7 @@ HEALTHY = {
     "quorum": "warning",
     "domains": "ok",
     "bridges": "ok",
+    "kernels": "ok",
     "volumes": "ok",
     "connections": "ok",
     "clock": "ok",
@@ -100,6 +101,10 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
      "its memory is not known"),
     (lambda crm: os.rmdir(crm.node.path("sys/class/net/xenbr0")), "bridges",
      "xenbr0 is missing here; old.home.net, web.home.net, db.home.net need it"),
+    (lambda crm: _config(crm, "kernel = '/boot/vmlinuz-6.1'\n"), "kernels",
+     "/boot/vmlinuz-6.1 is missing here; web.home.net boot it"),
+    (lambda crm: nodes.set_attribute(crm.cib, "node2", "cxm-host", "node1"), "hosts",
+     "'node1' may mean node1 or node2"),
     (lambda crm: crm.node.state.lvs.pop("lv-one-42-0"), "volumes",
      "VM db.home.net (VM 42) has lost lv-one-42-0"),
     (lambda crm: crm.deactivate("lv-one-7-0"), "volumes",
@@ -213,11 +218,13 @@ def test_needs_of_a_configuration(crm: FakeCluster) -> None:
     text = """disk = ['phy:/dev/LVM_XEN/lv-one-7-0,xvda,w',
       'vdev=xvdb,target=/dev/LVM_XEN/lv-one-7-1',
       '/dev/other/lv-one-7-2,raw,xvdc,rw', '/srv/cd.iso,raw,hdc:cdrom,r']
+kernel = '/boot/k'
 vif = ['bridge=br0', 'mac=02:00:00:00:00:07, bridge=br1 ,script=x']
 """
     found = needs(replace(known, config=text), "LVM_XEN")
     assert found.volumes == {"lv-one-7-0", "lv-one-7-1"}
     assert found.bridges == {"br0", "br1"}
+    assert found.files == {"/boot/k"}
     with pytest.raises(UsageError, match="the configuration of web"):
         needs(replace(known, config="disk = [foo("), "LVM_XEN")
 

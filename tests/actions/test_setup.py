@@ -7,10 +7,12 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
 from cxm import config
+from cxm.cluster import nodes
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
 from cxm.one.version import OneVersion
 from cxm.setup import frontend, main, node, oneconf
@@ -404,3 +406,52 @@ def test_command_line_ends_in_one_sentence(
     assert code == NotFoundError.code
     assert said.err.startswith("cxm-setup: there is no OpenNebula here")
     assert said.err.count("\n") == 1
+
+
+class _Cib:
+    """Pacemaker on a node of a cluster of two; what crm_diff is given as new is its patch."""
+
+    def __init__(self, xen: FakeXenHost) -> None:
+        nodes = "".join(f'<node id="{n}" uname="node{n}"/>' for n in (1, 2))
+        self.text = f'<cib epoch="1"><configuration><nodes>{nodes}</nodes></configuration></cib>'
+        Path(xen.node.path("etc/cxm")).mkdir(parents=True, exist_ok=True)
+        Path(xen.node.path("etc/cxm/cluster")).touch()
+        xen.node.model("crm_node", lambda _argv, _in: Outcome("node1\n"))
+        xen.node.model("cibadmin", self._cibadmin)
+        xen.node.model("crm_diff", lambda argv, _in: Outcome(Path(argv[-1]).read_text(), code=1))
+
+    def _cibadmin(self, argv: tuple[str, ...], data: bytes) -> Outcome:
+        if argv[1] == "--query":
+            return Outcome(self.text)
+        self.text = data.decode()
+        return Outcome()
+
+    def host_of(self, name: str) -> str:
+        """What OpenNebula calls a node."""
+        return nodes.host_of(fromstring(self.text), name)
+
+
+def test_node_of_a_cluster_tells_its_name_in_opennebula(xen: FakeXenHost) -> None:
+    """Its own, until it is told another; once told it stays, and nothing else is changed."""
+    cib = _Cib(xen)
+    node.run(xen.host(), GIVEN, Said())
+    assert 'name="cxm-host" value="node1"' in cib.text
+    said = Said()
+    node.run(xen.host(), replace(GIVEN, host="xen1.lan"), said)
+    assert "OpenNebula calls node1 'xen1.lan'" in said.text
+    again = Said()
+    node.run(xen.host(), GIVEN, again)
+    assert "Nothing to change" in again.text
+    assert cib.host_of("node1") == "xen1.lan"
+    assert not xen.service
+
+
+def test_name_of_another_node_is_refused(xen: FakeXenHost) -> None:
+    """OpenNebula's orders would reach the wrong one; a standalone host has no such name."""
+    with pytest.raises(UsageError, match="--host is for a node of a cluster"):
+        node.run(xen.host(), replace(GIVEN, host="xen1"), Said())
+    _Cib(xen)
+    before = _files(xen.node.root)
+    with pytest.raises(RefusedError, match="cannot call this node 'node2': that is the node node2"):
+        node.run(xen.host(), replace(GIVEN, host="node2"), Said())
+    assert _files(xen.node.root) == before

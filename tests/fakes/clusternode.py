@@ -5,6 +5,7 @@
 What goes on while a command waits is a list of steps: each pause takes the next.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 from cxm.cluster.pacemaker import Failure, Node, Placed, Status
 from cxm.errors import RefusedError
 from cxm.run import Runner, System
+from cxm.setup import corosync
+from cxm.setup.corosync import CONF
 from cxm.setup.forming import World
 from cxm.setup.nodecheck import Host
 from tests.fakes.administration import FakeXenHost
@@ -35,6 +38,7 @@ class San:
     group: str = ""
     signature: str = ""
     lock_type: str = "dlm"
+    machines: dict[str, "FakeClusterNode"] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -59,8 +63,10 @@ class FakePacemaker:
     def status(self, _runner: Runner) -> Status:
         if not self.answers:
             raise RefusedError("Pacemaker does not run here")
+        known = {each.get("uname", "") for each in self.cib.iterfind("configuration/nodes/node")}
         nodes = tuple(
-            Node(name, online=True, dc=not index) for index, name in enumerate(sorted(self.online))
+            Node(name, online=name in self.online, dc=name == min(self.online, default=""))
+            for name in sorted(known)
         )
         where = tuple(sorted(self.online))
         found = [each.get("id", "") for each in self.cib.iter("primitive")]
@@ -70,7 +76,7 @@ class FakePacemaker:
         }
         return Status(
             nodes,
-            quorate=len(nodes) > 1,
+            quorate=len(self.online) > 1,
             fencing_enabled=True,
             resources=resources,
             failures=tuple(self.failures),
@@ -80,6 +86,13 @@ class FakePacemaker:
         before = tostring(self.cib)
         edit(self.cib)
         return tostring(self.cib) != before
+
+    def remove(self, _runner: Runner, name: str) -> None:
+        nodes = self.cib.find("configuration/nodes")
+        assert nodes is not None
+        assert name not in self.online
+        for node in nodes.findall(f"node[@uname='{name}']"):
+            nodes.remove(node)
 
     def clean_up(self, _runner: Runner, resource: str) -> None:
         self.cleaned.append(resource)
@@ -100,6 +113,8 @@ class FakeClusterNode:
         self.active = set(self.enabled)
         self.masked: set[str] = set()
         self.steps: list[Callable[[], None]] = []
+        self.loaded = ""  # the corosync.conf that Corosync runs with
+        san.machines[name] = self
         for path in (f"usr/lib/ocf/resource.d/{each}" for each in _AGENTS):
             self.write(path, "#!/bin/sh\n")
         self.write(DEVICE, "")
@@ -110,6 +125,8 @@ class FakeClusterNode:
         os.makedirs(self.node.path("root"))
         models = {
             "ip": self._ip,
+            "corosync-cmapctl": self._cmapctl,
+            "corosync-cfgtool": self._cfgtool,
             "systemctl": self._systemctl,
             "pvs": self._pvs,
             "vgs": self._vgs,
@@ -131,7 +148,7 @@ class FakeClusterNode:
 
     def text(self, path: str) -> str:
         """A file; empty where there is none."""
-        return self.xen.text(path)
+        return self.xen.text(path.lstrip("/"))
 
     def host(self) -> Host:
         """What cxm-setup sees."""
@@ -145,8 +162,34 @@ class FakeClusterNode:
             self.steps.pop(0)()
 
         return World(
-            self.host(), say, pacemaker.status, pacemaker.change, pacemaker.clean_up, sleep
+            self.host(),
+            say,
+            pacemaker.status,
+            pacemaker.change,
+            pacemaker.clean_up,
+            pacemaker.remove,
+            self._settings,
+            sleep,
         )
+
+    def _settings(self, _host: Host, node: str) -> str:
+        return hashlib.sha256(self.san.machines[node].text(CONF).encode()).hexdigest()
+
+    def _cmapctl(self, _argv: tuple[str, ...], _in: bytes) -> Outcome:
+        lines = ["totem.version (u32) = 2"]
+        for index, (name, each) in enumerate(corosync.members(self.loaded).items()):
+            lines.append(f"nodelist.node.{index}.name (str) = {name}")
+            lines.append(f"nodelist.node.{index}.ring0_addr (str) = {each.address}")
+        return Outcome("\n".join(lines) + "\n")
+
+    def _cfgtool(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        assert argv[1:] == ("-R",)
+        mine = set(corosync.members(self.loaded))
+        for name in mine:
+            machine = self.san.machines[name]
+            if "corosync.service" in machine.active:
+                machine.loaded = machine.text(CONF)
+        return Outcome()
 
     def _ip(self, _argv: tuple[str, ...], _in: bytes) -> Outcome:
         cards = [{"addr_info": [{"local": "127.0.0.1"}]}, {"addr_info": [{"local": self.address}]}]
@@ -159,7 +202,7 @@ class FakeClusterNode:
         return self._xl_info(argv, stdin)
 
     def _systemctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
-        verb, name = argv[1], argv[-1].removesuffix(".service") + ".service"
+        verb, name = argv[1], argv[-1] if "." in argv[-1] else f"{argv[-1]}.service"
         if verb == "is-enabled":
             state = "masked" if name in self.masked else "disabled"
             return Outcome("enabled\n" if name in self.enabled else f"{state}\n", code=1)
@@ -172,6 +215,8 @@ class FakeClusterNode:
             self.active.discard(name)
         else:
             assert argv[2] == "--now"
+            if name == "corosync.service" and name not in self.active:
+                self.loaded = self.text(CONF)
             for held in (self.enabled, self.active):
                 held.add(name) if verb == "enable" else held.discard(name)
         return Outcome()

@@ -6,6 +6,7 @@ After each command of either node it is asserted that a VM runs at most once, an
 one node's alone or shared. ``pair.cut`` says where a migration goes wrong, and what ends there.
 """
 
+import io
 import json
 import os
 import re
@@ -298,24 +299,26 @@ class Pair:
         words = argv[argv.index("--") + 1 :]
         return self.xens[name], " ".join(words)
 
-    def _serve(self, xen: PairXen, text: str) -> dict[str, Any]:
+    def _serve(self, xen: PairXen, text: str, data: bytes = b"") -> dict[str, Any]:
         def become(argv: list[str]) -> None:
             raise BecameError(argv)
 
         try:
-            return peerserver.serve(xen.machine(), text, become)
+            return peerserver.serve(xen.machine(), text, become, io.BytesIO(data))
         except CxmError as error:
             return {"error": error.message, "hint": error.hint}
 
-    def _ssh(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+    def _ssh(self, argv: tuple[str, ...], data: bytes) -> Outcome:
         xen, text = self._peer(argv)
         if xen.node.name in self.dead:
             return Outcome(stderr="ssh: connect to host: No route to host\n", code=255)
         try:
-            answer = self._serve(xen, text)
+            answer = self._serve(xen, text, data)
         except KilledError:
             xen.node.revive()
             return Outcome(stderr="Connection closed\n", code=255)
+        except BecameError as became:
+            return Outcome(_printed(became.argv))
         return Outcome(json.dumps(answer), code=1 if "error" in answer else 0)
 
     # --- live migration ------------------------------------------------------------------------
@@ -399,6 +402,12 @@ class Pair:
         if phase == "reported":
             return Outcome()
         return _broken("** Migration failed during final handshake **")
+
+
+def _printed(argv: list[str]) -> str:
+    """What ``cat`` prints; nothing else is become here."""
+    assert argv[:2] == ["cat", "--"]
+    return Path(argv[2]).read_bytes().decode("latin-1")
 
 
 def _broken(text: str) -> Outcome:

@@ -198,6 +198,20 @@ def test_new_password_of_a_bmc_arrives() -> None:
     assert _value(found, "password") == "n"
 
 
+def test_nothing_is_left_of_a_node_that_is_gone() -> None:
+    """Both its fence devices, their order, and who preferred it; the others' stay."""
+    nodes = ("node1", "node2", "node3")
+    given = of_nodes(*nodes)
+    switch = FenceDevice("node3", "fence_apc", {"pcmk_host_map": "node3:7"})
+    cib = _cib(replace(given, fencing=[*given.fencing, switch]))
+    wish = {"id": "cxm-c-1-prefer", "rsc": "cxm-c-1", "node": "node3", "score": "100"}
+    SubElement(section(cib, "constraints"), "rsc_location", wish)
+    basis.edit_gone(cib, "node3")
+    assert "node3" not in tostring(cib, encoding="unicode")
+    assert cib.find("configuration/fencing-topology") is None
+    assert section(cib, "resources").find("primitive[@id='fence-node2']") is not None
+
+
 def test_second_device_of_a_node_is_tried_second(tmp_path: Path) -> None:
     """A power switch for when the BMC has no power either."""
     given = of_nodes("node1", "node2")

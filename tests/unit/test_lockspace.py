@@ -33,6 +33,7 @@ class Place:
         self.tool("vgchange", f"mkdir -p {top}/sys/kernel/dlm/lvm_LVM_XEN")
         self.tool("lvmlockctl", f"cat {top}/info")
         self.tool("sleep", "exit 0")
+        self.tool("systemctl", "exit 1")
         (top / "info").write_text(INFO)
         text = AGENT.read_text()
         self.agent = top / "agent"

@@ -9,7 +9,8 @@ from cxm.setup.clusterargs import Cluster
 from cxm.setup.corosync import Present
 
 NODES = {"node1": "10.0.0.1", "node2": "10.0.0.2"}
-PAIR = Cluster("lab", NODES, "/dev/mapper/san", "LVM_XEN", 5000, ["fence_ipmilan"])
+IDS = {"node1": 1, "node2": 2}
+PAIR = Cluster("lab", NODES, "/dev/mapper/san", "LVM_XEN", 5000, ["fence_ipmilan"], IDS, 1)
 
 
 def test_nodes_are_numbered_and_named() -> None:
@@ -31,6 +32,7 @@ def test_nodes_are_numbered_and_named() -> None:
         (corosync.conf(PAIR), Present.OURS),
         (corosync.conf(PAIR).replace("token: 5000", "token: 9000"), Present.OURS),
         (corosync.conf(PAIR).replace("10.0.0.2", "10.0.0.3"), Present.OTHER),
+        (corosync.conf(PAIR).replace("name: node2", "name: node3"), Present.CHANGED),
         (corosync.conf(PAIR).replace("cluster_name: lab", "cluster_name: x"), Present.OTHER),
         ("cluster_name: old\ntotem {\n}\n", Present.OTHER),
     ],

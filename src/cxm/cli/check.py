@@ -3,6 +3,7 @@
 """Owns the subcommands ``check`` and ``check-cpu``: looking at this node for what they judge."""
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 from xml.etree.ElementTree import Element
@@ -12,9 +13,10 @@ from cxm.cli.text import Cell, Tint
 from cxm.cli.world import World
 from cxm.cluster import cpus, nodes, pacemaker, peer
 from cxm.cluster.findings import errors, judge
+from cxm.cluster.guestdisks import needs
 from cxm.cluster.model import UP, Cluster, Vm
 from cxm.cluster.nodefindings import Here
-from cxm.errors import CommandError, CxmError, RefusedError
+from cxm.errors import CommandError, CxmError, RefusedError, UsageError
 from cxm.lvm import Group
 from cxm.names import CloudId, VmId
 from cxm.setup import report
@@ -39,6 +41,15 @@ def _bridges(world: World) -> frozenset[str]:
     names = os.listdir(net) if os.path.isdir(net) else []
     # An Open vSwitch bridge looks like any interface: what has the name is taken for the bridge.
     return frozenset(names) - {"lo"}
+
+
+def _lacking(world: World, cluster: Cluster, vg: str) -> frozenset[str]:
+    """The kernels and ramdisks of VMs that are not on this node."""
+    files: set[str] = set()
+    for vm in cluster.vms:
+        with suppress(UsageError):  # judged elsewhere
+            files |= needs(vm.resource, vg).files
+    return frozenset(path for path in files if not os.path.isfile(world.path(path)))
 
 
 def _group(world: World, vg: str) -> Group | str:
@@ -87,6 +98,7 @@ def observe(world: World, cluster: Cluster, *, mixed: bool) -> Here:
         vg=machine.config.vg_name,
         group=_group(world, machine.config.vg_name),
         bridges=_bridges(world),
+        lacking=_lacking(world, cluster, machine.config.vg_name),
         clouds=machine.config.clouds,
         peers=_peers(world, cluster, here),
         versions={"cxm": __version__, "xen": info.version, **pacemaker.versions(world.runner)},

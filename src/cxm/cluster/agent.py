@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from cxm import names
-from cxm.cluster import cib, moving, pacemaker
+from cxm.cluster import bootfiles, cib, moving, pacemaker
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
 from cxm.errors import CommandError, NotFoundError
@@ -75,6 +75,7 @@ def start(vm: Vm) -> Ocf:
         _log.info("VM %d runs already, as %s", vm.vm, found.name)
         moving.settle(vm)
         return Ocf.SUCCESS
+    bootfiles.fetch_all(vm.machine, resource.config)
     if present:
         end(vm)
     volumes = resource.volumes

@@ -117,12 +117,51 @@ def edit(cib: Element, basis: Basis) -> None:
     resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
     defaults = _child(configuration, "rsc_defaults")
     _propose(defaults, _holder(defaults, "meta_attributes", "cxm-defaults"), _RSC_DEFAULTS)
+    _calm(configuration, basis)
     _fencing(configuration, basis)
     watch = _primitive("cxm-watch", "ocf:cxm:watch", _WATCH)
     for each in (_locks(basis), _template(), _nothing(), watch):
         _merge(resources, each)
     for each in _constraints():
         _merge(constraints, each)
+
+
+def _calm(configuration: Element, basis: Basis) -> None:
+    """Take the delays away that are for other nodes, or another number of them; only our own."""
+    is_pair = len(basis.nodes) == _PAIR
+    ours = {"priority-fencing-delay": _PRIORITY_DELAY}
+    tie = f"{basis.nodes[0]}:{_TIE_DELAY}"
+    for holder in configuration.iter():
+        for pair in holder.findall("nvpair"):
+            name, value = pair.get("name", ""), pair.get("value", "")
+            is_tie = name == "pcmk_delay_base" and value.endswith(f":{_TIE_DELAY}")
+            if (not is_pair and ours.get(name) == value) or (
+                is_tie and not (is_pair and value == tie)
+            ):
+                holder.remove(pair)
+
+
+def edit_gone(cib: Element, node: str) -> None:
+    """Take out what is said of a node that is none any more: its fence devices, preferences."""
+    configuration = _child(cib, "configuration")
+    resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
+    # A device of a node is the one that is kept off it.
+    named = [each for each in constraints.findall("rsc_location") if each.get("node") == node]
+    devices = {
+        each.get("rsc") for each in named if each.get("id") == f"{each.get('rsc')}-elsewhere"
+    }
+    for device in resources.findall("primitive"):
+        if device.get("class") == "stonith" and device.get("id") in devices:
+            resources.remove(device)
+    for location in named:
+        constraints.remove(location)
+    topology = configuration.find("fencing-topology")
+    if topology is not None:
+        for level in topology.findall("fencing-level"):
+            if level.get("target") == node:
+                topology.remove(level)
+        if not len(topology):
+            configuration.remove(topology)
 
 
 def has_facts(cib: Element, node: str) -> bool:

@@ -5,7 +5,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from cxm.cluster import nodefindings
+from cxm.cluster import nodefindings, nodes
 from cxm.cluster.alarms import alarms, n_plus_one
 from cxm.cluster.amounts import ago
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState
@@ -23,6 +23,7 @@ def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Ch
         *_state(cluster),
         *_failures(cluster),
         *_fencing(cluster, here.now),
+        *_hosts(cluster),
         *_capacity(cluster, lost),
         *nodefindings.judge(cluster, here),
     ]
@@ -78,6 +79,13 @@ def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:
             yield warning(name, f"proven {ago(proven, now)}", advice)
         else:
             yield ok(name, f"{member.device}, proven {ago(proven, now)}")
+
+
+def _hosts(cluster: Cluster) -> Iterator[Check]:
+    """OpenNebula's names of the nodes: one that may mean two is refused by every order."""
+    for name, meant in nodes.ambiguous({each.name: each.facts for each in cluster.nodes}).items():
+        advice = f"'cxm-setup node --host NAME' on the one that OpenNebula does not call {name}"
+        yield failed("hosts", f"'{name}' may mean {' or '.join(meant)}", advice)
 
 
 def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]:

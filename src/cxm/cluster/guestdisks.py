@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns what a VM's configuration says it needs of a node: volumes and bridges. Pure."""
+"""Owns what a VM's configuration says it needs of a node: volumes, bridges, files. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ class Needs:
 
     volumes: frozenset[LvName]
     bridges: frozenset[str]
+    files: frozenset[str]  # paths of its kernel and ramdisk
 
 
 def _list(config: cfgtext.Config, key: str) -> tuple[str, ...]:
@@ -28,11 +29,13 @@ def _list(config: cfgtext.Config, key: str) -> tuple[str, ...]:
 
 
 def needs(resource: Resource, vg: str) -> Needs:
-    """The volumes in the group ``vg`` and the bridges; raises UsageError for an unreadable one."""
+    """What a VM needs, volumes of the group ``vg``; raises UsageError for what is unreadable."""
     config = cfgtext.parse(resource.config, f"the configuration of {resource.name}")
     devices = (_DEVICE.search(disk) for disk in _list(config, "disk"))
     bridges = (_BRIDGE.search(nic) for nic in _list(config, "vif"))
+    files = (config.get("kernel"), config.get("ramdisk"))
     return Needs(
         frozenset(LvName(each["lv"]) for each in devices if each and each["vg"] == vg),
         frozenset(each["bridge"] for each in bridges if each),
+        frozenset(path for path in files if isinstance(path, str) and path),
     )

@@ -101,10 +101,15 @@ def take(vm: Vm, wanted: Collection[LvName] = ()) -> None:
     try:
         _claim(vm, wanted)
     except CommandError:
-        for other in [known] if (known := _other(vm)) else _others(vm):
+        for other in _maybe_held_by(vm):
             _call_off(vm, other)
         _claim(vm, wanted)
     forget(vm)
+
+
+def _maybe_held_by(vm: Vm) -> list[str]:
+    known = _other(vm)
+    return [known] if known else peer.others(vm.machine, pacemaker.status(vm.machine.runner))
 
 
 def _claim(vm: Vm, wanted: Collection[LvName]) -> None:
@@ -125,12 +130,6 @@ def holds(vm: Vm) -> bool:
     except CommandError:
         return False
     return True
-
-
-def _others(vm: Vm) -> list[str]:
-    """The other nodes that can be asked."""
-    nodes = pacemaker.status(vm.machine.runner).nodes
-    return [node.name for node in nodes if node.online and node.name != vm.machine.hostname]
 
 
 # --- the source ---------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ def _deactivate(vm: Vm, group: Group, volumes: list[LvName]) -> None:
 # --- the target ---------------------------------------------------------------------------------
 
 
-def lacks(vm: Vm, resource: Resource) -> list[str]:
+def missing_bridges(vm: Vm, resource: Resource) -> list[str]:
     """The bridges that this node lacks for a guest that is to come."""
     net = os.path.join(vm.machine.sys_dir, "class", "net")
     wanted = guestdisks.needs(resource, vm.machine.config.vg_name).bridges

@@ -14,6 +14,7 @@ from cxm.cluster.model import Cluster, Vm, VmState
 from cxm.errors import DataError, UsageError
 from cxm.lvm import Group, Volume
 from cxm.names import CloudId, State, Tags, VmId
+from cxm.node.kernels import mentioned
 from cxm.setup.report import Check, failed, ok, warning
 from cxm.xen.xl import Domain
 
@@ -31,6 +32,7 @@ class Here:
     vg: str
     group: Group | str  # why it cannot be seen
     bridges: frozenset[str]
+    lacking: frozenset[str]  # kernels and ramdisks of VMs that are not here
     clouds: tuple[CloudId, ...]
     peers: Mapping[str, str] = field(default_factory=dict)  # node -> why it cannot be asked, or ""
     versions: Mapping[str, str] = field(default_factory=dict)  # of programs
@@ -53,6 +55,7 @@ def judge(cluster: Cluster, here: Here) -> list[Check]:
     return [
         *_domains(cluster, here),
         *_bridges(cluster, here),
+        *_kernels(cluster, here),
         *_volumes(cluster, here),
         *_peers(here),
         *_services(here),
@@ -162,6 +165,23 @@ def _bridges(cluster: Cluster, here: Here) -> Iterator[Check]:
         yield failed("bridges", f"{bridge} is missing here; {some(vms)} need it", advice)
     if not wanting:
         yield ok("bridges", some(sorted(here.bridges)) or "none, and no VM needs one")
+
+
+def _kernels(cluster: Cluster, here: Here) -> Iterator[Check]:
+    """What the VMs boot: each must be startable here."""
+    wanting: dict[str, list[str]] = defaultdict(list)
+    for vm, need in _needed(cluster, here.vg):
+        for path in () if isinstance(need, str) else sorted(need.files & here.lacking):
+            wanting[path].append(vm.name)
+    for path, vms in sorted(wanting.items()):
+        advice = (
+            "'systemctl start cxm-gather' gets it from another node"
+            if mentioned(path)
+            else "OpenNebula's next deploy has every node keep a copy; until then put it here"
+        )
+        yield failed("kernels", f"{path} is missing here; {some(vms)} boot it", advice)
+    if not wanting:
+        yield ok("kernels", "what the VMs boot is here")
 
 
 def _decoded(group: Group) -> Iterator[tuple[Volume, Tags | str]]:

@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what the CIB says of the nodes: attributes, capacity, fencing devices. Pure, as ``cib``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
@@ -13,6 +14,7 @@ FENCING: Final = "cxm-fencing"  # seconds since 1970: when fencing of this node 
 CPU: Final = "cxm-cpu"  # its processor's abilities, as Xen shows them
 ADDRESS: Final = "cxm-address"  # where other nodes reach it
 HOST_KEY: Final = "cxm-hostkey"  # of its sshd
+HOST: Final = "cxm-host"  # what OpenNebula calls it; absent: its own name
 STANDBY: Final = "standby"
 # A value of placement-strategy with which Pacemaker looks at memory.
 COUNTING: Final = ("utilization", "minimal", "balanced")
@@ -64,6 +66,42 @@ def attributes(cib: Element, name: str) -> dict[str, str]:
     if found is None:
         raise RefusedError(f"the cluster has no node '{name}'", hint="'cxm infos' shows its nodes")
     return found.attributes
+
+
+def host_of(cib: Element, name: str) -> str:
+    """What OpenNebula calls a node; raises RefusedError for an unknown one."""
+    return attributes(cib, name).get(HOST, name)
+
+
+def of_host(cib: Element, host: str) -> str:
+    """The node that OpenNebula, or an operator, calls ``host``.
+
+    Raises NotFoundError, and RefusedError where two nodes may be meant: the wrong one would be
+    taken for the one that has the VM.
+    """
+    known = facts(cib)
+    meant = [name for name, each in known.items() if host in (each.attributes.get(HOST), name)]
+    if not meant:
+        raise NotFoundError(
+            f"no node of this cluster is called '{host}'",
+            hint=f"its nodes are {', '.join(sorted(known))}; a host of OpenNebula that has another "
+            "name: 'cxm-setup node --host NAME' on that node",
+        )
+    if len(meant) > 1:
+        raise RefusedError(
+            f"'{host}' is the name of a host or node of both {' and '.join(sorted(meant))}",
+            hint="'cxm-setup node --host NAME' on the one that OpenNebula calls otherwise",
+        )
+    return meant[0]
+
+
+def ambiguous(cib_facts: Mapping[str, Facts]) -> dict[str, list[str]]:
+    """The names that may mean several nodes, and which."""
+    found: dict[str, list[str]] = {}
+    for name, each in sorted(cib_facts.items()):
+        for called in {name, each.attributes.get(HOST, name)}:
+            found.setdefault(called, []).append(name)
+    return {called: names for called, names in found.items() if len(names) > 1}
 
 
 def set_attribute(cib: Element, name: str, key: str, value: str | None) -> None:

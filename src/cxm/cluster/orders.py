@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import agent, cib, limits, pacemaker, peer
+from cxm.cluster import agent, bootfiles, cib, limits, nodes, pacemaker, peer
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import (
     ON_START,
@@ -64,7 +64,7 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
             return adopt(here, view)
         with told(here):
             ready(view, call.machine.hostname)
-            resource, kind = planned(here, spec, directory)
+            resource, kind = planned(here, view, spec, directory)
             what = f"VM {vm}: OpenNebula starts it on {call.machine.hostname}"
             place(here, view, resource, what, otherwise=called_off(here, view.resource))
     return {"name": resource.name, "type": kind, "adopted": False}
@@ -119,8 +119,8 @@ def adopt(vm: Vm, view: View) -> dict[str, Any]:
     return {"name": view.resource.name, "type": "", "adopted": True}
 
 
-def planned(vm: Vm, spec: GuestSpec, directory: str) -> tuple[Resource, str]:
-    """The VM as it shall be; everything about it that can be checked has been."""
+def planned(vm: Vm, view: View, spec: GuestSpec, directory: str) -> tuple[Resource, str]:
+    """The VM as it shall be; all about it that can be checked has been, every node can boot it."""
     wanted = plans.volumes_of(vm, spec)
     if running(settled(vm)) is not None:
         group = vm.group()
@@ -140,9 +140,10 @@ def planned(vm: Vm, spec: GuestSpec, directory: str) -> tuple[Resource, str]:
         migratable=plan.choice.guest_type.value != "pv",
         started=True,
         reason="OpenNebula started it",
-        host=vm.machine.hostname,
+        host=nodes.host_of(view.root, vm.machine.hostname),
         preferred=vm.machine.hostname,
     )
+    bootfiles.spread(vm, plan.text, view.status)
     return resource, plan.choice.guest_type.value
 
 
@@ -229,7 +230,12 @@ def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
             )
         ready(view, node)
         wanted = replace(
-            view.resource, started=True, life=Life.RUNNING, reason=reason, preferred=node
+            view.resource,
+            started=True,
+            life=Life.RUNNING,
+            reason=reason,
+            host=nodes.host_of(view.root, node),
+            preferred=node,
         )
         what = f"VM {vm}: {reason}, on {node}"
         place(target, view, wanted, what, otherwise=view.resource)

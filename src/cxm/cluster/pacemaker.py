@@ -44,6 +44,7 @@ class Node:
     unclean: bool = False  # it has to be fenced before anything of it is started elsewhere
     pending: bool = False  # it is joining
     dc: bool = False
+    member: bool = True  # of Corosync; a node may also be a remote one of Pacemaker's
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ def parse_status(text: str) -> Status:
             unclean=_flag(element, "unclean"),
             pending=_flag(element, "pending"),
             dc=_flag(element, "is_dc"),
+            member=element.get("type", "member") == "member",
         )
         for element in root.iterfind("nodes/node")
     )
@@ -367,6 +369,12 @@ def confirm_fenced(runner: Runner, node: str) -> None:
     """Tell the cluster that a human has seen to it that a node is off."""
     runner.run(["stonith_admin", "--confirm", node], timeout_s=_TIMEOUT_S)
     _log.info("confirmed that node %s is off", node)
+
+
+def remove_node(runner: Runner, node: str) -> None:
+    """Have Pacemaker forget a node that Corosync does not know any more."""
+    runner.run(["crm_node", "--remove", node, "--force"], timeout_s=_TIMEOUT_S)
+    _log.info("forgot the node %s", node)
 
 
 def versions(runner: Runner) -> dict[str, str]:

@@ -3,19 +3,22 @@
 """Owns what a node does when another node of its cluster asks: a fixed list of words.
 
 ``cxm-peer`` is a forced command of root's authorized_keys; what was asked is in
-SSH_ORIGINAL_COMMAND. The answer is one JSON object, but for ``receive``, which becomes xl.
+SSH_ORIGINAL_COMMAND. The answer is one JSON object, but for ``receive``, which becomes xl, and
+``fetch``, which becomes the content of a file.
 """
 
+import hashlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from cxm import config, log, names, run
-from cxm.cluster import agent, moving
-from cxm.errors import CommandError, CxmError, RefusedError, UsageError
+from cxm.cluster import agent, bootfiles, moving
+from cxm.errors import CommandError, CxmError, NotFoundError, RefusedError, UsageError
+from cxm.node import kernels
 from cxm.node.life import Vm, running
 from cxm.node.machine import Caller, Machine
 from cxm.node.volumes import Owner
@@ -23,7 +26,8 @@ from cxm.xen import xl
 
 _log = logging.getLogger(__name__)
 
-_WORDS: Final = 3
+_VM_WORDS: Final = 3
+_MOST: Final = 16  # files in one question; a VM has two
 
 
 def _release(vm: Vm) -> dict[str, Any]:
@@ -31,8 +35,8 @@ def _release(vm: Vm) -> dict[str, Any]:
     return {}
 
 
-def _lacks(vm: Vm) -> dict[str, Any]:
-    return {"bridges": moving.lacks(vm, agent.resource_of(vm))}
+def _bridges(vm: Vm) -> dict[str, Any]:
+    return {"missing": moving.missing_bridges(vm, agent.resource_of(vm))}
 
 
 def _ordered(vm: Vm) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def _asked(vm: Vm, how: Callable[[int], None]) -> dict[str, Any]:
 
 
 _ANSWERS: Final[Mapping[str, Callable[[Vm], dict[str, Any]]]] = {
-    "lacks": _lacks,
+    "bridges": _bridges,
     "release": _release,
     "ordered": _ordered,
     "state": _state,
@@ -74,21 +78,79 @@ _ANSWERS: Final[Mapping[str, Callable[[Vm], dict[str, Any]]]] = {
 }
 
 
-def _asked_for(machine: Machine, text: str) -> tuple[str, Vm]:
-    words = text.split()
-    if len(words) != _WORDS or words[0] not in (*_ANSWERS, "receive"):
+def _receive(vm: Vm) -> list[str]:
+    resource = agent.resource_of(vm)
+    # A guest that reboots later boots them here; that it moves does not need them.
+    bootfiles.try_to_fetch(vm.machine, resource.config)
+    return moving.receive(vm, resource)
+
+
+# --- kernels and ramdisks -----------------------------------------------------------------------
+
+
+def _digests(words: list[str], most: int = _MOST) -> list[str]:
+    if not 0 < len(words) <= most or not all(map(kernels.DIGEST.fullmatch, words)):
+        raise UsageError("this is not the hash of a kernel or ramdisk")
+    return words
+
+
+def _lacks(machine: Machine, words: list[str]) -> dict[str, Any]:
+    return {"lacks": [word for word in _digests(words) if not kernels.has(machine, word)]}
+
+
+def _keep(machine: Machine, words: list[str], data: BinaryIO) -> dict[str, Any]:
+    (digest,) = _digests(words, most=1)
+    kernels.keep(machine, digest, kernels.read_all(data))
+    _log.info("keeps the kernel or ramdisk %s", digest)
+    return {}
+
+
+def _fetched(machine: Machine, words: list[str]) -> list[str]:
+    (digest,) = _digests(words, most=1)
+    if not kernels.has(machine, digest):
+        raise NotFoundError(f"{machine.hostname} does not have the kernel or ramdisk {digest}")
+    return ["cat", "--", kernels.path_of(machine, digest)]
+
+
+# --- all of them --------------------------------------------------------------------------------
+
+
+def _corosync(machine: Machine) -> dict[str, Any]:
+    """Which corosync.conf this node has: all must have the same before one has it loaded."""
+    with open(machine.corosync_conf, "rb") as file:
+        return {"sha256": hashlib.sha256(file.read()).hexdigest()}
+
+
+def serve(
+    machine: Machine, text: str, become: Callable[[list[str]], None], data: BinaryIO
+) -> dict[str, Any]:
+    """Do what was asked and return the answer; some words become another program.
+
+    ``data`` is the standard input, which only ``keep`` reads.
+    """
+    word, *rest = text.split() or [""]
+    about_vm = word in (*_ANSWERS, "receive")
+    if not about_vm and word not in ("lacks", "keep", "fetch", "corosync"):
         raise UsageError(f"'{text[:80]}' is not what a node of cxm asks")
     if not machine.in_cluster:
         raise RefusedError(f"{machine.hostname} is not a node of a cluster")
-    owner = Owner(names.cloud_id(words[1]), names.vm_id(words[2]))
-    return words[0], Vm(machine, owner)
+    if about_vm:
+        return _about_vm(machine, word, rest, become)
+    if word == "fetch":
+        become(_fetched(machine, rest))
+    if word == "keep":
+        return _keep(machine, rest, data)
+    return _lacks(machine, rest) if word == "lacks" else _corosync(machine)
 
 
-def serve(machine: Machine, text: str, become: Callable[[list[str]], None]) -> dict[str, Any]:
-    """Do what was asked and return the answer; ``receive`` becomes another program."""
-    word, vm = _asked_for(machine, text)
+def _about_vm(
+    machine: Machine, word: str, rest: list[str], become: Callable[[list[str]], None]
+) -> dict[str, Any]:
+    if len(rest) != _VM_WORDS - 1:
+        raise UsageError(f"'{word}' is asked about one VM of one cloud")
+    vm = Vm(machine, Owner(names.cloud_id(rest[0]), names.vm_id(rest[1])))
     if word == "receive":
-        become(moving.receive(vm, agent.resource_of(vm)))
+        become(_receive(vm))
     return _ANSWERS[word](vm)
 
 
@@ -99,7 +161,8 @@ def main(environ: Mapping[str, str]) -> int:
     try:
         settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
         machine = Machine(settings, run.System(), Caller(0, 0), os.uname().nodename)
-        answer = serve(machine, environ.get("SSH_ORIGINAL_COMMAND", ""), run.become)
+        asked = environ.get("SSH_ORIGINAL_COMMAND", "")
+        answer = serve(machine, asked, run.become, sys.stdin.buffer)
     except CxmError as error:
         _log.error("%s", error.sentence())
         answer = {"error": error.message, "hint": error.hint}

@@ -5,14 +5,15 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, cpus, limits, moving, nodes, pacemaker, peer
 from cxm.cluster.amounts import count
 from cxm.cluster.cib import Resource
-from cxm.cluster.view import ON_MOVE, View, await_, iso, look, simulated, unblocked
-from cxm.errors import CommandError, NotFoundError, RefusedError
+from cxm.cluster.view import ON_MOVE, View, await_, edited, iso, look, simulated, unblocked
+from cxm.errors import CommandError, RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
 from cxm.node.life import Vm, undoing
@@ -26,7 +27,7 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
-        target = node_of(view.root, node)
+        target = nodes.of_host(view.root, node)
         if view.where == (target,):
             # An order that was killed may have left its rule.
             rid = cib.resource_id(call.cloud, vm)
@@ -39,19 +40,6 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
         source = _may_move(here, view, target)
         _move(here, view, source, target)
     return {"node": target, "moved": True}
-
-
-def node_of(root: Element, host: str) -> str:
-    """The node that OpenNebula, or an operator, calls ``host``; raises NotFoundError."""
-    names = [each.get("uname", "") for each in root.iterfind("configuration/nodes/node")]
-    known = {name: name for name in names}
-    known |= {nodes.attributes(root, name).get("cxm-host", name): name for name in names}
-    if host not in known:
-        raise NotFoundError(
-            f"no node of this cluster is called '{host}'",
-            hint=f"its nodes are {', '.join(sorted(names))}",
-        )
-    return known[host]
 
 
 def _may_move(vm: Vm, view: View, target: str) -> str:
@@ -68,7 +56,7 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
         raise RefusedError(f"{target} takes no VMs at the moment: 'cxm infos' shows why")
     source = view.where[0]
     _same_processor(vm, view.root, source, target)
-    if missing := _lacks(vm, known, target):
+    if missing := _missing_bridges(vm, known, target):
         raise RefusedError(
             f"{target} lacks {' and '.join(missing)}, a bridge that VM {vm.vm} needs",
             hint=f"make it there; 'cxm check' on {target} lists what is missing",
@@ -87,12 +75,12 @@ def _same_processor(vm: Vm, root: Element, source: str, target: str) -> None:
         )
 
 
-def _lacks(vm: Vm, known: Resource, target: str) -> list[str]:
-    """What the target lacks, seen there; that it answers proves that a guest can be sent."""
+def _missing_bridges(vm: Vm, known: Resource, target: str) -> list[str]:
+    """Looked for on the target; that it answers proves that a guest can be sent."""
     if target == vm.machine.hostname:
-        return moving.lacks(vm, known)
-    answer = peer.ask(vm.machine, target, "lacks", vm.owner.cloud, vm.vm)
-    return [str(each) for each in answer["bridges"]]
+        return moving.missing_bridges(vm, known)
+    answer = peer.ask(vm.machine, target, "bridges", vm.owner.cloud, vm.vm)
+    return [str(each) for each in answer["missing"]]
 
 
 def _move(vm: Vm, view: View, source: str, target: str) -> None:
@@ -102,7 +90,7 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
     until = iso(machine.now() + patience_s)
 
     def edit(root: Element) -> None:
-        cib.prefer(root, rid, target)
+        _ordered_to(vm, root, target)
         # Not "there or not at all": when the target dies, that would stop a guest that runs here.
         cib.attract(root, rid, target, until=until)
 
@@ -141,6 +129,12 @@ def _has_come(vm: Vm, now: View, source: str, target: str) -> bool:
     return now.where == (target,)
 
 
+def _ordered_to(vm: Vm, root: Element, node: str) -> None:
+    """Write where the VM is wanted; of a meta attribute Pacemaker makes nothing."""
+    host = nodes.host_of(root, node)
+    edited(vm, lambda known: replace(known, host=host, preferred=node))(root)
+
+
 @contextmanager
 def _given_up(vm: Vm, before: View, source: str) -> Iterator[None]:
     """When the block fails, the VM is wanted where it was, and Pacemaker looks after it again.
@@ -151,7 +145,7 @@ def _given_up(vm: Vm, before: View, source: str) -> Iterator[None]:
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
 
     def back(root: Element) -> None:
-        cib.prefer(root, rid, source)
+        _ordered_to(vm, root, source)
         cib.release(root, rid)
 
     try:

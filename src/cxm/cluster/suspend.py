@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from cxm.cluster import agent, limits, pacemaker
+from cxm.cluster import agent, limits, nodes, pacemaker
 from cxm.cluster.cib import Wish
 from cxm.cluster.orders import adopt, called_off, place, planned, told
 from cxm.cluster.view import ON_STOP, View, await_, edited, look, ready, unblocked
@@ -102,14 +102,14 @@ def restore(
             if resource is None:
                 if guest is None:
                     raise NotFoundError(f"the cluster has no configuration of VM {vm}")
-                resource, _kind = planned(here, from_json(guest), directory)
+                resource, _kind = planned(here, view, from_json(guest), directory)
             wished = replace(
                 resource,
                 started=True,
                 life=Life.RUNNING,
                 wish=Wish.RESTORE,
                 reason="OpenNebula restored it from its saved memory",
-                host=me,
+                host=nodes.host_of(view.root, me),
                 preferred=me,
             )
             what = f"VM {vm}: OpenNebula restores it on {me}"

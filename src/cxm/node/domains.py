@@ -201,5 +201,6 @@ def forget(machine: Machine, cloud: CloudId, vm: VmId) -> list[str]:
     configs.drop_unfinished(machine, cloud, vm)
     removed += configs.remove(machine, configs.of_vm(machine, cloud, vm))
     guests.forget(machine, cloud, vm)
-    kernels.drop_unused(machine)
+    if not machine.in_cluster:  # there other nodes' VMs need them: bootfiles.gather removes them
+        kernels.drop_unused(machine)
     return removed

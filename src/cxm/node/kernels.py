@@ -5,21 +5,26 @@
 root hands these files to the guest, so a path must not be a way to read a file of the host. Files
 in KERNEL_DIRS may be named. A file in the VM's own directory (from a FILE datastore) is read with
 the rights of oneadmin and copied to ``/var/lib/cxm/kernels/<sha256>``: it outlives the directory,
-and VMs with the same kernel share it.
+and VMs with the same kernel share it. On a node of a cluster every file is copied, those in
+KERNEL_DIRS too: the other nodes get it under the same path (:mod:`cxm.cluster.bootfiles`).
 """
 
 import hashlib
 import json
 import os
+import re
 import stat
 import time
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from typing import BinaryIO, Final
+from dataclasses import replace
+from typing import Any, BinaryIO, Final
 
 from cxm.config import GuestType
 from cxm.errors import DataError, RefusedError
 from cxm.node import configs
 from cxm.node.machine import Machine
+from cxm.node.verbs import Call
 from cxm.run import CHUNK
 from cxm.xen import choice, kernel
 from cxm.xen.choice import Choice, Images
@@ -32,6 +37,8 @@ _KERNEL: Final = "vmlinu"  # vmlinuz, or vmlinux when it is not packed
 _UNUSED_S: Final = 3600.0
 _FACTS: Final = "facts.json"
 _MAX_FACTS: Final = 500
+DIGEST: Final = re.compile("[0-9a-f]{64}")
+_NAMED: Final = re.compile(f"/kernels/(?P<digest>{DIGEST.pattern})(?![0-9a-f])")
 
 
 def _store(machine: Machine) -> str:
@@ -45,14 +52,14 @@ def stage(machine: Machine, path: str, directory: str) -> str:
     """
     path = os.path.normpath(path)
     if os.path.dirname(path) == directory:
-        return _copy(machine, path)
+        return _copy(machine, _open(machine, path))
     real = os.path.realpath(path)
     for allowed in machine.config.kernel_dirs:
         if real.startswith(os.path.realpath(allowed) + "/"):
             if not os.path.isfile(real):
                 raise RefusedError(f"the kernel or ramdisk {path} does not exist on this node")
             _check_public(real)
-            return real
+            return _copy(machine, open(real, "rb")) if machine.in_cluster else real
     raise RefusedError(
         f"the kernel or ramdisk {path} is not in {' or '.join(machine.config.kernel_dirs)}",
         hint="put it there, name its directory in KERNEL_DIRS of the node's /etc/cxm/cxmrc, "
@@ -90,18 +97,35 @@ def _open(machine: Machine, path: str) -> BinaryIO:
     return open(fd, "rb")
 
 
-def _copy(machine: Machine, path: str) -> str:
+def _copy(machine: Machine, source: BinaryIO) -> str:
+    with source:
+        return _store_copy(machine, read_all(source))
+
+
+def read_all(source: BinaryIO) -> Iterator[bytes]:
+    """The content of a file, in pieces."""
+    while chunk := source.read(CHUNK):
+        yield chunk
+
+
+def _store_copy(machine: Machine, content: Iterable[bytes], wanted: str = "") -> str:
+    """Write a copy, whole or not at all; returns its path. ``wanted`` is the hash it must have."""
     store = _store(machine)
     os.makedirs(store, mode=0o755, exist_ok=True)
     fresh = os.path.join(store, f"new.{os.getpid()}")
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     try:
-        with _open(machine, path) as source, open(fresh, "wb") as target:
-            while chunk := source.read(CHUNK):
+        with open(fresh, "wb") as target:
+            for chunk in content:
+                size += len(chunk)
+                if size > _MAX_SIZE:
+                    raise RefusedError("a kernel or ramdisk of more than 1 GiB is not kept")
                 digest.update(chunk)
                 target.write(chunk)
             target.flush()
             os.fsync(target.fileno())
+        if wanted and digest.hexdigest() != wanted:
+            raise DataError(f"what came is not the kernel or ramdisk {wanted}: it has another hash")
         final = os.path.join(store, digest.hexdigest())
         os.replace(fresh, final)
     finally:
@@ -110,18 +134,53 @@ def _copy(machine: Machine, path: str) -> str:
     return final
 
 
-def drop_unused(machine: Machine) -> None:
-    """Remove the copies that no stored configuration mentions any more."""
+# --- copies by their hash -----------------------------------------------------------------------
+
+
+def mentioned(text: str) -> set[str]:
+    """The hashes of the copies that a configuration names."""
+    return {match["digest"] for match in _NAMED.finditer(text)}
+
+
+def path_of(machine: Machine, digest: str) -> str:
+    """Where this node has the copy with this hash, if it has it."""
+    return os.path.join(_store(machine), digest)
+
+
+def has(machine: Machine, digest: str) -> bool:
+    """Whether the copy is here; one that is stays for an hour, whoever mentions it."""
+    try:
+        os.utime(path_of(machine, digest))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def keep(machine: Machine, digest: str, content: Iterable[bytes]) -> None:
+    """Store what another node sends; raises DataError unless it has this hash."""
+    _store_copy(machine, content, digest)
+
+
+def drop_unused(machine: Machine, also: Collection[str] = ()) -> list[str]:
+    """Remove the copies that neither a stored configuration nor ``also`` mentions any more."""
     store = _store(machine)
     if not os.path.isdir(store):
-        return
-    used = configs.mentioned(machine, store)
-    for name in os.listdir(store):
+        return []
+    used = configs.mentioned(machine, store) | set(also)
+    removed = []
+    for name in sorted(os.listdir(store)):
         path = os.path.join(store, name)
         with suppress(FileNotFoundError):
             old = time.time() - os.stat(path).st_mtime > _UNUSED_S
             if name not in used and name != _FACTS and old:
                 os.unlink(path)
+                removed.append(path)
+    return removed
+
+
+def tidy(call: Call) -> dict[str, Any]:
+    """What ``gather`` is on a standalone host, which has nobody to gather from."""
+    return {"removed": drop_unused(call.machine)}
 
 
 # --- how a guest runs ---------------------------------------------------------------------------
@@ -171,10 +230,14 @@ def choose(machine: Machine, spec: GuestSpec, path: str) -> Choice:
     """How the guest will run; ``path`` is its staged kernel, empty when it brings none."""
     images = Images(_image(machine, choice.GRUB_PVH), _image(machine, choice.GRUB_PV))
     needed = path and spec.guest_type is not GuestType.HVM
-    return choice.choose(
+    chosen = choice.choose(
         spec.guest_type,
         path=path,
         kernel=facts(machine, path) if needed else None,
         bootloader=spec.bootloader,
         images=images,
     )
+    if machine.in_cluster and chosen.kernel != path:
+        # grub's image: another node may have another version of it, or none.
+        return replace(chosen, kernel=_copy(machine, open(chosen.kernel, "rb")))
+    return chosen

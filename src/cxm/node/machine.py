@@ -46,6 +46,7 @@ class Machine:
     proc_dir: str = "/proc"
     boot_id_file: str = "/proc/sys/kernel/random/boot_id"
     cluster_marker: str = CLUSTER_MARKER
+    corosync_conf: str = "/etc/corosync/corosync.conf"
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

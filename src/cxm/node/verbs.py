@@ -181,6 +181,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "domain-migrate": Verb("domains", "refuse_migration", "vm node", cluster="relocate.migrate"),
     "observe": Verb("observe", "observe", "detail", stays=True),
     "tend": Verb("tend", "tend", request=False),
+    "gather": Verb("kernels", "tidy", request=False, cluster="bootfiles.gather"),
 }
 
 

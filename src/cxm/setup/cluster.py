@@ -15,6 +15,7 @@ from cxm import config
 from cxm.cluster.basis import Basis
 from cxm.errors import NotFoundError, UsageError
 from cxm.setup import (
+    changing,
     clusterargs,
     clustercheck,
     clusterfiles,
@@ -44,7 +45,10 @@ _SERVICES: Final = (
     *(Change(f"{name}.service", Wish.OFF) for name in ("lvmlocks", "lvmlockd", "dlm")),
     Change("corosync.service", Wish.ON),
     Change("pacemaker.service", Wish.ON),
+    # It gets what VMs boot while the node was away.
+    Change("cxm-gather.timer", Wish.ON),
 )
+_OURS: Final = (Present.OURS, Present.CHANGED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +125,7 @@ def _first(host: Host, options: Options) -> tuple[Membership, Basis]:
         text = files.read(host.path(config.NODE_FILE)) if host.uid == 0 else None
         vg = config.node(text or "", config.NODE_FILE)[0].vg_name
     token_ms = clusterargs.TOKEN_MS if options.token_ms is None else options.token_ms
-    cluster = clusterargs.cluster(
+    asked = clusterargs.cluster(
         options.name,
         options.nodes,
         device=options.device,
@@ -129,13 +133,14 @@ def _first(host: Host, options: Options) -> tuple[Membership, Basis]:
         token_ms=token_ms,
         fencing=fencing,
     )
+    cluster = changing.numbered(files.read(host.path(corosync.CONF)), asked)
     return Membership(cluster, "", ""), Basis(list(cluster.nodes), vg, cluster.device, fencing)
 
 
 def _with_secrets(host: Host, given: Membership) -> Membership:
     """The first node's own secrets, made where there are none."""
     text = files.read(host.path(corosync.CONF))
-    is_ours = corosync.present(text, given.cluster) is Present.OURS
+    is_ours = corosync.present(text, given.cluster) in _OURS
     authkey = files.read(host.path(corosync.AUTHKEY)) if is_ours else None
     key = files.read(host.path(peerkey.PATH))
     return Membership(
@@ -145,7 +150,7 @@ def _with_secrets(host: Host, given: Membership) -> Membership:
 
 def _planned(host: Host, me: str, membership: Membership) -> _Plan:
     text = files.read(host.path(corosync.CONF))
-    is_new = corosync.present(text, membership.cluster) is not Present.OURS
+    is_new = corosync.present(text, membership.cluster) not in _OURS
     names = ("pacemaker.service", "corosync.service")
     stopped = [name for name in names if is_new and services.is_active(host.runner, name)]
     left = host.path(clustercheck.CIB_DIR)
@@ -200,11 +205,13 @@ def work(world: World, options: Options) -> None:
     else:
         _refuse_others(options)
         membership = jointoken.unpack(options.join)
+        changing.check_join(host, membership.cluster, membership.authkey)
     cluster = membership.cluster
     me = clustercheck.own_name(host, cluster)
     found = clustercheck.checks(host, me, cluster)
     say(report.table(found))
     report.require(found, "cxm-setup cluster")
+    changing.require(world, cluster)
     if basis is not None:
         membership = _with_secrets(host, membership)
     plan = _planned(host, me, membership)
@@ -216,11 +223,15 @@ def work(world: World, options: Options) -> None:
     if basis is None:
         changed |= forming.join(world, me, cluster)
     else:
-        if not forming.is_whole(world, cluster):
+        if changing.is_due(world, cluster) or not forming.is_whole(world, cluster):
             say(
-                "On each other node (whoever has this line can be a node: keep it secret):\n"
+                "On each other node, also on those that are members already (whoever has this "
+                f"line can be a node: keep it secret):\n"
                 f"cxm-setup cluster --join {jointoken.pack(membership)}"
             )
+        changed |= changing.load(world, me, cluster)
+        forming.gathered(world, cluster)
+        changed |= changing.forget(world, cluster)
         changed |= forming.form(world, me, cluster, basis)
     say(_end(me, membership, changed=changed, first=basis is not None))
 

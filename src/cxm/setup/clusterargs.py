@@ -30,11 +30,13 @@ class Cluster:
     """What all nodes of a cluster have in common, but its secrets."""
 
     name: str
-    nodes: Mapping[str, str]  # name -> address, in the order that numbers them
+    nodes: Mapping[str, str]  # name -> address
     device: str
     vg: str
     token_ms: int
     agents: Sequence[str]  # fence agents that every node needs
+    ids: Mapping[str, int]  # name -> Corosync's number of it, which never changes
+    version: int  # of corosync.conf: a node that comes back with an older one is not let in
 
 
 def cluster(
@@ -69,7 +71,8 @@ def cluster(
                 hint=f"--fence {node}=fence_ipmilan,ip=ADDRESS,username=NAME,password=@FILE",
             )
     agents = sorted({each.agent for each in fencing})
-    return Cluster(name, addresses, device, vg, token_ms, agents)
+    ids = {node: number for number, node in enumerate(addresses, 1)}
+    return Cluster(name, addresses, device, vg, token_ms, agents, ids, 1)
 
 
 def _addresses(words: Sequence[str]) -> dict[str, str]:

@@ -45,9 +45,9 @@ AGENTS: Final = {
 
 def own_name(host: Host, cluster: Cluster) -> str:
     """Which of the cluster's nodes this machine is; raises UsageError."""
-    for name in (host.hostname, host.hostname.partition(".")[0]):
-        if name in cluster.nodes:
-            return name
+    # To the letter: drivers, agent and peers take what 'hostname' shows for the node's name.
+    if host.hostname in cluster.nodes:
+        return host.hostname
     raise UsageError(
         f"this machine, {host.hostname}, is none of the nodes {', '.join(cluster.nodes)}",
         hint="--node NAME=ADDRESS takes the names that 'hostname' shows",
@@ -115,10 +115,29 @@ def _corosync(host: Host, cluster: Cluster) -> Check:
             advice = "give the same options as at first; docs/cluster.md: changing a cluster"
             return failed("corosync", "its settings are not the ones asked for", advice)
         return ok("corosync", f"configured for {cluster.name}")
+    if present is Present.CHANGED and text is not None:
+        return _members(text, cluster)
     if has_resources(host):
         advice = f"if they are not needed any more, remove what is in {CIB_DIR}"
         return failed("corosync", "Pacemaker has resources of a former cluster", advice)
     return ok("corosync", "not configured yet")
+
+
+def _members(text: str, cluster: Cluster) -> Check:
+    """A node more or less; any other difference, or two at once, is refused."""
+    before, after = set(corosync.members(text)), set(cluster.nodes)
+    joining, leaving = sorted(after - before), sorted(before - after)
+    if not corosync.like(text, cluster):
+        advice = "give the same options as at first; docs/cluster.md: changing a cluster"
+        return failed("corosync", "its settings are not the ones asked for", advice)
+    if cluster.version <= corosync.version(text):
+        advice = "take the line that 'cxm-setup cluster' printed last"
+        return failed("corosync", "this node knows newer members than the token", advice)
+    if len(joining) + len(leaving) > 1:
+        found = f"{', '.join(joining + leaving)} would change at once"
+        return failed("corosync", found, "one node after the other: each must be taken up first")
+    what = f"{joining[0]} joins" if joining else f"{leaving[0]} is taken out"
+    return ok("corosync", f"configured for {cluster.name}: {what}")
 
 
 def has_resources(host: Host) -> bool:

@@ -21,10 +21,10 @@ _BEGIN: Final = "# Written by cxm-setup, down to its end:"
 _END: Final = "# end of what cxm-setup wrote"
 _LVM: Final = "global {\n\tuse_lvmlockd = 1\n\tlvmlockd_lock_retries = 20\n}\n"
 # In a pair, DLM's own request to fence would come first, and without the delay that makes the node
-# with more guests win: it is made to wait (packaging/dlm).
+# with more guests win: it is made to wait (packaging/dlm). Of more nodes it is harmless, and DLM
+# reads this only when it starts: a cluster may become a pair while it runs.
 DLM: Final = "/etc/dlm/dlm.conf"
 _DLM_TEXT: Final = "fence_all /usr/lib/cxm/cxm-dlm-fence\n"
-_PAIR: Final = 2
 # The answer about a CIB with several hundred VMs has to fit in it, compressed.
 _IPC_BUFFER: Final = 1 << 20
 
@@ -37,7 +37,7 @@ def planned(host: Host, me: str, membership: Membership) -> tuple[FileChange, ..
         files.plan(host.path(corosync.AUTHKEY), membership.authkey, mode=0o400),
         files.plan(host.path(corosync.CONF), corosync.conf(cluster), mode=0o644),
         _with_block(host, LVMLOCAL, _LVM),
-        *([_with_block(host, DLM, _DLM_TEXT)] if len(cluster.nodes) == _PAIR else []),
+        _with_block(host, DLM, _DLM_TEXT),
         _pacemaker(host),
         files.plan(host.path(peerkey.PATH), membership.peer_key, mode=0o600),
         _root_keys(host, membership),

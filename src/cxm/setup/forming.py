@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import basis, nodes, pacemaker
+from cxm.cluster import basis, nodes, pacemaker, peer
 from cxm.cluster.basis import Basis
 from cxm.cluster.pacemaker import Status
+from cxm.config import NodeConfig
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
+from cxm.node.machine import Caller, Machine
 from cxm.run import Runner
 from cxm.setup import files, services, shareddisk
 from cxm.setup.clusterargs import Cluster
@@ -34,6 +36,11 @@ def _change(runner: Runner, edit: Callable[[Element], None], what: str) -> bool:
     return pacemaker.change(runner, edit, what=what)
 
 
+def _settings(host: Host, node: str) -> str:
+    machine = Machine(NodeConfig(), host.runner, Caller(0, 0), host.hostname)
+    return peer.settings_digest(machine, node)
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """A node whose services have been started."""
@@ -43,6 +50,8 @@ class World:
     status: Callable[[Runner], Status] = pacemaker.status
     change: _Change = _change
     clean_up: Callable[[Runner, str], None] = pacemaker.clean_up
+    remove: Callable[[Runner, str], None] = pacemaker.remove_node
+    settings: Callable[[Host, str], str] = _settings  # SHA-256 of a node's corosync.conf
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -74,7 +83,8 @@ def _status(world: World) -> Status | None:
         return None
 
 
-def _list(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Names in a sentence."""
     return ", ".join(names)
 
 
@@ -117,10 +127,15 @@ def is_whole(world: World, cluster: Cluster) -> bool:
     return status is not None and not _missing(cluster, status)
 
 
+def gathered(world: World, cluster: Cluster) -> None:
+    """Wait until all nodes are there."""
+    _wait(world, lambda status: _missing(cluster, status))
+
+
 def form(world: World, me: str, cluster: Cluster, given: Basis) -> bool:
     """Make the cluster whole from its first node; whether anything was changed."""
     runner = world.host.runner
-    _wait(world, lambda status: _missing(cluster, status))
+    gathered(world, cluster)
     changed = join(world, me, cluster)
     if world.change(runner, lambda cib: basis.edit(cib, given), f"the basis of {cluster.name}"):
         world.say("written: what every cluster has in Pacemaker's configuration")
@@ -142,7 +157,7 @@ def _missing(cluster: Cluster, status: Status) -> str:
     online = {node.name for node in status.nodes if node.online and not node.pending}
     missing = [name for name in cluster.nodes if name not in online]
     if missing:
-        return f"waiting for {_list(missing)}: run there 'cxm-setup cluster --join ...'"
+        return f"waiting for {listed(missing)}: run there 'cxm-setup cluster --join ...'"
     return "" if status.dc and status.quorate else "waiting until the nodes agree"
 
 
@@ -172,5 +187,5 @@ def _fencing(given: Basis, status: Status) -> str:
                 hint="correct --fence and run this again; everything else is in place",
             )
     if len(names) < len(given.fencing) or waiting:
-        return f"waiting for the fence devices {_list(waiting)}"
+        return f"waiting for the fence devices {listed(waiting)}"
     return ""

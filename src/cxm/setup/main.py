@@ -28,6 +28,9 @@ def _node_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--key", metavar="'TYPE KEY'", help="public key of the frontend's oneadmin")
     parser.add_argument("--key-file", metavar="FILE", help="the same, from a file")
     parser.add_argument("--vg", metavar="NAME", help="volume group for the disks of VMs")
+    parser.add_argument(
+        "--host", metavar="NAME", help="what OpenNebula calls this node of a cluster (its hostname)"
+    )
     _common(parser)
 
 

@@ -16,8 +16,9 @@ from cxm.errors import CommandError, CxmError, NotFoundError, UsageError
 from cxm.names import CloudId, cloud_id
 from cxm.node.client import FAILURE_CODE, HELPER
 from cxm.rights import working_as
-from cxm.setup import cxmrc, files, keys, nodecheck, report
+from cxm.setup import cxmrc, files, hostname, keys, nodecheck, report
 from cxm.setup.files import FileChange
+from cxm.setup.hostname import HostName
 from cxm.setup.install import Account
 from cxm.setup.keys import PublicKey
 from cxm.setup.nodecheck import USER, Host
@@ -43,6 +44,7 @@ class Options:
     key: str | None = None
     key_file: str | None = None
     vg: str | None = None
+    host: str | None = None
     settings: Sequence[str] = ()
     dry_run: bool = False
 
@@ -124,17 +126,21 @@ class _Plan:
     directories: tuple[str, ...]
     service: bool
     cloud: CloudId
+    name: HostName | None  # None: this machine is in no cluster
 
     @property
     def is_empty(self) -> bool:
         changes = any(each.changes for each in (*self.files, self.authorized))
-        return not (changes or self.directories or self.service)
+        is_named = self.name is None or not self.name.changes
+        return is_named and not (changes or self.directories or self.service)
 
     def shown(self) -> str:
         """What would be done, as text."""
         lines = [each.diff() for each in (*self.files, self.authorized) if each.changes]
         lines += [f"make the directory {path}\n" for path in self.directories]
         lines += [f"systemctl enable --now {SERVICE}\n"] if self.service else []
+        if self.name is not None and self.name.changes:
+            lines.append(f"tell the cluster that OpenNebula calls this node {self.name.new}\n")
         return "".join(lines)
 
 
@@ -150,7 +156,19 @@ def _planned(host: Host, account: Account, options: Options, key: PublicKey | No
         # In a cluster, Pacemaker looks after the guests.
         not os.path.exists(host.path(CLUSTER_MARKER)) and not _service_is_on(host),
         settings.clouds[-1],
+        _name(host, options),
     )
+
+
+def _name(host: Host, options: Options) -> HostName | None:
+    if os.path.exists(host.path(CLUSTER_MARKER)):
+        return hostname.planned(host.runner, options.host)
+    if options.host is not None:
+        raise UsageError(
+            "--host is for a node of a cluster: OpenNebula may call this machine as it likes",
+            hint="'cxm-setup cluster' first, if it shall become one",
+        )
+    return None
 
 
 def _do(host: Host, account: Account, plan: _Plan, say: Callable[[str], None]) -> None:
@@ -168,6 +186,9 @@ def _do(host: Host, account: Account, plan: _Plan, say: Callable[[str], None]) -
     if plan.service:
         host.runner.run(["systemctl", "enable", "--now", SERVICE])
         say(f"enabled: {SERVICE}")
+    if plan.name is not None and plan.name.changes:
+        hostname.write(host.runner, plan.name)
+        say(f"the cluster knows: OpenNebula calls {plan.name.node} '{plan.name.new}'")
 
 
 def _try_helper(host: Host, cloud: CloudId) -> None:

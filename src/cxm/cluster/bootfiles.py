@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns that every node of a cluster has the kernels and ramdisks that its VMs boot.
+
+They are kept by their hash (:mod:`cxm.node.kernels`), under the same path on every node. An order
+gives them to the nodes that are there before the VM is made; one that was away gathers them when it
+is back (``cxm-gather.timer``), and a start fetches what is missing even then.
+"""
+
+import logging
+from typing import Any
+
+from cxm.cluster import cib, pacemaker, peer
+from cxm.cluster.pacemaker import Status
+from cxm.errors import CxmError, NotFoundError, RefusedError
+from cxm.node import kernels
+from cxm.node.life import Vm
+from cxm.node.machine import Machine
+from cxm.node.verbs import Call
+
+_log = logging.getLogger(__name__)
+
+
+def spread(vm: Vm, config: str, status: Status) -> None:
+    """Give the files that a configuration names to all nodes that are there.
+
+    Raises RefusedError when none of them takes them: what one node has alone dies with it. One of
+    several that does not is warned of, and fetches them when it needs them.
+    """
+    machine, digests = vm.machine, kernels.mentioned(config)
+    nodes = peer.others(machine, status) if digests else []
+    failures = []
+    for node in nodes:
+        try:
+            for digest in peer.lacks(machine, node, digests):
+                with open(kernels.path_of(machine, digest), "rb") as file:
+                    peer.give(machine, node, digest, kernels.read_all(file))
+                _log.info("VM %d: %s got the kernel or ramdisk %s", vm.vm, node, digest)
+        except CxmError as error:
+            _log.warning("VM %d: %s does not take what it boots: %s", vm.vm, node, error.message)
+            failures.append(error)
+    if failures and len(failures) == len(nodes):
+        raise RefusedError(
+            f"VM {vm.vm} could be started on no other node, none takes what it boots: "
+            f"{failures[0].message}",
+            hint=failures[0].hint,
+        ) from failures[0]
+
+
+def fetch(machine: Machine, digest: str) -> None:
+    """Have a kernel or ramdisk here, from any node that has it; raises NotFoundError."""
+    if kernels.has(machine, digest):
+        return
+    nodes = peer.others(machine, pacemaker.status(machine.runner))
+    for node in nodes:
+        try:
+            with peer.taken(machine, node, digest) as content:
+                kernels.keep(machine, digest, content)
+        except (CxmError, OSError) as error:
+            _log.info("%s does not give the kernel or ramdisk %s: %s", node, digest, error)
+        else:
+            _log.info("got the kernel or ramdisk %s from %s", digest, node)
+            return
+    asked = " and ".join(nodes) or "no other node is there"
+    raise NotFoundError(
+        f"the kernel or ramdisk {digest} is not on {machine.hostname}, nor to be had: {asked}",
+        hint="have OpenNebula deploy the VM again: it brings the file",
+    )
+
+
+def fetch_all(machine: Machine, config: str) -> None:
+    """Have all files here that a configuration names; raises NotFoundError."""
+    for digest in sorted(kernels.mentioned(config)):
+        fetch(machine, digest)
+
+
+def try_to_fetch(machine: Machine, config: str) -> None:
+    """The same where it can be done without."""
+    try:
+        fetch_all(machine, config)
+    except CxmError as error:
+        _log.warning("%s", error.sentence())
+
+
+def gather(call: Call) -> dict[str, Any]:
+    """Have the files of all VMs of the cluster here, and none that no VM boots any more.
+
+    What cannot be had is told; nothing is removed unless every VM could be read.
+    """
+    machine = call.machine
+    needed: set[str] = set()
+    for resource in cib.resources(pacemaker.cib(machine.runner)):
+        needed |= kernels.mentioned(resource.config)
+    got, missing = [], []
+    for digest in sorted(needed):
+        is_here = kernels.has(machine, digest)
+        try:
+            fetch(machine, digest)
+        except NotFoundError as error:
+            missing.append(digest)
+            _log.error("%s", error.sentence())
+        else:
+            got += [] if is_here else [digest]
+    removed = kernels.drop_unused(machine, needed)
+    if removed:
+        _log.info("removed %d kernels and ramdisks that no VM boots any more", len(removed))
+    return {"got": got, "missing": missing, "removed": removed}

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""A cluster gets a third node, and loses it again, while it runs: nothing of it is restarted."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+from xml.etree.ElementTree import SubElement, tostring
+
+import pytest
+
+from cxm.errors import RefusedError
+from cxm.setup import cluster, corosync, jointoken
+from cxm.setup.cluster import Options
+from cxm.setup.corosync import CONF
+from tests.actions.test_cluster_setup import GIVEN, Pair
+from tests.actions.test_setup import Said
+from tests.fakes.clusternode import FakeClusterNode
+
+THREE: Final = replace(
+    GIVEN,
+    nodes=[*GIVEN.nodes, "node3=10.0.0.3"],
+    fencing=[*GIVEN.fencing, "node3=fence_ipmilan,ip=10.0.1.3,username=u,password=secret3"],
+)
+
+
+class Three(Pair):
+    """A formed pair, and the machine that becomes its third node."""
+
+    def __init__(self, top: Path) -> None:
+        super().__init__(top)
+        self.third = FakeClusterNode(str(top / "node3"), "node3", "10.0.0.3", self.san)
+        self.form()
+
+    def token_of(self, given: Options) -> str:
+        """What the first node prints."""
+        membership, _basis = cluster._first(self.first.host(), given)
+        return jointoken.pack(cluster._with_secrets(self.first.host(), membership))
+
+    def join(self, node: FakeClusterNode, token: str) -> str:
+        """The line on another node, which is in the cluster at once."""
+        return self.run(node, Options(join=token))
+
+    def grow(self) -> str:
+        """The first node's call; the others' while it waits."""
+        said: list[str] = []
+
+        def old_one() -> None:
+            said.append(self.join(self.second, self.token_of(THREE)))
+            assert set(corosync.members(self.second.loaded)) == {"node1", "node2"}
+
+        def new_one() -> None:
+            assert {"node3"} <= set(corosync.members(self.second.loaded)), "not let in yet"
+            steps = (lambda: self.pacemaker.come("node3"),)
+            said.append(self.run(self.third, Options(join=self.token_of(THREE)), *steps))
+
+        started = self.pacemaker.started
+        said.append(
+            self.run(self.first, THREE, old_one, new_one, lambda: started.add("fence-node3"))
+        )
+        return "\n".join(said)
+
+    def go_away(self) -> None:
+        """The third node's services are stopped."""
+        self.pacemaker.online.discard("node3")
+
+    def shrink(self) -> str:
+        """The first node's call, the second's while it waits."""
+        return self.run(self.first, GIVEN, lambda: _none(self.join(self.second, self.token())))
+
+
+def _none(_said: str) -> None:
+    pass
+
+
+def ids(node: FakeClusterNode) -> dict[str, int]:
+    """The numbers in a node's corosync.conf."""
+    return {name: each.number for name, each in corosync.members(node.text(CONF)).items()}
+
+
+def cib(three: Three) -> str:
+    """What Pacemaker has."""
+    return tostring(three.pacemaker.cib, encoding="unicode")
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Three:
+    """Two nodes that are a cluster, and a third machine."""
+    return Three(tmp_path)
+
+
+def test_third_node_is_taken_up_while_the_pair_runs(three: Three) -> None:
+    """All files are the same before one is loaded; what is for pairs goes."""
+    assert 'name="priority-fencing-delay"' in cib(three)
+    said = three.grow()
+    texts = {node.text(CONF) for node in three.san.machines.values()}
+    assert len(texts) == 1
+    assert {node.loaded for node in three.san.machines.values()} == texts
+    assert "two_node" not in texts.pop()
+    assert ids(three.first) == {"node1": 1, "node2": 2, "node3": 3}
+    assert corosync.version(three.first.text(CONF)) == 2
+    assert "waiting for node2: run there" in said
+    assert "The cluster lab is formed" in said
+    assert "stopped:" not in said
+    assert 'id="fence-node3"' in cib(three)
+    assert "priority-fencing-delay" not in cib(three)
+    assert "pcmk_delay_base" not in cib(three)
+    assert "Nothing to change" in three.run(three.first, THREE)
+
+
+def test_node_is_taken_out_and_the_rest_is_a_pair_again(three: Three) -> None:
+    """Its fence device, preferences for it and its name go; numbers stay."""
+    three.grow()
+    constraints = three.pacemaker.cib.find("configuration/constraints")
+    assert constraints is not None
+    wish = {"id": "vm-prefer", "rsc": "cxm-cloudone1-7", "node": "node3", "score": "100"}
+    SubElement(constraints, "rsc_location", wish)
+    three.go_away()
+    said = three.shrink()
+    assert "taken out: node3" in said
+    assert three.first.text(CONF) == three.second.text(CONF) == three.second.loaded
+    assert "two_node: 1" in three.first.text(CONF)
+    assert corosync.version(three.first.text(CONF)) == 3
+    assert "node3" not in cib(three)
+    assert 'name="priority-fencing-delay" value="15s"' in cib(three)
+    assert 'value="node1:5s"' in cib(three)
+
+
+def test_numbers_of_nodes_never_change(three: Three) -> None:
+    """The first of three leaves; the second stays number 2 to Corosync, DLM and Pacemaker."""
+    three.grow()
+    rest = replace(THREE, nodes=THREE.nodes[1:], fencing=THREE.fencing[1:])
+    membership, _basis = cluster._first(three.second.host(), rest)
+    assert dict(membership.cluster.ids) == {"node2": 2, "node3": 3}
+
+
+def _running(three: Three) -> None:
+    three.pacemaker.come("node3")
+
+
+def _other_away(three: Three) -> None:
+    three.pacemaker.online.discard("node2")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(_running, "node3 is online"), (_other_away, "node2 is not there")],
+)
+def test_node_is_not_taken_out_where_that_is_not_safe(
+    three: Three, fault: Callable[[Three], None], message: str
+) -> None:
+    """Nothing is written."""
+    three.grow()
+    three.go_away()
+    fault(three)
+    before = three.first.text(CONF)
+    with pytest.raises(RefusedError, match=message):
+        three.run(three.first, GIVEN)
+    assert three.first.text(CONF) == before
+
+
+def test_old_token_takes_nobody_out(three: Three) -> None:
+    """Nor lets anybody in: this node knows newer members."""
+    old = three.token()
+    three.grow()
+    three.go_away()
+    said = Said()
+    with pytest.raises(RefusedError, match="corosync"):
+        cluster.work(three.second.world(three.pacemaker, said), Options(join=old))
+    assert "this node knows newer members than the token" in said.text
+
+
+def test_token_of_another_cluster_of_the_same_name_is_refused(three: Three) -> None:
+    """Its keys would cut the node off."""
+    token = jointoken.unpack(three.token())
+    other = jointoken.pack(replace(token, authkey=corosync.new_key()))
+    with pytest.raises(RefusedError, match="token is of another cluster 'lab'"):
+        three.join(three.second, other)
+
+
+def test_two_nodes_at_once_are_refused(three: Three) -> None:
+    """Two of four are no majority until both are there."""
+    four = replace(
+        THREE, nodes=[*THREE.nodes, "node4=10.0.0.4"], fencing=[*THREE.fencing, "node4=fence_x,a=b"]
+    )
+    said = Said()
+    with pytest.raises(RefusedError, match="corosync"):
+        cluster.work(three.first.world(three.pacemaker, said), four)
+    assert "node3, node4 would change at once" in said.text
+
+
+def test_broken_off_it_goes_on(three: Three) -> None:
+    """The file is written, and not loaded: the same command sees that and waits again."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        three.run(three.first, THREE, interrupted)
+    assert set(corosync.members(three.first.loaded)) == {"node1", "node2"}
+    said = three.grow()
+    assert re.search(r"loaded on all nodes: the members are node1, node2, node3", said)
