@@ -105,5 +105,3 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The same, with every round."""
         return {what: values.to_json() for what, values in self.taken.items()}
-
-

@@ -24,6 +24,7 @@ from lab.spec import BMC_PASSWORD, BMC_USER
 
 _PORT = 623
 _LATE_ANSWER_S = 0.5  # a slow BMC's answers; ipmitool asks again after one second
+_CUT_POLL_S = 0.2
 _NODE_BUSY = 0xC0  # IPMI's completion code
 
 
@@ -121,4 +122,9 @@ def _say(text: str) -> None:
 if __name__ == "__main__":
     service = NodeBmc(*sys.argv[1:5])
     _say(f"listening on {sys.argv[1]}")
-    service.listen()
+    while True:
+        try:
+            service.listen()
+        except OSError as error:  # its address is taken away while it talks: it is cut off
+            _say(f"not reachable: {error}")
+            time.sleep(_CUT_POLL_S)

@@ -237,7 +237,7 @@ def test_every_alarm(crm: FakeCluster) -> None:
     crm.broken = {"fence-node1", "node1"}
     texts = [each.text for each in alarms(_look(crm))]
     assert texts == [
-        "NOT QUORATE: this part of the cluster may start nothing",
+        "NOT QUORATE: this node waits for node2, which it has not seen since it started",
         "FENCING IN PROGRESS: node2 (reboot, by node1)",
         "FENCING OF node3 FAILED: No route",
         "FENCING IS SWITCHED OFF: a dead node's VMs could come to run twice",
@@ -247,6 +247,27 @@ def test_every_alarm(crm: FakeCluster) -> None:
         "VM web.home.net (VM 7) IS BLOCKED on node1",
     ]
     assert all(each.advice for each in alarms(_look(crm)))
+
+
+def test_lost_majority_is_told(crm: FakeCluster) -> None:
+    """Of three, two make it; a pair is another matter."""
+    crm.add_node("node3")
+    crm.members["node2"].online, crm.quorate = False, False
+    text = "NOT QUORATE: this part of the cluster may start nothing"
+    assert alarms(_look(crm))[0].text == text
+
+
+def test_failed_fencing_is_told_while_it_is_tried_again(crm: FakeCluster) -> None:
+    """Pacemaker tries again at once, and for ever; both it and the DLM ask for it."""
+    pending = {"target": "node2", "action": "reboot", "status": "pending"}
+    crm.fence_events = [
+        pending,
+        pending,
+        {"target": "node2", "status": "failed", "exit-reason": "No route",
+         "completed": "2026-01-01 00:00:00Z"},
+    ]  # fmt: skip
+    texts = [each.text for each in alarms(_look(crm))]
+    assert texts == ["FENCING OF node2 FAILED, and is tried again: No route"]
 
 
 def test_failed_fencing_that_worked_later_is_no_alarm(crm: FakeCluster) -> None:

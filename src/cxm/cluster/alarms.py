@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from cxm.cluster import history
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState
-from cxm.cluster.pacemaker import Fencing
 from cxm.cluster.placement import losses
 
 
@@ -44,21 +43,24 @@ def _quorum(cluster: Cluster) -> Iterator[Alarm]:
 
 
 def _fencing(cluster: Cluster) -> Iterator[Alarm]:
-    seen = set()
-    for event in sorted(cluster.fencing, key=_newest_first):
-        if event.status == "pending":
+    for target in dict.fromkeys(event.target for event in cluster.fencing):
+        events = [event for event in cluster.fencing if event.target == target]
+        pending = next((event for event in events if event.status == "pending"), None)
+        ended = [event for event in events if event.status != "pending"]
+        last = max(ended, key=lambda event: history.seconds(event.when) or 0.0, default=None)
+        if last is not None and last.status == "failed":
+            why = f": {last.reason}" if last.reason else ""
+            again = ", and is tried again" if pending else ""
             yield Alarm(
-                f"FENCING IN PROGRESS: {event.target} ({event.action}, by {event.by or '?'})",
+                f"FENCING OF {target} FAILED{again}{why}",
+                f"its VMs stay down: repair its fencing, or switch it off by hand and run "
+                f"'cxm fence --confirmed {target}'",
+            )
+        elif pending:
+            yield Alarm(
+                f"FENCING IN PROGRESS: {target} ({pending.action}, by {pending.by or '?'})",
                 "nothing of it is started elsewhere until that is done",
             )
-        elif event.status == "failed" and event.target not in seen:
-            why = f": {event.reason}" if event.reason else ""
-            yield Alarm(
-                f"FENCING OF {event.target} FAILED{why}",
-                f"its VMs stay down: repair its fencing, or switch it off by hand and run "
-                f"'cxm fence --confirmed {event.target}'",
-            )
-        seen.add(event.target)
     if not cluster.fencing_enabled:
         yield Alarm(
             "FENCING IS SWITCHED OFF: a dead node's VMs could come to run twice",
@@ -75,10 +77,6 @@ def _fencing(cluster: Cluster) -> Iterator[Alarm]:
                 f"if {member.name} dies now, its VMs stay down; repair {member.device}, then "
                 f"'crm_resource --cleanup --resource {member.devices[0]}'",
             )
-
-
-def _newest_first(event: Fencing) -> tuple[bool, float]:
-    return event.status != "pending", -(history.seconds(event.when) or 0.0)
 
 
 def _nodes(cluster: Cluster) -> Iterator[Alarm]:
