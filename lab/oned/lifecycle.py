@@ -62,6 +62,8 @@ class Lifecycle(Migrations):
         with self._lock:
             if state == "RUNNING" and vm.state in ("POWEROFF", "SUSPENDED", "UNKNOWN"):
                 self._state(vm, "RUNNING", "VM found again by the drivers")
+            elif state == "RUNNING" and self._deployed_when_reported(vm):
+                self._state(vm, "RUNNING", "VM reported RUNNING by the drivers")
             elif state == "POWEROFF" and vm.state in _RUNNING:
                 self._close(vm, "poweroff")
                 self._state(vm, "POWEROFF", "VM running but it was not found")
@@ -72,6 +74,9 @@ class Lifecycle(Migrations):
                 self._state(vm, "FAILED", "VM running but monitor state is ERROR")
             elif state in ("UNKNOWN", "FAILURE") and vm.state == "RUNNING":
                 self._state(vm, "UNKNOWN", "VM is not known any more")
+
+    def _deployed_when_reported(self, vm: Vm) -> bool:
+        return vm.state.startswith("BOOT") and self._profile.deployed_when_reported
 
     # Plans: each checks the state, sets the next one and returns the job, or None.
 

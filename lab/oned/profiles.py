@@ -171,6 +171,11 @@ class Profile:
         return self.version >= (4, 8)
 
     @property
+    def deployed_when_reported(self) -> bool:
+        """A VM that is reported as running while it boots is taken for deployed."""
+        return self.version >= (4, 14)
+
+    @property
     def several_system_datastores(self) -> bool:
         """System datastores are created; before, there is the one with id 0."""
         return self.version >= (4, 4)
