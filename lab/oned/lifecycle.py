@@ -62,11 +62,13 @@ class Lifecycle(Migrations):
         with self._lock:
             if state == "RUNNING" and vm.state in ("POWEROFF", "SUSPENDED", "UNKNOWN"):
                 self._state(vm, "RUNNING", "VM found again by the drivers")
-            elif state == "RUNNING" and self._deployed_when_reported(vm):
-                self._state(vm, "RUNNING", "VM reported RUNNING by the drivers")
             elif state == "POWEROFF" and vm.state in _RUNNING:
                 self._close(vm, "poweroff")
                 self._state(vm, "POWEROFF", "VM running but it was not found")
+            elif self._profile.done_when_reported and _is_outcome(state, vm.state):
+                if state == "POWEROFF":
+                    self._close(vm, "poweroff")
+                self._state(vm, state, f"VM reported {state} by the drivers")
             elif state == "SUSPENDED" and vm.state in _RUNNING:
                 self._close(vm, "suspend")
                 self._state(vm, "SUSPENDED", "VM running but monitor state is PAUSED")
@@ -74,9 +76,6 @@ class Lifecycle(Migrations):
                 self._state(vm, "FAILED", "VM running but monitor state is ERROR")
             elif state in ("UNKNOWN", "FAILURE") and vm.state == "RUNNING":
                 self._state(vm, "UNKNOWN", "VM is not known any more")
-
-    def _deployed_when_reported(self, vm: Vm) -> bool:
-        return vm.state.startswith("BOOT") and self._profile.deployed_when_reported
 
     # Plans: each checks the state, sets the next one and returns the job, or None.
 
@@ -112,7 +111,9 @@ class Lifecycle(Migrations):
         self._state(vm, "SHUTDOWN_POWEROFF")
 
         def job() -> None:
-            if self._try(vm, self._hypervisor.end(vm, how, vm.say), how):
+            done = self._hypervisor.end(vm, how, vm.say)
+            # It may have been reported off meanwhile; then nobody waits for the answer.
+            if vm.state == "SHUTDOWN_POWEROFF" and self._try(vm, done, how):
                 self._close(vm, "poweroff")
                 self._state(vm, "POWEROFF")
 
@@ -266,3 +267,10 @@ class Lifecycle(Migrations):
         self._close(vm, "")
         self._state(vm, "PENDING")
         self._schedule()
+
+
+def _is_outcome(reported: str, state: str) -> bool:
+    """Whether what is reported is what an action in this state is there for."""
+    if reported == "RUNNING":
+        return state.startswith("BOOT")
+    return reported == "POWEROFF" and state == "SHUTDOWN_POWEROFF"

@@ -171,8 +171,8 @@ class Profile:
         return self.version >= (4, 8)
 
     @property
-    def deployed_when_reported(self) -> bool:
-        """A VM that is reported as running while it boots is taken for deployed."""
+    def done_when_reported(self) -> bool:
+        """A VM is taken for deployed, or shut down, when it is reported so before its driver is."""
         return self.version >= (4, 14)
 
     @property

@@ -33,6 +33,9 @@ class Slow(Hypervisor):
         self.go_on.wait(10)
         return self.answer
 
+    def end(self, vm: Vm, action: str, log: Log) -> Answer:
+        return self.deploy(vm, log)
+
     def migrate(self, vm: Vm, log: Log) -> Answer:
         return _FAILED
 
@@ -45,9 +48,9 @@ class Silent(Transfers):
 
 
 class Play:
-    """A VM that is switched on, reported as running before its driver has answered."""
+    """A VM that is switched on or off, and reported so before its driver has answered."""
 
-    def __init__(self, version: str, directory: str, answer: Answer) -> None:
+    def __init__(self, version: str, directory: str, answer: Answer, *, on: bool = True) -> None:
         self.drivers = Slow(answer)
         self.life = Lifecycle(
             profile(version),
@@ -59,11 +62,11 @@ class Play:
             schedule=lambda: None,
         )
         store = Datastore(101, "san", 1, "-", "cxm", [])
-        self.vm = Vm(7, "vm7", [], [], state="POWEROFF")
+        self.vm = Vm(7, "vm7", [], [], state="POWEROFF" if on else "RUNNING")
         self.vm.histories.append(History(0, _HERE, store, int(time.time())))
-        self.life.act(self.vm, Action.RESUME)
+        self.life.act(self.vm, Action.RESUME if on else Action.POWEROFF)
         assert self.drivers.began.wait(10)
-        self.life.report(self.vm, "RUNNING")
+        self.life.report(self.vm, "RUNNING" if on else "POWEROFF")
 
     def end(self) -> str:
         """The driver answers; returns the VM's state afterwards."""
@@ -77,6 +80,13 @@ def test_a_vm_that_is_reported_counts_as_deployed(version: str, state: str, tmp_
     """A failure that the driver reports afterwards is not heard, since 4.14."""
     play = Play(version, str(tmp_path), _FAILED)
     assert play.vm.state == ("BOOT_POWEROFF" if version == "3.8" else "RUNNING")
+    assert play.end() == state
+
+
+@pytest.mark.parametrize(("version", "state"), [("3.8", "RUNNING"), ("7.4", "POWEROFF")])
+def test_a_vm_that_is_reported_off_counts_as_off(version: str, state: str, tmp_path: str) -> None:
+    """It can be switched on again while its driver is still at work on it, since 4.14."""
+    play = Play(version, str(tmp_path), _FAILED, on=False)
     assert play.end() == state
 
 
