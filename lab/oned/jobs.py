@@ -88,10 +88,24 @@ class Jobs:
             else:
                 done = Answer(ok=False, info="Empty deploy ID for virtual machine")
         if self._try(vm, done, "deploy" if starting else "restore"):
-            vm.history.action = ""
-            self._state(vm, "RUNNING")
+            self._booted(vm, state)
         elif state == "BOOT_STOPPED" and not self._profile.failure_states:
             self._leave(vm, "EPILOG_STOP", "stop", "STOPPED")
+
+    def _booted(self, vm: Vm, state: str) -> None:
+        """A VM has booted, in ``state`` when that began; it may have been reported meanwhile.
+
+        Then the user may have asked for more. A live migration is answered by this answer: oned
+        takes it for done.
+        """
+        with self._lock:
+            if vm.state == state:
+                vm.history.action = ""
+            elif vm.state == "MIGRATE":
+                self._leave_record(vm.histories[-2], "live-migrate")
+            else:
+                return
+            self._state(vm, "RUNNING")
 
     def _leave(self, vm: Vm, state: str, action: str, then: str) -> None:
         self._state(vm, state)
@@ -144,6 +158,10 @@ class Jobs:
     def _again(self, vm: Vm) -> None:
         """A new history record on the same host."""
         self._record(vm, vm.history.host, vm.history.system)
+
+    def _leave_record(self, record: History, action: str) -> None:
+        record.ended = int(time.time())
+        record.action = action
 
     def _close(self, vm: Vm, action: str) -> None:
         vm.history.ended = int(time.time())

@@ -65,6 +65,10 @@ class Lifecycle(Migrations):
             elif state == "POWEROFF" and vm.state in _RUNNING:
                 self._close(vm, "poweroff")
                 self._state(vm, "POWEROFF", "VM running but it was not found")
+            elif self._profile.done_when_reported and _is_outcome(state, vm.state):
+                if state == "POWEROFF":
+                    self._close(vm, "poweroff")
+                self._state(vm, state, f"VM reported {state} by the drivers")
             elif state == "SUSPENDED" and vm.state in _RUNNING:
                 self._close(vm, "suspend")
                 self._state(vm, "SUSPENDED", "VM running but monitor state is PAUSED")
@@ -107,7 +111,9 @@ class Lifecycle(Migrations):
         self._state(vm, "SHUTDOWN_POWEROFF")
 
         def job() -> None:
-            if self._try(vm, self._hypervisor.end(vm, how, vm.say), how):
+            done = self._hypervisor.end(vm, how, vm.say)
+            # It may have been reported off meanwhile; then nobody waits for the answer.
+            if vm.state == "SHUTDOWN_POWEROFF" and self._try(vm, done, how):
                 self._close(vm, "poweroff")
                 self._state(vm, "POWEROFF")
 
@@ -261,3 +267,10 @@ class Lifecycle(Migrations):
         self._close(vm, "")
         self._state(vm, "PENDING")
         self._schedule()
+
+
+def _is_outcome(reported: str, state: str) -> bool:
+    """Whether what is reported is what an action in this state is there for."""
+    if reported == "RUNNING":
+        return state.startswith("BOOT")
+    return reported == "POWEROFF" and state == "SHUTDOWN_POWEROFF"

@@ -14,7 +14,7 @@ from typing import Final
 from cxm.errors import UsageError
 from lab.oned.drivers import Answer
 from lab.oned.jobs import Jobs
-from lab.oned.model import History, Host, Vm
+from lab.oned.model import Host, Vm
 
 # What a VM at rest is in while its files move.
 _PROLOGS: Final = {
@@ -68,6 +68,9 @@ class Migrations(Jobs):
 
     def _migrate_live(self, vm: Vm) -> None:
         done = self._hypervisor.migrate(vm, vm.say)
+        if vm.state != "MIGRATE":
+            vm.say("deploy_success_action, VM in a wrong state", "E")
+            return
         if not done.ok:
             self._stay(vm, "migrate", done, "live-migrate")
             return
@@ -110,7 +113,3 @@ class Migrations(Jobs):
             vm.history.ended = int(time.time())
             self._record(vm, source.host, source.system)
             self._state(vm, "RUNNING")
-
-    def _leave_record(self, record: History, action: str) -> None:
-        record.ended = int(time.time())
-        record.action = action

@@ -171,6 +171,11 @@ class Profile:
         return self.version >= (4, 8)
 
     @property
+    def done_when_reported(self) -> bool:
+        """A VM is taken for deployed, or shut down, when it is reported so before its driver is."""
+        return self.version >= (4, 14)
+
+    @property
     def several_system_datastores(self) -> bool:
         """System datastores are created; before, there is the one with id 0."""
         return self.version >= (4, 4)

@@ -195,14 +195,20 @@ def move(cloud: Cloud, vm: int, host: str, *, live: bool, state: str = "RUNNING"
 
 
 def failed_move(
-    cloud: Cloud, parts: Parts, spoil: Callable[[], None], mend: Callable[[], None]
+    cloud: Cloud,
+    parts: Parts,
+    spoil: Callable[[], None],
+    mend: Callable[[], None],
+    look: Look = _ignore,
 ) -> VmView:
     """A live migration fails (``spoil`` sees to that): the VM runs on, where OpenNebula says.
 
-    Then it is mended, and the VM moves. The view is of after the failure.
+    Then it is mended, and the VM moves. The view is of after the failure. Stages: running, stayed,
+    moved.
     """
     image = register(cloud, parts, "stays")
     vm = deploy(cloud, parts, "stays", image)
+    look("running", cloud.vm(vm))
     spoil()
     try:
         cloud.migrate(vm, parts.other, live=True)
@@ -211,7 +217,8 @@ def failed_move(
         mend()
     if (stayed.host, stayed.state) != (parts.host, "RUNNING") or not stayed.error:
         raise CxmError(f"VM {vm} is {stayed.state} on {stayed.host} after a failed migration")
-    move(cloud, vm, parts.other, live=True)
+    look("stayed", stayed)
+    look("moved", move(cloud, vm, parts.other, live=True))
     cloud.terminate(vm, hard=True)
     cloud.wait(vm, "DONE")
     cloud.delete_image(image)

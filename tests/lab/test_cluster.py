@@ -27,6 +27,13 @@ ADDRESS: Final = "10.77.1.150"
 # Measured 50 to 70 s from the power cut to a guest that answers elsewhere, on a quiet machine.
 FAILOVER_S: Final = 300.0
 BACK_S: Final = 400.0
+_TELLS_OF_FAILURE: Final = (4, 14)  # failmigrate
+_XL: Final = "/usr/local/sbin/xl"
+# What receives a guest gets 8 MiB of it and is killed, so that it cannot clean up.
+_DYING_XL: Final = """#!/bin/sh
+[ "$1" = migrate-receive ] || exec /usr/sbin/xl "$@"
+{ head -c 8388608; pkill -KILL -f '^/usr/lib/xen-.*/xl migrate-receive'; } | /usr/sbin/xl "$@"
+"""
 
 
 @dataclass(slots=True)
@@ -57,6 +64,11 @@ class Stage:
             for rid, placed in found.items()
             if placed.nodes and rid.startswith("cxm-") and rid.rpartition("-")[2].isdecimal()
         }
+
+    def directories(self, node: Machine) -> list[str]:
+        """The VMs' directories on a node."""
+        argv = ["find", self.cloud.host_datastores, "-mindepth", "2", "-maxdepth", "2"]
+        return node.run(argv).stdout.splitlines()
 
     def left(self) -> list[str]:
         """Whatever of a VM is still there."""
@@ -98,6 +110,45 @@ def test_a_vm_moves(stage: Stage) -> None:
         scenarios.cluster_job(stage.cloud, stage.parts, look)
     assert boots[-1].boot != boots[-2].boot
     assert stage.left() == []
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4", "3.8"))
+def test_a_vm_stays(stage: Stage) -> None:
+    """What receives it dies in mid-stream: it runs on, nothing of it is there, it can go again."""
+    first, second = stage.nodes
+    answers: list[visit.Status] = []
+
+    def spoil() -> None:
+        second.write(_XL, _DYING_XL)
+        second.run(["chmod", "755", _XL])
+
+    def mend() -> None:
+        second.run(["rm", _XL])
+
+    def look(name: str, vm: VmView) -> None:
+        answers.append(stage.answers())
+        assert answers[-1].boot == answers[0].boot, name
+        assert list(stage.vms(first).values()) == [(vm.host,)], name
+        if name == "stayed":
+            assert f"VM {vm.id} did not move to {second.name}" in vm.error
+            assert _pieces(second) == []
+            assert list(stage.status(first).failures) == []
+            if stage.cloud.version >= _TELLS_OF_FAILURE:
+                assert stage.directories(second) == []
+
+    with watched(stage.lab):
+        scenarios.failed_move(stage.cloud, stage.parts, spoil, mend, look)
+    assert stage.left() == []
+
+
+def _pieces(node: Machine) -> list[str]:
+    """What of a VM's guest is on a node: domains, active volumes, the mark of a move."""
+    script = (
+        "xl list | awk 'NR > 2 {print $1}'; dmsetup ls | grep lv--one; ls /run/cxm/moving"
+        " 2>/dev/null; true"
+    )
+    return node.run(["sh", "-c", script]).stdout.splitlines()
 
 
 @pytest.mark.extensive

@@ -64,6 +64,17 @@ def test_an_action_at_work_leaves_nothing_to_say(found: Domain | None) -> None:
     assert judge(found, Life.RUNNING, busy=True) == "busy"
 
 
+def test_an_action_has_ended_for_a_while_before_anything_is_said() -> None:
+    """Its driver has not answered yet, and oned would take the report for the answer."""
+    seen = Seen()
+    assert judge(domain("--p---"), None, seen, busy=True, now=10) == "busy"
+    assert judge(domain(), None, seen, busy=True, now=15) == "busy"
+    assert judge(domain(), None, seen, now=44) == "busy"
+    assert judge(None, Life.CRASHED, seen, now=45) == "failure"
+    assert judge(None, Life.CRASHED, seen, now=46) == "failure"
+    assert judge(domain(), None, Seen("busy", 500.0), now=3.0) == "running"
+
+
 def test_a_pause_counts_only_when_it_lasts() -> None:
     """A minute of it, without a break, is a suspension; not a second less."""
     seen = Seen()

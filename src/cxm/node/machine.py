@@ -77,6 +77,10 @@ class Machine:
         """Whether an order about a VM is at work on this node, waiting for the cluster perhaps."""
         return lock.is_held(os.path.join(self.run_dir, "lock"), f"order-{cloud}-{vm}")
 
+    def order_busy(self, cloud: CloudId, vm: VmId) -> bool:
+        """Whether an order about a VM is at work on this node, waiting for the cluster perhaps."""
+        return lock.is_held(os.path.join(self.run_dir, "lock"), f"order-{cloud}-{vm}")
+
     @property
     def in_cluster(self) -> bool:
         """Whether this machine is a node of a cxm cluster: cxm-setup leaves a mark."""

@@ -99,7 +99,7 @@ def _guests(
             domain,
             None if record is None else record.life,
             memory.guests.setdefault(vm, sight.Seen()),
-            busy=nameless or machine.vm_busy(cloud, vm),
+            busy=nameless or machine.vm_busy(cloud, vm) or machine.order_busy(cloud, vm),
             now=now,
         )
         if state is not None:

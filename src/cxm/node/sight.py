@@ -22,6 +22,8 @@ from cxm.xen.xl import Domain
 PAUSED_S: Final = 60.0
 # A guest that reboots has no domain for some seconds; on a slow machine for more.
 GAP_S: Final = 60.0
+# When an action has ended here, its driver is still at work: OpenNebula's network scripts follow.
+SETTLE_S: Final = 30.0
 # xl counts CPU time in tenths of a second: a shorter interval would show steps of percents.
 _SPAN_S: Final = 15.0
 _SAMPLE_EVERY_S: Final = 10.0
@@ -36,14 +38,14 @@ class GuestState(StrEnum):
     POWEROFF = "poweroff"  # it switched itself off
     FAILURE = "failure"  # it crashed
     VANISHED = "vanished"  # it should run, but has been without a domain for too long
-    BUSY = "busy"  # an action is at work on it: nothing new can be said
+    BUSY = "busy"  # an action is, or just was, at work on it: nothing new can be said
 
 
 @dataclass(slots=True)
 class Seen:
     """Since when a guest has looked odd, by the monotonic clock."""
 
-    odd: str = ""  # "paused", "gap" or nothing
+    odd: str = ""  # "busy", "paused", "gap" or nothing; busy was last seen at ``since``
     since: float = 0.0
 
 
@@ -79,6 +81,8 @@ def judge(
     is brought up to date.
     """
     if busy:
+        seen.odd, seen.since = "busy", now
+    if seen.odd == "busy" and 0 <= now - seen.since < SETTLE_S:
         return GuestState.BUSY
     if domain is not None and domain.alive and domain.paused:
         long = _as_odd(seen, "paused", now) >= PAUSED_S
