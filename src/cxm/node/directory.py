@@ -102,7 +102,8 @@ def drop(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
 def adopt(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     """Where the volume group is shared: make the VM's directory, with links to its disks.
 
-    The result names the disks that are complete; it is empty where they would have to be copied.
+    The result names the disks that are complete, none where they would have to be copied, and
+    which group this is.
     """
     machine, owner = call.machine, store.Owner(call.cloud, vm)
     group = store.load(machine, owner)
@@ -112,7 +113,7 @@ def adopt(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
             if owned.tags.state is State.READY and owned.tags.kind != CHECKPOINT:
                 with linked(machine, directory, owned.tags.kind, machine.device(owned.name)):
                     disks.append(owned.tags.kind)
-    return {"disks": disks}
+    return {"disks": disks, "uuid": group.uuid}
 
 
 # --- out ----------------------------------------------------------------------------------------
