@@ -302,10 +302,7 @@ class Pair:
         def become(argv: list[str]) -> None:
             raise BecameError(argv)
 
-        try:
-            return peerserver.serve(xen.machine(), text, become)
-        except CxmError as error:
-            return {"error": error.message, "hint": error.hint}
+        return peerserver.answered(xen.machine, text, become)
 
     def _ssh(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         xen, text = self._peer(argv)
