@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Final, Protocol
 
-from bench import stage
+from bench import monitors, stage
 from bench.actions import Actions
 from bench.clones import Case, Clones
 from bench.payload import larger
@@ -64,14 +64,22 @@ def _cases(on: Stage) -> list[Case]:
 
 def _play(on: Stage, rounds: int, only: str) -> None:
     facts = _machine(on, rounds)
-    clones = Clones(on, _cases(on)) if only != "actions" else None
+    clones = Clones(on, _cases(on)) if only in ("", "clones") else None
     # First without the instruments: what is compared with others is the product as it is.
     if clones is not None:
         for number in range(rounds):
             on.lab.progress.say(f"clones, round {number + 1} of {rounds}")
             clones.round(number)
         _keep("clone", clones.report(), facts)
-    if only != "clones":
+    if only in ("", "monitors"):
+        guest = monitors.guest(on)
+        watched = monitors.Monitors(on.machine)
+        for number in range(rounds):
+            with on.lab.progress.step(f"monitors, round {number + 1} of {rounds}"):
+                watched.round(number)
+        monitors.remove(on, guest)
+        _keep("monitors", watched.report(), facts)
+    if only in ("", "actions"):
         actions = Actions(on)
         for number in range(rounds):
             with on.lab.progress.step(f"actions, round {number + 1} of {rounds}"):
@@ -83,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    parser.add_argument("--only", choices=("actions", "clones"), default="")
+    parser.add_argument("--only", choices=("actions", "clones", "monitors"), default="")
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error("at least one round is needed")

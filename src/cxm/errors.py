@@ -7,6 +7,7 @@ Library code raises these; only the boundaries (``one/action.py``, ``node/helper
 host and the cause; the hint says what to do next.
 """
 
+import logging
 from typing import ClassVar
 
 
@@ -37,6 +38,19 @@ class CxmError(Exception):
 def system_error(error: OSError) -> str:
     """What the system refused and where, without Python's number."""
     return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+
+
+def explained(error: BaseException, what: str, log: logging.Logger) -> CxmError:
+    """Any failure of ``what`` as one sentence; a defect's traceback goes to the log."""
+    if isinstance(error, CxmError):
+        return error
+    if isinstance(error, OSError):
+        return CxmError(f"{what}: {system_error(error)}")
+    log.error("unexpected failure of %s", what, exc_info=error)
+    return CxmError(
+        f"{what} failed unexpectedly: {type(error).__name__}: {error}",
+        hint="this is a defect of cxm; please report it with the node's log",
+    )
 
 
 class UsageError(CxmError):

@@ -77,6 +77,18 @@ def test_hosts_of_one_volume_group_copy_nothing(cloud: Cloud, disk: str) -> None
     assert has(cloud, DISK) != []
 
 
+def test_a_cold_move_of_a_disk_asks_two_questions(cloud: Cloud) -> None:
+    """Each is an ssh connection: whether the target shares the disk, and who holds it."""
+    volume(cloud, "solo1")
+    run(cloud, "mv", *between("solo1", "solo2", "disk.0")(cloud))
+    assert cloud.steps[:2] == [("solo2", "dir-adopt"), ("solo1", "vm-volumes")]
+    assert sorted(cloud.steps[2:]) == [
+        ("solo1", "disk-read"),
+        ("solo1", "disk-remove"),
+        ("solo2", "disk-write"),
+    ]
+
+
 def test_a_system_datastore_shared_with_the_frontend_is_refused(cloud: Cloud) -> None:
     """The frontend sees the host's link: a stop would write over it."""
     volume(cloud, "solo1")

@@ -24,7 +24,7 @@ _NOT_MODELLED = re.compile(
 )
 
 
-@pytest.fixture(scope="module", params=["3.8", "7.4"])
+@pytest.fixture(scope="module", params=[pytest.param("3.8", marks=pytest.mark.extensive), "7.4"])
 def played(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Played, Played]:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +28,7 @@ from cxm.one.action import ACTIONS, Call, Context, load
 from cxm.one.api import Oned
 from cxm.one.version import OneVersion
 from cxm.run import System
+from tests.fakes import copies
 from tests.fakes.call import request, typed
 from tests.fakes.machine import CLOUD, FakeNode, KilledError, Outcome
 
@@ -86,7 +88,7 @@ class Cloud:
         self.steps.clear()
         killed = self.root / "killed"
         if killed.exists():
-            System().run(["rm", "-r", str(self.front)])
+            shutil.rmtree(self.front)
             killed.rename(self.front)
 
     def step(self, host: str, verb: str) -> "Step":
@@ -103,9 +105,7 @@ class Cloud:
     def kill(self) -> None:
         """End the frontend's process: nothing that it does from now on counts."""
         if not (self.root / "killed").exists():
-            System().run(
-                ["cp", "-a", "--sparse=always", str(self.front), str(self.root / "killed")]
-            )
+            copies.tree(str(self.front), str(self.root / "killed"))
         raise KilledError
 
     def wait(self, seconds: float) -> None:

@@ -303,10 +303,7 @@ class Pair:
         def become(argv: list[str]) -> None:
             raise BecameError(argv)
 
-        try:
-            return peerserver.serve(xen.machine(), text, become, io.BytesIO(data))
-        except CxmError as error:
-            return {"error": error.message, "hint": error.hint}
+        return peerserver.answered(xen.machine, text, become, io.BytesIO(data))
 
     def _ssh(self, argv: tuple[str, ...], data: bytes) -> Outcome:
         xen, text = self._peer(argv)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import clones, figures, notes, payload, probe
+from bench import clones, figures, monitoring, monitors, notes, payload, probe
 from bench.timed import instrumented
+from cxm.errors import CxmError
 from cxm.run import System
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +140,28 @@ def test_the_original_opens_seven_connections() -> None:
     assert script.count("ssh -l root h") == 7
     assert "'/a b.tar.gz'" in script
     assert clones.dump("ssh h", "/raw", "/d", "lv", 64).count("ssh h") == 3
+
+
+def test_monitors_take_their_guest_from_the_list() -> None:
+    """The last one: dom0 comes first."""
+    row = "{:<40} {:4} 128 1 -b---- 1.0 {} - -\n"
+    dom0, guest = "0" * 8 + "-0000" * 3 + "-" + "0" * 12, "6c616200-0000-4000-8000-000000000001"
+    listed = "Name ID Mem VCPUs State Time(s) UUID\n" + row.format("Domain-0", 0, dom0)
+    assert monitors.guest_of(listed) == ("Domain-0", dom0)
+    assert monitors.guest_of(listed + row.format("vm1", 3, guest)) == ("vm1", guest)
+    with pytest.raises(CxmError, match="no domain"):
+        monitors.guest_of("Name\n")
+
+
+def test_calls_are_spread_and_their_children_count() -> None:
+    """A shell that only waits for its child costs what the child costs."""
+    busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
+    idle = monitoring.spread(["true"], 1, 0.0)
+    found = monitoring.spread(["sh", "-c", f"sh -c '{busy}'; true"], 2, 0.1)
+    assert found["cpu_s"] > idle["cpu_s"]
+    assert found["took_s"] >= 0.05
+    with pytest.raises(SystemExit, match="false ended with 1"):
+        monitoring.spread(["false"], 1, 0.0)
 
 
 def test_the_larger_image_is_always_the_same() -> None:

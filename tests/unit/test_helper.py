@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cxm import wire
+from cxm import config, wire
 from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError
 from cxm.names import VmId
 from cxm.node import helper
@@ -238,8 +238,8 @@ class TestReplies:
         with machine.vm_lock(CLOUD, VmId(42)):
             with pytest.raises(CxmError, match="vm-cloudone1-42"):
                 ask(busy, "vm-volumes", vm=42)
-            assert ask(busy, "vm-volumes", vm=4).result == {"volumes": []}
-        assert ask(busy, "vm-volumes", vm=42).result == {"volumes": []}
+            assert ask(busy, "vm-volumes", vm=4).result["volumes"] == []
+        assert ask(busy, "vm-volumes", vm=42).result["volumes"] == []
 
 
 class TestCaller:
@@ -263,9 +263,10 @@ def test_what_is_ignored_of_the_settings_is_in_the_log(caplog: pytest.LogCapture
     """With each verb about a VM; monitoring would repeat it every few seconds."""
     with caplog.at_level(logging.DEBUG, "cxm"):
         for verb in ("observe", "vg-usage", "nonsense"):
-            helper._settings("XPATH=/bin/x\n", verb)
+            helper._warned(config.node("XPATH=/bin/x\n", "cxmrc"), verb)
         assert caplog.records == []
-        assert helper._settings("XPATH=/bin/x\nVG_NAME=x\n", "domain-start").vg_name == "x"
+        read = config.node("XPATH=/bin/x\nVG_NAME=x\n", "cxmrc")
+        assert helper._warned(read, "domain-start").vg_name == "x"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "XPATH is obsolete and ignored" in caplog.text
 

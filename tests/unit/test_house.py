@@ -17,6 +17,8 @@ TOPS = ("src", "lab", "tests", "packaging", "tools", "remotes", "docs", ".ci", "
 # Where a failure that nobody foresaw ends, or is carried to another thread.
 BOUNDARIES = {
     "src/cxm/cli/main.py",
+    "src/cxm/cluster/agentmain.py",
+    "src/cxm/cluster/peerserver.py",
     "src/cxm/node/helper.py",
     "src/cxm/one/action.py",
     "src/cxm/one/im/control.py",

@@ -21,16 +21,17 @@ UID = os.getuid()
 class Holder:
     """A process that has names, as a client has."""
 
-    def __init__(self, names: list[str], *, stubborn: bool = False) -> None:
+    def __init__(self, names: list[str], *, starts_s: float = 0.0) -> None:
         self.kept: list[socket.socket] = []
         ready, tell = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            if stubborn:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            for door in single.claim(names, uid=UID):
+            self.kept = single.claim(names, uid=UID)
+            if starts_s:
+                os.write(tell, b"x")
+                time.sleep(starts_s)
+            for door in self.kept:
                 door.listen()
-                self.kept.append(door)
             os.write(tell, b"x")
             time.sleep(60)
             os._exit(0)
@@ -84,3 +85,10 @@ def test_another_users_process_is_never_ended(names: list[str]) -> None:
         squatter.listen()
         with pytest.raises(RefusedError, match=f"process {os.getpid()} of user {UID}"):
             single.claim(names, uid=UID + 1)
+
+
+def test_release_ends_one_that_still_starts(names: list[str]) -> None:
+    """It has its names and listens a moment later: a stop that misses it leaves it for ever."""
+    older = Holder(names, starts_s=0.3)
+    single.release(names, uid=UID)
+    assert older.ended_by() == signal.SIGTERM

@@ -32,7 +32,10 @@ class Place:
             (top / name).mkdir(parents=True)
         self.tool("vgchange", f"mkdir -p {top}/sys/kernel/dlm/lvm_LVM_XEN")
         self.tool("lvmlockctl", f"cat {top}/info")
-        self.tool("sleep", "exit 0")
+        # Time passes by sleeping only.
+        (top / "now").write_text("1000\n")
+        self.tool("date", f"cat {top}/now")
+        self.tool("sleep", f"echo $(($(cat {top}/now) + $1)) >{top}/now")
         self.tool("systemctl", "exit 1")
         (top / "info").write_text(INFO)
         text = AGENT.read_text()

@@ -21,7 +21,7 @@ from cxm.cli.text import Style
 from cxm.cluster import model, nodes, pacemaker
 from cxm.cluster.model import Cluster
 from cxm.errors import CxmError, RefusedError, UsageError
-from cxm.node.machine import Caller, Machine
+from cxm.node.machine import Caller, Machine, settings, this_machine
 
 _WITHOUT: Final = "this machine is not a node of a cxm cluster: there is no {path}"
 
@@ -117,15 +117,10 @@ class World:
 
     def machine(self) -> Machine:
         """This node as the verbs use it, for its volumes and locks."""
-        settings = self.settings
-        if settings is None:
-            text = config.read_trusted(self.path(config.NODE_FILE))
-            settings, _warnings = config.node(text, config.NODE_FILE)
-        return Machine(
-            settings,
-            self.runner,
-            Caller(self.uid, self.uid),
-            os.uname().nodename,
+        own = self.settings or settings(self.path(config.NODE_FILE))[0]
+        return replace(
+            this_machine(Caller(self.uid, self.uid), self.runner),
+            config=own,
             dev_dir=self.path("/dev"),
             run_dir=self.path("/run/cxm"),
             state_dir=self.path("/var/lib/cxm"),

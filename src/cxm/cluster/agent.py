@@ -13,10 +13,10 @@ from enum import IntEnum
 from typing import Final
 
 from cxm import names
-from cxm.cluster import bootfiles, cib, moving, pacemaker
+from cxm.cluster import bootfiles, cib, moving, pacemaker, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
-from cxm.errors import CommandError, NotFoundError
+from cxm.errors import NotFoundError
 from cxm.names import CHECKPOINT, State
 from cxm.node import configs, memory
 from cxm.node import volumes as store
@@ -30,7 +30,8 @@ from cxm.xen.xl import Domain
 
 _log = logging.getLogger(__name__)
 
-# How long a guest is asked before it is destroyed: longer would delay every failover.
+# How long a guest may take to switch itself off before it is destroyed: longer would delay every
+# failover.
 SOFT_S: Final = 20.0
 # How long a guest may be between two lives: rebooting, or suspended by a save that somebody does.
 _GAP_S: Final = 40.0
@@ -144,10 +145,7 @@ def _shut_down(vm: Vm) -> None:
         if domain.domid in asked:
             continue
         asked.add(domain.domid)
-        try:
-            xl.ask_shutdown(machine.runner, domain.domid, timeout_s=SOFT_S)
-        except CommandError as error:
-            _log.debug("VM %d does not listen: %s", vm.vm, error.message)
+        if not request.is_heard(vm, domain, "shutdown"):
             return
 
 

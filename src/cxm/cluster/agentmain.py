@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cxm import config, log, run
+from cxm import log
 from cxm.cluster import agent
 from cxm.cluster.agent import Ocf
 from cxm.config import NodeConfig
-from cxm.errors import CxmError, UsageError, system_error
+from cxm.errors import CxmError, UsageError, explained
 from cxm.names import cloud_id, domain_uuid, vm_id
 from cxm.node.life import Vm, end, running
-from cxm.node.machine import Caller, Machine
+from cxm.node.machine import Machine, this_machine
+from cxm.node.machine import settings as own_settings
 from cxm.node.volumes import Owner
 
 _log = logging.getLogger(__name__)
@@ -41,11 +42,6 @@ def _remember_uuid(machine: Machine, env: Mapping[str, str]) -> None:
 def _say(text: str) -> None:
     """A sentence that Pacemaker shows beside the failed action."""
     sys.stderr.write(f"ocf-exit-reason:{text}\n")
-
-
-def _from_file() -> NodeConfig:
-    settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
-    return settings
 
 
 def _configured(
@@ -95,13 +91,10 @@ def perform(
     except UsageError as error:
         say(error.sentence())
         return Ocf.NOT_CONFIGURED
-    except CxmError as error:
-        _log.error("%s: %s", action, error.sentence())
-        say(error.sentence())
-        return Ocf.ERROR
-    except OSError as error:
-        _log.error("%s: %s", action, system_error(error))
-        say(system_error(error))
+    except Exception as error:  # noqa: BLE001 - the boundary
+        failure = explained(error, f"VM {environ.get(_VM, '')}: {action}", _log)
+        _log.error("%s: %s", action, failure.sentence())
+        say(failure.sentence())
         return Ocf.ERROR
 
 
@@ -109,5 +102,5 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """The entry point of ``cxm-agent``."""
     os.umask(0o022)
     log.to_syslog(ident="cxm", debug=False)
-    machine = Machine(NodeConfig(), run.System(), Caller(0, 0), os.uname().nodename)
-    return perform(machine, argv[0] if len(argv) == 1 else "", environ, _from_file)
+    action = argv[0] if len(argv) == 1 else ""
+    return perform(this_machine(), action, environ, lambda: own_settings()[0])

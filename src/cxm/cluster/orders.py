@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import agent, bootfiles, cib, limits, nodes, pacemaker, peer
+from cxm.cluster import bootfiles, cib, limits, nodes, pacemaker, peer, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import (
     ON_START,
@@ -27,7 +27,7 @@ from cxm.cluster.view import (
     simulated,
     unblocked,
 )
-from cxm.errors import CommandError, NotFoundError, RefusedError
+from cxm.errors import NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, VmId
 from cxm.node import plan as plans
 from cxm.node import volumes as store
@@ -36,7 +36,6 @@ from cxm.node.guests import Life
 from cxm.node.life import Vm, end, running, settled, undoing
 from cxm.node.starting import release, usable
 from cxm.node.verbs import Call
-from cxm.xen import xl
 from cxm.xen.guest import GuestSpec, from_json
 
 _log = logging.getLogger(__name__)
@@ -302,17 +301,7 @@ def _ask(vm: Vm, node: str, word: str) -> bool:
     """Ask the guest for something, on the node where it runs; False when it runs no more."""
     if node != vm.machine.hostname:
         return bool(peer.ask(vm.machine, node, word, vm.owner.cloud, vm.vm)["running"])
-    domain = running(vm.present())
-    if domain is None:
-        return False
-    try:
-        if word == "shutdown":
-            xl.ask_shutdown(vm.machine.runner, domain.domid, timeout_s=agent.SOFT_S)
-        elif word == "reboot":
-            xl.ask_reboot(vm.machine.runner, domain.domid)
-    except CommandError as error:
-        _log.debug("VM %d does not listen: %s", vm.vm, error.message)
-    return True
+    return request.ask(vm, word)
 
 
 def reboot(call: Call, *, vm: VmId) -> dict[str, Any]:

@@ -13,16 +13,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
-from cxm import config, log, names, run
-from cxm.cluster import agent, bootfiles, moving
-from cxm.errors import CommandError, CxmError, NotFoundError, RefusedError, UsageError
+from cxm import log, names, run
+from cxm.cluster import agent, bootfiles, moving, request
+from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
 from cxm.node import kernels
-from cxm.node.life import Vm, running
-from cxm.node.machine import Caller, Machine
+from cxm.node.life import Vm
+from cxm.node.machine import Machine, settings, this_machine
 from cxm.node.volumes import Owner
-from cxm.xen import xl
 
 _log = logging.getLogger(__name__)
 
@@ -43,38 +43,15 @@ def _ordered(vm: Vm) -> dict[str, Any]:
     return {"ordered": vm.machine.order_busy(vm.owner.cloud, vm.vm)}
 
 
-def _state(vm: Vm) -> dict[str, Any]:
-    present = vm.present()
-    return {"running": running(present) is not None, "domains": len(present)}
-
-
-def _shutdown(vm: Vm) -> dict[str, Any]:
-    return _asked(vm, lambda domid: xl.ask_shutdown(vm.machine.runner, domid, timeout_s=60.0))
-
-
-def _reboot(vm: Vm) -> dict[str, Any]:
-    return _asked(vm, lambda domid: xl.ask_reboot(vm.machine.runner, domid))
-
-
-def _asked(vm: Vm, how: Callable[[int], None]) -> dict[str, Any]:
-    domain = running(vm.present())
-    if domain is None:
-        return {"running": False, "heard": False}
-    try:
-        how(domain.domid)
-    except CommandError as error:
-        _log.debug("VM %d does not listen: %s", vm.vm, error.message)
-        return {"running": True, "heard": False}
-    return {"running": True, "heard": True}
+def _asked(word: str) -> Callable[[Vm], dict[str, Any]]:
+    return lambda vm: {"running": request.ask(vm, word)}
 
 
 _ANSWERS: Final[Mapping[str, Callable[[Vm], dict[str, Any]]]] = {
     "bridges": _bridges,
     "release": _release,
     "ordered": _ordered,
-    "state": _state,
-    "shutdown": _shutdown,
-    "reboot": _reboot,
+    **{word: _asked(word) for word in request.WORDS},
 }
 
 
@@ -154,20 +131,27 @@ def _about_vm(
     return _ANSWERS[word](vm)
 
 
+def answered(
+    machine: Callable[[], Machine], text: str, become: Callable[[list[str]], None], data: BinaryIO
+) -> dict[str, Any]:
+    """The same, but that a failure is an answer too."""
+    try:
+        return serve(machine(), text, become, data)
+    except Exception as error:  # noqa: BLE001 - the boundary
+        failure = explained(error, f"'{text[:80]}'", _log)
+        _log.error("%s", failure.sentence())
+        return {"error": failure.message, "hint": failure.hint}
+
+
 def main(environ: Mapping[str, str]) -> int:
     """The entry point of ``cxm-peer``."""
     os.umask(0o022)
     log.to_syslog(ident="cxm-peer", debug=False)
-    try:
-        settings, _warnings = config.node(config.read_trusted(config.NODE_FILE), config.NODE_FILE)
-        machine = Machine(settings, run.System(), Caller(0, 0), os.uname().nodename)
-        asked = environ.get("SSH_ORIGINAL_COMMAND", "")
-        answer = serve(machine, asked, run.become, sys.stdin.buffer)
-    except CxmError as error:
-        _log.error("%s", error.sentence())
-        answer = {"error": error.message, "hint": error.hint}
-    except OSError as error:
-        _log.error("%s", error)
-        answer = {"error": str(error)}
+    answer = answered(
+        lambda: replace(this_machine(), config=settings()[0]),
+        environ.get("SSH_ORIGINAL_COMMAND", ""),
+        run.become,
+        sys.stdin.buffer,
+    )
     sys.stdout.write(json.dumps(answer) + "\n")
     return CxmError.code if "error" in answer else 0

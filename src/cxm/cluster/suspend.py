@@ -15,7 +15,7 @@ from cxm.cluster.cib import Wish
 from cxm.cluster.orders import adopt, called_off, place, planned, told
 from cxm.cluster.view import ON_STOP, View, await_, edited, look, ready, unblocked
 from cxm.errors import CommandError, NotFoundError, RefusedError
-from cxm.names import CHECKPOINT, State, VmId
+from cxm.names import CHECKPOINT, VmId
 from cxm.node import memory
 from cxm.node import volumes as store
 from cxm.node.domains import vm_of
@@ -23,7 +23,6 @@ from cxm.node.guests import Life
 from cxm.node.life import Vm, running, settled, undoing
 from cxm.node.starting import drop_checkpoint
 from cxm.node.verbs import Call
-from cxm.node.volumes import Owned
 from cxm.xen.guest import from_json
 
 _log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def save(call: Call, *, vm: VmId) -> dict[str, Any]:
                 f"VM {vm} runs on {view.where[0]}, not here: nothing was done",
                 hint="OpenNebula's record is put right by cxm-sync",
             )
-        name = _saved(here, view) if view.where else _checkpoint(here).name
+        name = _saved(here, view) if view.where else memory.kept(here)[1].name
         seconds = call.machine.monotonic() - begun
     _log.info("the memory of VM %d was saved in %.1f s", vm, seconds)
     return {"checkpoint": name, "seconds": round(seconds, 1)}
@@ -72,19 +71,6 @@ def _saved(vm: Vm, view: View) -> str:
     return name
 
 
-def _checkpoint(vm: Vm) -> Owned:
-    """The VM's saved memory; raises RefusedError unless it is complete."""
-    found = store.find(vm.machine, vm.group(), vm.owner, CHECKPOINT)
-    if found is None:
-        raise RefusedError(f"VM {vm.vm} has no saved memory", hint=memory.ONLY_MEMORY)
-    if found.tags.state is not State.READY:
-        raise RefusedError(
-            f"the saved memory of VM {vm.vm} is '{found.tags.state}' and cannot be restored",
-            hint=memory.ONLY_MEMORY,
-        )
-    return found
-
-
 def restore(
     call: Call, *, vm: VmId, directory: str, guest: dict[str, Any] | None
 ) -> dict[str, Any]:
@@ -97,7 +83,7 @@ def restore(
             return adopt(here, view)
         with told(here):
             ready(view, me)
-            _checkpoint(here)
+            memory.kept(here)
             resource = view.resource
             if resource is None:
                 if guest is None:

@@ -115,7 +115,8 @@ def sweep(machine: Machine, group: Group) -> list[str]:
 def adopt(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
     """Where the volume group is shared: make the VM's directory, with links to its disks.
 
-    The result names the disks that are complete; it is empty where they would have to be copied.
+    The result names the disks that are complete, none where they would have to be copied, and
+    which group this is.
     """
     machine, owner = call.machine, store.Owner(call.cloud, vm)
     group = store.load(machine, owner)
@@ -127,7 +128,7 @@ def adopt(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
                 adopted.note(machine, owner, directory)
                 with linked(machine, directory, owned.tags.kind, machine.device(owned.name)):
                     disks.append(owned.tags.kind)
-    return {"disks": disks}
+    return {"disks": disks, "uuid": group.uuid}
 
 
 # --- out ----------------------------------------------------------------------------------------

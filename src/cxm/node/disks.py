@@ -321,7 +321,7 @@ def read(
 
 
 def volumes(call: Call, *, vm: VmId) -> dict[str, Any]:
-    """The volumes of a VM."""
+    """The volumes of a VM, and which group they are in."""
     owner = Owner(call.cloud, vm)
     group = lvm.group(call.machine.runner, call.machine.config.vg_name)
     rows = [
@@ -333,7 +333,7 @@ def volumes(call: Call, *, vm: VmId) -> dict[str, Any]:
         }
         for owned in store.of_vm(call.machine, group, owner)
     ]
-    return {"volumes": rows}
+    return {"volumes": rows, "uuid": group.uuid}
 
 
 def usage(call: Call) -> dict[str, Any]:

@@ -23,14 +23,15 @@ import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 from cxm import API_VERSION, __version__, config, interrupt, log, names, run, wire
-from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError, system_error
+from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError, explained
 from cxm.interrupt import InterruptedBySignalError
 from cxm.names import CloudId
 from cxm.node.client import FAILURE_CODE
-from cxm.node.machine import Caller, Machine
+from cxm.node.machine import Caller, Machine, settings, this_machine
 from cxm.node.verbs import VERBS, Call, Data, Verb, block_mib, check_arguments
 
 _log = logging.getLogger(__name__)
@@ -220,13 +221,7 @@ def _explain(error: BaseException, verb: str, hostname: str) -> CxmError:
         return error
     if isinstance(error, InterruptedBySignalError):
         return CxmError(f"{hostname}: {verb} was ended by {error} and has undone what it did")
-    if isinstance(error, OSError):
-        return CxmError(f"{hostname}: {verb}: {system_error(error)}")
-    _log.error("unexpected failure of %s", verb, exc_info=error)
-    return CxmError(
-        f"{hostname}: {verb} failed unexpectedly: {type(error).__name__}: {error}",
-        hint="this is a defect of cxm; please report it with the node's log",
-    )
+    return explained(error, f"{hostname}: {verb}", _log)
 
 
 def serve(
@@ -293,30 +288,28 @@ def _caller(environ: Mapping[str, str]) -> Caller:
     return Caller(os.geteuid(), os.getegid())
 
 
-def _settings(text: str, verb: str) -> config.NodeConfig:
+def _warned(read: tuple[config.NodeConfig, list[str]], verb: str) -> config.NodeConfig:
     """The node's settings; what is ignored of them is warned of by each verb about a VM."""
-    settings, warnings = config.node(text, config.NODE_FILE)
+    found, warnings = read
     if verb in VERBS and "vm" in VERBS[verb].arguments():
         for warning in warnings:
             _log.warning("%s", warning)
-    return settings
+    return found
 
 
 def main(argv: list[str]) -> int:
     """The helper's entry point: ``cxm-helper VERB``, the request on standard input."""
-    hostname = os.uname().nodename
     if len(argv) != 1:
         sys.stderr.write("usage: cxm-helper VERB (called by cxm's drivers)\n")
         return UsageError.code
     os.umask(0o022)
     interrupt.install()
     log.to_syslog(ident="cxm-helper", debug=False)
-    settings, refusal = config.NodeConfig(), None
+    machine, refusal = this_machine(_caller(os.environ)), None
     try:
-        settings = _settings(config.read_trusted(config.NODE_FILE), argv[0])
+        machine = replace(machine, config=_warned(settings(), argv[0]))
     except CxmError as error:
         refusal = error
-    machine = Machine(settings, run.System(), _caller(os.environ), hostname)
     # Unbuffered: the request's line must not take a byte of the data that follows it.
     stdin, stdout = open(0, "rb", buffering=0), open(1, "wb", buffering=0)
     return serve(argv[0], stdin, stdout, machine, refusal=refusal)

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Final
 
+from cxm import config as configuration
 from cxm import lock, rights, wire
-from cxm.config import CLUSTER_MARKER, NodeConfig
+from cxm.config import CLUSTER_MARKER, NODE_FILE, NodeConfig
 from cxm.names import CloudId, LvName, VmId
-from cxm.run import Runner
+from cxm.run import Runner, System
 
 # A verb of another action on the same VM may be saving a large memory: wait for it, not for ever.
 _LOCK_TIMEOUT_S = 60.0
@@ -28,6 +30,9 @@ class Caller:
 
     uid: int
     gid: int
+
+
+ROOT: Final = Caller(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +82,6 @@ class Machine:
         """Whether an order about a VM is at work on this node, waiting for the cluster perhaps."""
         return lock.is_held(os.path.join(self.run_dir, "lock"), f"order-{cloud}-{vm}")
 
-    def order_busy(self, cloud: CloudId, vm: VmId) -> bool:
-        """Whether an order about a VM is at work on this node, waiting for the cluster perhaps."""
-        return lock.is_held(os.path.join(self.run_dir, "lock"), f"order-{cloud}-{vm}")
-
     @property
     def in_cluster(self) -> bool:
         """Whether this machine is a node of a cxm cluster: cxm-setup leaves a mark."""
@@ -101,3 +102,16 @@ class Machine:
     def as_caller(self) -> AbstractContextManager[None]:
         """Work with the caller's rights, in a directory that it can write."""
         return rights.working_as(self.caller.uid, self.caller.gid)
+
+
+def settings(path: str = NODE_FILE) -> tuple[NodeConfig, list[str]]:
+    """The node's own settings, and warnings of what is ignored; raises ConfigError."""
+    return configuration.node(configuration.read_trusted(path), NODE_FILE)
+
+
+def this_machine(caller: Caller = ROOT, runner: Runner | None = None) -> Machine:
+    """The machine that we run on, by default for root, with no settings but the defaults.
+
+    Whoever needs its own gives it :func:`settings`, and decides what broken ones mean.
+    """
+    return Machine(NodeConfig(), runner or System(), caller, os.uname().nodename)

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 # What a save takes beyond the memory: 8 bytes a page, and for the whole first 4 GiB in any case.
 _PER_MIB: Final = 256
 _MARGIN_MIB: Final = 64
-ONLY_MEMORY: Final = "only its memory is lost: its disks are whole, and a deploy starts it afresh"
+_ONLY_MEMORY: Final = "only its memory is lost: its disks are whole, and a deploy starts it afresh"
 
 
 def checkpoint_mib(memory_mib: int) -> int:
@@ -134,7 +134,7 @@ def _saved_before(vm: Vm, group: Group, found: Owned | None) -> str:
             except DataError as error:
                 raise RefusedError(
                     f"VM {vm.vm} does not run here, and its saved memory is incomplete",
-                    hint=ONLY_MEMORY,
+                    hint=_ONLY_MEMORY,
                 ) from error
         _retag(vm, group, found.name, found.tags, State.READY)
     return found.name
@@ -181,15 +181,16 @@ def _restored_before(present: list[Domain], found: Owned | None) -> Domain | Non
     return next((domain for domain in present if never_ran(domain)), None)
 
 
-def _checkpoint(vm: Vm) -> tuple[Group, Owned]:
+def kept(vm: Vm) -> tuple[Group, Owned]:
+    """The VM's saved memory; raises RefusedError unless it is there and complete."""
     group = vm.group()
     found = store.find(vm.machine, group, vm.owner, CHECKPOINT)
     if found is None:
-        raise RefusedError(f"VM {vm.vm} has no saved memory on this node", hint=ONLY_MEMORY)
+        raise RefusedError(f"VM {vm.vm} has no saved memory", hint=_ONLY_MEMORY)
     if found.tags.state is not State.READY:
         raise RefusedError(
             f"the saved memory of VM {vm.vm} is '{found.tags.state}' and cannot be restored",
-            hint=ONLY_MEMORY,
+            hint=_ONLY_MEMORY,
         )
     return group, found
 
@@ -201,7 +202,7 @@ def _check(vm: Vm, device: str) -> SaveFile:
     except DataError as error:
         raise RefusedError(
             f"the saved memory of VM {vm.vm} cannot be restored: {error.message}",
-            hint=ONLY_MEMORY,
+            hint=_ONLY_MEMORY,
         ) from error
 
 
@@ -212,7 +213,7 @@ def wake(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
     checkpoint that is not there or not complete.
     """
     machine = vm.machine
-    group, found = _checkpoint(vm)
+    group, found = kept(vm)
     with store.activated(machine, group, found) as device:
         checked = _check(vm, device)
         stored = vm.stored()

@@ -219,9 +219,9 @@ def ask_shutdown(runner: Runner, domid: int, *, timeout_s: float) -> None:
     _run(runner, argv, min(timeout_s, _REQUEST_TIMEOUT_S))
 
 
-def ask_reboot(runner: Runner, domid: int) -> None:
+def ask_reboot(runner: Runner, domid: int, *, timeout_s: float = _REQUEST_TIMEOUT_S) -> None:
     """Ask the guest to reboot, as :func:`ask_shutdown` does."""
-    _run(runner, ["xl", "reboot", "-F", str(domid)], _REQUEST_TIMEOUT_S)
+    _run(runner, ["xl", "reboot", "-F", str(domid)], timeout_s)
 
 
 def unpause(runner: Runner, domid: int) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 
 import cxm
 from cxm import log
-from cxm.errors import UsageError
+from cxm.errors import CxmError, UsageError
 from cxm.node.client import RemoteNode
 from cxm.one import version as one_version
 from cxm.one.action import Call, Context
@@ -122,12 +122,21 @@ def _log_to_syslog() -> None:
 
 
 def _into_background(client: Client, script: str, doors: Sequence[socket.socket]) -> None:
-    """Leave a process that serves; only the caller's process returns."""
+    """Leave a process that serves; only the caller's process returns, when the other listens.
+
+    Who asks the doors right afterwards (a stop, the next start) must find it.
+    """
     sys.stdout.flush()
+    listens, tell = os.pipe()
     if os.fork() != 0:
+        os.close(tell)
+        with open(listens, "rb") as file:
+            if not file.read(1):
+                raise CxmError("the monitoring client ended before it listened")
         return
     code = 1
     try:
+        os.close(listens)
         os.setsid()
         os.chdir("/")
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -137,6 +146,8 @@ def _into_background(client: Client, script: str, doors: Sequence[socket.socket]
             signal.signal(sign, signal.SIG_DFL)  # there is nothing to undo
         for door in doors:
             door.listen(8)
+        os.write(tell, b"+")
+        os.close(tell)
         serve(client, Watch(script), doors)
         code = 0
     except Exception:  # noqa: BLE001 - nobody is left to catch it

@@ -59,18 +59,17 @@ def _check_same_place(request: MoveDisk | MoveDirectory) -> None:
         )
 
 
-def _shared(ctx: Context, target: Directory, vm: VmId) -> list[str]:
-    """The VM's disks that are on the target's shared storage already, linked there.
+def _shared(ctx: Context, target: Directory, vm: VmId) -> tuple[list[str], str]:
+    """The VM's disks that are on the target's shared storage already, linked there; its group.
 
     The source is not asked: it may be dead.
     """
     found = ctx.node(target.host).call("dir-adopt", {"vm": vm, "dir": target.path})
-    return [str(disk) for disk in found["disks"]]
+    return [str(disk) for disk in found["disks"]], str(found["uuid"])
 
 
-def _check_own_storage(ctx: Context, source: str, target: str, vm: VmId) -> None:
+def _check_own_storage(source: str, target: str, vm: VmId, groups: tuple[str, str]) -> None:
     """Two hosts with one volume group have nothing to copy, and a copy would destroy the disk."""
-    groups = [ctx.node(host).call("vg-usage", {}).get("uuid") for host in (source, target)]
     if groups[0] == groups[1]:
         raise RefusedError(
             f"cxm does not move VM {vm} from {source} to {target}: they have the same volume "
@@ -91,10 +90,15 @@ def _move_disk(ctx: Context, request: MoveDisk) -> None:
         _migrate_disk(ctx, request)
 
 
+def _held(node: Node, vm: VmId) -> tuple[dict[str, str], str]:
+    """The state of each volume of a VM on a node, by disk number or ``checkpoint``; its group."""
+    found = node.call("vm-volumes", {"vm": vm})
+    states = {str(row["disk"]): str(row["state"]) for row in found["volumes"]}
+    return states, str(found["uuid"])
+
+
 def _states(node: Node, vm: VmId) -> dict[str, str]:
-    """The state of each volume of a VM on a node, by disk number or ``checkpoint``."""
-    rows = node.call("vm-volumes", {"vm": vm})["volumes"]
-    return {str(row["disk"]): str(row["state"]) for row in rows}
+    return _held(node, vm)[0]
 
 
 def _has(node: Node, vm: VmId, disk: int) -> bool:
@@ -195,11 +199,13 @@ def _relay_disk(ctx: Context, source: DiskPlace, target: DiskPlace, asked: Subje
 def _migrate_disk(ctx: Context, request: MoveDisk) -> None:
     source, target, vm = request.source, request.target, request.vm
     place = Directory(target.host, target.directory)
-    if str(target.disk) in _shared(ctx, place, vm):
+    disks, group = _shared(ctx, place, vm)
+    if str(target.disk) in disks:
         _log.info("VM %s disk %s is on storage that %s shares", vm, target.disk, target.host)
         return
-    _check_own_storage(ctx, source.host, target.host, vm)
-    if str(source.disk) not in _states(ctx.node(source.host), vm):
+    held, own = _held(ctx.node(source.host), vm)
+    _check_own_storage(source.host, target.host, vm, (own, group))
+    if str(source.disk) not in held:
         if _has(ctx.node(target.host), vm, target.disk):
             return
         raise NotFoundError(
@@ -221,13 +227,13 @@ def _move_directory(ctx: Context, request: MoveDirectory) -> None:
         _migrate_directory(ctx, request)
 
 
-def _left_behind(ctx: Context, source: Directory, vm: VmId) -> Iterator[DiskPlace]:
+def _left_behind(source: Directory, states: dict[str, str]) -> Iterator[DiskPlace]:
     """The disks that are still on a host when the directory goes.
 
     oned names the disks of the VM's template, not that of its context, which up to 4.14 is made
     only once. Whatever it is, it must not be lost with the VM's other remains.
     """
-    for kind, state in _states(ctx.node(source.host), vm).items():
+    for kind, state in states.items():
         if kind != CHECKPOINT and state == State.READY:
             yield DiskPlace(source.host, source.path, int(kind))
 
@@ -250,7 +256,7 @@ def _stop_directory(ctx: Context, request: MoveDirectory) -> None:
     source, target, vm = request.source, request.target.path, request.vm
     node = ctx.node(source.host)
     stopped.make_directory(target)
-    for place in _left_behind(ctx, source, vm):
+    for place in _left_behind(source, _states(node, vm)):
         _fetch(ctx, place, vm, stopped.volume_path(target, place.disk))
     node.download(
         "dir-read",
@@ -265,12 +271,14 @@ def _migrate_directory(ctx: Context, request: MoveDirectory) -> None:
     source, target, vm = request.source, request.target, request.vm
     asked = subject.ask(ctx, vm)
     node = ctx.node(source.host)
-    if _shared(ctx, target, vm):
+    disks, group = _shared(ctx, target, vm)
+    if disks:
         if asked.record.lcm_state not in _SOURCE_IS_LOST:
             node.call("dir-drop", {"vm": vm, "dir": source.path})
         return
-    _check_own_storage(ctx, source.host, target.host, vm)
-    for place in _left_behind(ctx, source, vm):
+    held, own = _held(node, vm)
+    _check_own_storage(source.host, target.host, vm, (own, group))
+    for place in _left_behind(source, held):
         _relay_disk(ctx, place, DiskPlace(target.host, target.path, place.disk), asked)
 
     def deliver(items: Iterator[wire.Item]) -> None:
