@@ -11,6 +11,7 @@ import pytest
 from cxm.run import Result, System
 
 AGENTS = Path(__file__).parents[2] / "packaging/ocf"
+NAMES = ("domain", "lockspace", "storage", "watch")
 SUCCESS, ARGUMENTS, UNIMPLEMENTED, NOT_CONFIGURED = 0, 2, 3, 6
 # Of ra-api-1.dtd and metadata.rng of the package resource-agents, what our agents use.
 CHILDREN = {
@@ -36,7 +37,7 @@ def run(agent: str, *argv: str) -> Result:
     return System().run(words, ok=range(256))
 
 
-@pytest.fixture(scope="module", params=["domain", "lockspace", "storage"])
+@pytest.fixture(scope="module", params=NAMES)
 def agent(request: pytest.FixtureRequest) -> str:
     """Each of them."""
     return str(request.param)
@@ -44,7 +45,7 @@ def agent(request: pytest.FixtureRequest) -> str:
 
 def test_every_agent_is_checked() -> None:
     """A new one is to be named here."""
-    assert {each.name for each in AGENTS.iterdir()} == {"domain", "lockspace", "storage"}
+    assert {each.name for each in AGENTS.iterdir()} == set(NAMES)
 
 
 def test_meta_data_has_the_form_that_the_api_wants(agent: str) -> None:
