@@ -22,6 +22,7 @@ from cxm.run import Runner, System
 # A verb of another action on the same VM may be saving a large memory: wait for it, not for ever.
 _LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.5
+_MOST_POLL_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,16 @@ class Machine:
         return lock.is_held(os.path.join(self.run_dir, "lock"), f"vm-{cloud}-{vm}")
 
     def waits(self, patience_s: float) -> Iterator[None]:
-        """Give the loop a turn until its patience ends, and a moment between two turns."""
+        """Give the loop a turn until its patience ends, and a moment between two turns.
+
+        On a slow node a turn takes long: what is waited for gets as much of it as the looking.
+        """
         deadline = self.monotonic() + patience_s
+        begun = self.monotonic()
         yield
         while self.monotonic() < deadline:
-            self.sleep(_POLL_S)
+            self.sleep(max(_POLL_S, min(self.monotonic() - begun, _MOST_POLL_S)))
+            begun = self.monotonic()
             yield
 
     def as_caller(self) -> AbstractContextManager[None]:
