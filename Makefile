@@ -4,7 +4,7 @@
 # make demo       everything set up, then the main job on a real lab
 # make test       everything set up, then all tests (CI)
 # make test-all   every case, without limit
-# make bench      round trips, start-up and overhead of each action; clone and monitors beside others' ways
+# make bench      what each action costs; clone, monitors and failover beside other ways
 # make check      lint, types and the tests that need no lab
 
 PYTHON := .venv/bin/python

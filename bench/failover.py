@@ -22,12 +22,17 @@ from lab.machine import Machine
 from lab.town import Town
 
 HEADING: Final = """\
-The power of a node with a VM is cut; seconds from that moment until it ...
-median (min-max) of the rounds. The answer is seen over the network, the rest is the cluster's own
+The power of a node with a VM is cut: seconds from that moment, median (min-max). The answer is seen over the network, the rest is the cluster's own
 timeline. Both nodes are emulated on this machine; the token is 6 s, and 5 s of the fencing are the
 delay by which one of two nodes wins that have equally many VMs (15 s where it had more)."""
 
-_STEPS: Final = ("lost", "fenced", "started", "answered")
+NODES: Final = ("node1", "node2")
+_STEPS: Final = {
+    "lost": "the other node notices",
+    "fenced": "it is fenced",
+    "started": "its VM is started",
+    "answered": "its VM answers",
+}
 _COLD: Final = "cold start to answer"
 _ORDER_S: Final = 600.0
 
@@ -96,7 +101,7 @@ class Report:
 
     def text(self) -> str:
         """A table, and how many cold starts a failover takes."""
-        rows = [(f"... is {step}", self.taken[step].shown(1)) for step in _STEPS]
+        rows = [(words, self.taken[step].shown(1)) for step, words in _STEPS.items()]
         rows.append((_COLD, self.taken[_COLD].shown(1)))
         times = figures.ratio(self.taken["answered"], self.taken[_COLD])
         rows.append(("failover / cold start", f"{times.shown(2)} x"))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""``make bench``: all benchmarks on a lone host of a lab; tables here, JSON in build/bench."""
+"""``make bench``: all benchmarks, on a lone host and on a cluster; JSON in build/bench."""
 
 import argparse
 import json
@@ -10,13 +10,19 @@ import sys
 import time
 from typing import Any, Final, Protocol
 
-from bench import monitors, stage
+from bench import failover, monitors, stage
 from bench.actions import Actions
 from bench.clones import Case, Clones
 from bench.payload import larger
 from bench.stage import Stage
 from cxm import __version__
 from cxm.errors import CxmError
+from lab import lab
+from lab.guest_image import guest_image
+from lab.image import node_image
+from lab.places import places
+from lab.progress import Progress
+from lab.spec import make_spec
 
 _RESULTS: Final = "build/bench"
 _ROUNDS: Final = 3
@@ -31,7 +37,7 @@ class _Report(Protocol):
         """The same for programs."""
 
 
-def _machine(on: Stage, rounds: int) -> dict[str, Any]:
+def _facts(host: str, rounds: int) -> dict[str, Any]:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     return {
@@ -39,7 +45,7 @@ def _machine(on: Stage, rounds: int) -> dict[str, Any]:
         "cxm": __version__,
         "machine": f"{os.cpu_count()} x {models[0] if models else platform.machine()}",
         "load": round(os.getloadavg()[0], 1),
-        "host": f"{stage.HOST} in QEMU with {on.lab.accelerator}",
+        "host": host,
         "rounds": rounds,
     }
 
@@ -63,7 +69,7 @@ def _cases(on: Stage) -> list[Case]:
 
 
 def _play(on: Stage, rounds: int, only: str) -> None:
-    facts = _machine(on, rounds)
+    facts = _facts(f"{stage.HOST} in QEMU with {on.lab.accelerator}", rounds)
     clones = Clones(on, _cases(on)) if only in ("", "clones") else None
     # First without the instruments: what is compared with others is the product as it is.
     if clones is not None:
@@ -87,18 +93,36 @@ def _play(on: Stage, rounds: int, only: str) -> None:
         _keep("actions", actions.report(), facts)
 
 
+def _fail_over(name: str, rounds: int) -> None:
+    """On a cluster, which has a lab of its own."""
+    progress = Progress()
+    if lab.running(places(name)):
+        lab.down(name)
+    with lab.prepare(make_spec(failover.NODES), name=name, progress=progress) as running:
+        image = node_image(running.places, progress)
+        cuts = failover.Failovers(running, guest_image(running.places, image, progress))
+        facts = _facts(f"{', '.join(failover.NODES)} in QEMU with {running.accelerator}", rounds)
+        for number in range(rounds):
+            with progress.step(f"failovers, round {number + 1} of {rounds}"):
+                cuts.round()
+        _keep("failover", cuts.report(), facts)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    parser.add_argument("--only", choices=("actions", "clones", "monitors"), default="")
+    parser.add_argument("--only", choices=("actions", "clones", "monitors", "failover"), default="")
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error("at least one round is needed")
     name = os.environ.get("CXM_LAB_NAME", "bench")
     try:
-        with stage.opened(name) as on:
-            _play(on, options.rounds, options.only)
+        if options.only != "failover":
+            with stage.opened(name) as on:
+                _play(on, options.rounds, options.only)
+        if options.only in ("", "failover"):
+            _fail_over(f"{name}-pair", options.rounds)
     except CxmError as error:
         print(f"\nbench: {error.sentence()}", file=sys.stderr)
         return 1

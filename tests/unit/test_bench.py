@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import clones, figures, monitoring, monitors, notes, payload, probe
+from bench import clones, failover, figures, monitoring, monitors, notes, payload, probe
 from bench.timed import instrumented
 from cxm.errors import CxmError
 from cxm.run import System
@@ -181,3 +181,18 @@ def test_the_larger_image_holds_the_guest(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "larger") as archive:
         assert archive.getnames()[0] == "sbin/init"
         assert len(archive.getnames()) == 4
+
+
+def test_failovers_are_told_beside_cold_starts() -> None:
+    """Each step from the cut on, and how many cold starts of the same round they take."""
+    values = {
+        "lost": (8.0, 10.0),
+        "fenced": (20.0, 30.0),
+        "started": (40.0, 50.0),
+        "answered": (60.0, 80.0),
+        "cold start to answer": (20.0, 40.0),
+    }
+    report = failover.Report({what: figures.series(each) for what, each in values.items()})
+    assert "it is fenced              25.0 (20.0-30.0)" in report.text()
+    assert "2.50 (2.00-3.00) x" in report.text()
+    assert report.to_json()["answered"]["median"] == 70.0
