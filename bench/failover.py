@@ -22,9 +22,10 @@ from lab.machine import Machine
 from lab.town import Town
 
 HEADING: Final = """\
-The power of a node with a VM is cut: seconds from that moment, median (min-max). The answer is seen over the network, the rest is the cluster's own
-timeline. Both nodes are emulated on this machine; the token is 6 s, and 5 s of the fencing are the
-delay by which one of two nodes wins that have equally many VMs (15 s where it had more)."""
+The power of a node with a VM is cut: seconds from that moment, median (min-max) of the rounds. The
+answer is seen over the network, the rest is the cluster's own timeline. Both nodes are emulated on
+this machine; the token is 6 s, and 5 s of the fencing are the delay by which one of two nodes wins
+that have equally many VMs (15 s where it had more)."""
 
 NODES: Final = ("node1", "node2")
 _STEPS: Final = {
