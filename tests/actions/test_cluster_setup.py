@@ -72,7 +72,7 @@ class Pair:
 
     def token(self) -> str:
         """What the first node's secrets make."""
-        membership, _basis = cluster._first(self.first.host(), GIVEN)
+        membership, _told = cluster._first(self.first.host(), GIVEN)
         return jointoken.pack(cluster._with_secrets(self.first.host(), membership))
 
 
@@ -327,8 +327,8 @@ def test_password_may_come_from_a_file(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "bmc").write_text("a,b=c\n")
     word = f"node1=fence_ipmilan,ip=1,password=@{tmp_path}/bmc"
     given = replace(GIVEN, fencing=[word, GIVEN.fencing[1]])
-    _membership, basis = cluster._first(pair.first.host(), given)
-    assert basis.fencing[0].parameters["password"] == "a,b=c"
+    _membership, told = cluster._first(pair.first.host(), given)
+    assert told.basis.fencing[0].parameters["password"] == "a,b=c"
 
 
 def test_original_configuration_is_taken_over(pair: Pair, tmp_path: Path) -> None:
@@ -388,12 +388,12 @@ def test_three_nodes_have_a_majority(pair: Pair) -> None:
     """What is for pairs is not said."""
     three = [*GIVEN.nodes, "node3=10.0.0.3"]
     given = replace(GIVEN, nodes=three, fencing=[*GIVEN.fencing, "node3=fence_ipmilan,ip=1"])
-    membership, _basis = cluster._first(pair.first.host(), given)
+    membership, _told = cluster._first(pair.first.host(), given)
     assert "two_node" not in corosync.conf(membership.cluster)
     whole = cluster._with_secrets(pair.first.host(), membership)
     planned = clusterfiles.planned(pair.first.host(), "node1", whole)
     assert not [each for each in planned if each.path.endswith("dlm.conf")]
-    pairs, _basis = cluster._first(pair.first.host(), GIVEN)
+    pairs, _told = cluster._first(pair.first.host(), GIVEN)
     assert "wait_for_all: 1" in corosync.conf(pairs.cluster)
 
 
