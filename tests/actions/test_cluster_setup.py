@@ -32,6 +32,7 @@ class Pair:
 
     def __init__(self, top: Path) -> None:
         self.san = San()
+        self.given = GIVEN
         self.pacemaker = FakePacemaker()
         self.nodes = [
             FakeClusterNode(str(top / f"node{n}"), f"node{n}", f"10.0.0.{n}", self.san)
@@ -47,8 +48,8 @@ class Pair:
         assert not node.steps
         return said.text
 
-    def form(self) -> str:
-        """The first node's call, the second's in the middle of it."""
+    def form(self, *later: Callable[[], None]) -> str:
+        """The first node's call, the second's in the middle of it; ``later`` are its last steps."""
         come = self.pacemaker.come
         token: list[str] = []
 
@@ -66,13 +67,14 @@ class Pair:
             starts("cxm-dlm", "cxm-lvmlockd"),
             lambda: None,  # LVM starts what is common to all groups
             starts("cxm-lockspace"),
-            starts(*FENCES),
+            starts(*FENCES, "fence-sbd"),
+            *later,
         )
-        return self.run(self.first, GIVEN, *steps)
+        return self.run(self.first, self.given, *steps)
 
     def token(self) -> str:
         """What the first node's secrets make."""
-        membership, _told = cluster._first(self.first.host(), GIVEN)
+        membership, _told = cluster._first(self.first.host(), self.given)
         return jointoken.pack(cluster._with_secrets(self.first.host(), membership))
 
 
