@@ -2,42 +2,53 @@
 # Copyright The cxm for OpenNebula authors
 """A cluster gets a third node, and loses it again, while it runs: nothing of it is restarted."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from xml.etree.ElementTree import SubElement, tostring
 
 import pytest
 
+from cxm.cluster import nodes
 from cxm.errors import RefusedError
 from cxm.setup import cluster, corosync, jointoken
 from cxm.setup.cluster import Options
 from cxm.setup.corosync import CONF
 from tests.actions.test_cluster_setup import GIVEN, Pair
 from tests.actions.test_setup import Said
-from tests.fakes.clusternode import FakeClusterNode
+from tests.fakes.clusternode import SBD, FakeClusterNode
 
 THREE: Final = replace(
     GIVEN,
     nodes=[*GIVEN.nodes, "node3=10.0.0.3"],
     fencing=[*GIVEN.fencing, "node3=fence_ipmilan,ip=10.0.1.3,username=u,password=secret3"],
 )
+_BOTH: Final[dict[str, Any]] = {"sbd": SBD, "datastore": "gfs2,id=100"}
 
 
 class Three(Pair):
     """A formed pair, and the machine that becomes its third node."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, given: Options = GIVEN, more: Options = THREE) -> None:
         super().__init__(top)
+        self.given, self.more = given, more
         self.third = FakeClusterNode(str(top / "node3"), "node3", "10.0.0.3", self.san)
-        self.form()
+        self.form(*((self.mounted,) if given.datastore else ()))
+
+    def mounted(self) -> None:
+        """The system datastore, wherever the cluster is."""
+        os.makedirs(self.first.node.path("var/lib/one/datastores/100"))
+        self.pacemaker.started.update(["cxm-datastore-volume", "cxm-datastore-mount"])
 
     def token_of(self, given: Options) -> str:
         """What the first node prints."""
-        membership, _basis = cluster._first(self.first.host(), given)
-        return jointoken.pack(cluster._with_secrets(self.first.host(), membership))
+        host = self.first.host()
+        membership, told = cluster._first(host, given)
+        membership, _told = cluster._with_sbd(host, cluster._with_secrets(host, membership), told)
+        return jointoken.pack(membership)
 
     def join(self, node: FakeClusterNode, token: str) -> str:
         """The line on another node, which is in the cluster at once."""
@@ -48,17 +59,17 @@ class Three(Pair):
         said: list[str] = []
 
         def old_one() -> None:
-            said.append(self.join(self.second, self.token_of(THREE)))
+            said.append(self.join(self.second, self.token_of(self.more)))
             assert set(corosync.members(self.second.loaded)) == {"node1", "node2"}
 
         def new_one() -> None:
             assert {"node3"} <= set(corosync.members(self.second.loaded)), "not let in yet"
             steps = (lambda: self.pacemaker.come("node3"),)
-            said.append(self.run(self.third, Options(join=self.token_of(THREE)), *steps))
+            said.append(self.run(self.third, Options(join=self.token_of(self.more)), *steps))
 
         started = self.pacemaker.started
         said.append(
-            self.run(self.first, THREE, old_one, new_one, lambda: started.add("fence-node3"))
+            self.run(self.first, self.more, old_one, new_one, lambda: started.add("fence-node3"))
         )
         return "\n".join(said)
 
@@ -68,7 +79,8 @@ class Three(Pair):
 
     def shrink(self) -> str:
         """The first node's call, the second's while it waits."""
-        return self.run(self.first, GIVEN, lambda: _none(self.join(self.second, self.token())))
+        token = self.token_of(self.given)
+        return self.run(self.first, self.given, lambda: _none(self.join(self.second, token)))
 
 
 def _none(_said: str) -> None:
@@ -126,6 +138,65 @@ def test_node_is_taken_out_and_the_rest_is_a_pair_again(three: Three) -> None:
     assert "node3" not in cib(three)
     assert 'name="priority-fencing-delay" value="15s"' in cib(three)
     assert 'value="node1:5s"' in cib(three)
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Three:
+    """The same, with SBD and a system datastore."""
+    return Three(tmp_path, replace(GIVEN, **_BOTH), replace(THREE, **_BOTH))
+
+
+def _sbd(three: Three) -> str:
+    found = three.pacemaker.cib.find(".//primitive[@id='fence-sbd']//*[@name='pcmk_host_list']")
+    assert found is not None
+    return found.get("value", "")
+
+
+def test_third_node_comes_and_goes_with_sbd_and_datastore(both: Three) -> None:
+    """It says that it has both; its slot stays on the disk, and keeps nobody out."""
+    both.grow()
+    said = nodes.facts(both.pacemaker.cib)["node3"].attributes
+    assert (said[nodes.SBD], said[nodes.DATASTORE]) == (SBD, "/var/lib/one/datastores/100")
+    assert _sbd(both) == "node1 node2 node3"
+    assert 'id="cxm-node3-2"' in cib(both)
+    assert len(both.san.made) == 1
+    assert "Nothing to change" in both.run(both.first, both.more)
+    both.go_away()
+    both.shrink()
+    assert "node3" not in cib(both)
+    assert both.san.slots == ["node1", "node2", "node3"]
+    assert "Nothing to change" in both.run(both.first, both.given)
+    assert "Nothing to change" in both.join(both.second, both.token_of(both.given))
+
+
+def test_new_node_is_told_whose_slots_are_left(both: Three) -> None:
+    """To it a slot of a node that has left would be one of another cluster."""
+    both.san.slots.append("old1")
+    token = both.token_of(both.more)
+    assert jointoken.unpack(token).cluster.former == ["old1"]
+    both.grow()
+    both.san.slots.append("web7")
+    both.third.write("etc/corosync/corosync.conf", "")
+    said = Said()
+    with pytest.raises(RefusedError, match="SBD disk"):
+        cluster.work(both.third.world(both.pacemaker, said), Options(join=token))
+    assert "is used by web7" in said.text
+
+
+@pytest.mark.parametrize("left_out", [{"sbd": None}, {"datastore": None}])
+def test_new_node_gets_what_the_others_have(both: Three, left_out: dict[str, Any]) -> None:
+    """Else the cluster would mount over its files, or think that it reads SBD's disk."""
+    before = both.first.text(CONF)
+    with pytest.raises(RefusedError, match="must say it when its members change"):
+        both.run(both.first, replace(both.more, **left_out))
+    assert both.first.text(CONF) == before
+
+
+@pytest.mark.parametrize("more", [{"sbd": SBD}, {"datastore": "gfs2,id=100"}])
+def test_members_and_options_are_not_changed_at_once(three: Three, more: dict[str, Any]) -> None:
+    """The new node would wait without fencing for a restart of the others."""
+    with pytest.raises(RefusedError, match="are not changed at once"):
+        three.run(three.first, replace(THREE, **more))
 
 
 def test_numbers_of_nodes_never_change(three: Three) -> None:

@@ -32,6 +32,7 @@ class Pair:
 
     def __init__(self, top: Path) -> None:
         self.san = San()
+        self.given = GIVEN
         self.pacemaker = FakePacemaker()
         self.nodes = [
             FakeClusterNode(str(top / f"node{n}"), f"node{n}", f"10.0.0.{n}", self.san)
@@ -47,8 +48,8 @@ class Pair:
         assert not node.steps
         return said.text
 
-    def form(self) -> str:
-        """The first node's call, the second's in the middle of it."""
+    def form(self, *later: Callable[[], None]) -> str:
+        """The first node's call, the second's in the middle of it; ``later`` are its last steps."""
         come = self.pacemaker.come
         token: list[str] = []
 
@@ -66,13 +67,14 @@ class Pair:
             starts("cxm-dlm", "cxm-lvmlockd"),
             lambda: None,  # LVM starts what is common to all groups
             starts("cxm-lockspace"),
-            starts(*FENCES),
+            starts(*FENCES, "fence-sbd"),
+            *later,
         )
-        return self.run(self.first, GIVEN, *steps)
+        return self.run(self.first, self.given, *steps)
 
     def token(self) -> str:
         """What the first node's secrets make."""
-        membership, _basis = cluster._first(self.first.host(), GIVEN)
+        membership, _told = cluster._first(self.first.host(), self.given)
         return jointoken.pack(cluster._with_secrets(self.first.host(), membership))
 
 
@@ -327,8 +329,8 @@ def test_password_may_come_from_a_file(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "bmc").write_text("a,b=c\n")
     word = f"node1=fence_ipmilan,ip=1,password=@{tmp_path}/bmc"
     given = replace(GIVEN, fencing=[word, GIVEN.fencing[1]])
-    _membership, basis = cluster._first(pair.first.host(), given)
-    assert basis.fencing[0].parameters["password"] == "a,b=c"
+    _membership, told = cluster._first(pair.first.host(), given)
+    assert told.basis.fencing[0].parameters["password"] == "a,b=c"
 
 
 def test_original_configuration_is_taken_over(pair: Pair, tmp_path: Path) -> None:
@@ -388,9 +390,9 @@ def test_three_nodes_have_a_majority(pair: Pair) -> None:
     """What is for pairs is not said."""
     three = [*GIVEN.nodes, "node3=10.0.0.3"]
     given = replace(GIVEN, nodes=three, fencing=[*GIVEN.fencing, "node3=fence_ipmilan,ip=1"])
-    membership, _basis = cluster._first(pair.first.host(), given)
+    membership, _told = cluster._first(pair.first.host(), given)
     assert "two_node" not in corosync.conf(membership.cluster)
-    pairs, _basis = cluster._first(pair.first.host(), GIVEN)
+    pairs, _told = cluster._first(pair.first.host(), GIVEN)
     assert "two_node: 1" in corosync.conf(pairs.cluster)
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree.ElementTree import SubElement
 
 import pytest
 
@@ -43,6 +44,16 @@ def crm(tmp_path: Path) -> FakeCluster:
     return two_nodes(str(tmp_path / "n"))
 
 
+def test_pair_with_sbd_needs_no_human(crm: FakeCluster) -> None:
+    """A message on its disk is an answer also when a node has lost its power."""
+    _sbd(crm)
+    crm.units["sbd.service"] = "active"
+    _code, found = _check(crm)
+    levels = {each["name"]: each["level"] for each in found}
+    assert levels["sbd"] == "ok"
+    assert "quorum" not in levels
+
+
 def _check(crm: FakeCluster) -> tuple[int, list[dict[str, str]]]:
     crm.said.truncate(0)
     crm.said.seek(0)
@@ -71,6 +82,12 @@ def _device(crm: FakeCluster, _: object = None) -> None:
     resources = crm.cib.find("configuration/resources")
     assert resources is not None
     resources.remove(next(each for each in resources if each.get("id") == "fence-node2"))
+
+
+def _sbd(crm: FakeCluster) -> None:
+    resources = crm.cib.find("configuration/resources")
+    assert resources is not None
+    SubElement(resources, "primitive", {"id": "fence-sbd", "class": "stonith"})
 
 
 def _config(crm: FakeCluster, text: str) -> None:
@@ -122,6 +139,7 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
      "the node node2 has not told its address and host key"),
     (lambda crm: crm.units.update({"xendomains.service": "enabled"}), "xendomains", "enabled"),
     (lambda crm: crm.units.update({"cxm-tend.service": "enabled"}), "cxm-tend", "enabled"),
+    (_sbd, "sbd", "inactive: nobody reads its disk here"),
 ]  # fmt: skip
 
 WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [

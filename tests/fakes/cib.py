@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
-from cxm.cluster import basis
+from cxm.cluster import basis, elements
 from cxm.cluster.basis import Basis, FenceDevice
 from cxm.run import System
 
@@ -30,10 +30,15 @@ class Cluster:
     """A cluster at rest: its nodes up, its locks and VMs started, by the scheduler itself."""
 
     def __init__(
-        self, directory: str, vms: Mapping[int, str], *nodes: str, start: bool = True
+        self,
+        directory: str,
+        vms: Mapping[int, str],
+        *nodes: str,
+        start: bool = True,
+        given: Basis | None = None,
     ) -> None:
         self._directory = directory
-        self.nodes = nodes or ("node1", "node2")
+        self.nodes = (given.nodes if given else nodes) or ("node1", "node2")
         cib = fromstring(EMPTY)
         holder = section(cib, "nodes")
         status = cib.find("status")
@@ -43,7 +48,7 @@ class Cluster:
             basis.edit_facts(cib, name, {"cxm-address": "10.0.0.1"}, {"memory": "600"})
             up = {"in_ccm": "true", "crmd": "online", "join": "member", "expected": "member"}
             SubElement(status, "node_state", {"id": str(number), "uname": name, **up})
-        basis.edit(cib, of_nodes(*self.nodes))
+        basis.edit(cib, given or of_nodes(*self.nodes))
         for vm, node in vms.items():
             section(cib, "resources").append(_vm(vm))
             where = {"id": f"{vm_id(vm)}-prefer", "rsc": vm_id(vm), "node": node, "score": "100"}
@@ -65,9 +70,13 @@ class Cluster:
 
     def runs_on(self, vm: int) -> set[str]:
         """Where a VM runs, as crm_mon tells it."""
+        return self.where(vm_id(vm))
+
+    def where(self, resource: str) -> set[str]:
+        """Where a resource runs."""
         argv = ["env", f"CIB_file={self._write()}", "crm_mon", "-1", "--output-as=xml"]
         said = fromstring(System().run(argv).stdout)
-        found = (each for each in said.iter("resource") if each.get("id") == vm_id(vm))
+        found = (each for each in said.iter("resource") if each.get("id") == resource)
         return {node.get("name", "") for each in found for node in each.iter("node")}
 
     def verify(self) -> str:
@@ -107,8 +116,8 @@ def vm_id(vm: int) -> str:
 
 def _vm(vm: int) -> Element:
     made = Element("primitive", {"id": vm_id(vm), "template": "cxm-domain"})
-    made.append(basis._pairs("instance", f"{vm_id(vm)}-p", {"cloud": "lab", "vm": str(vm)}))
-    made.append(basis._pairs("meta", f"{vm_id(vm)}-m", {"cxm-config": "AAAA"}))
+    made.append(elements.attributes("instance", f"{vm_id(vm)}-p", {"cloud": "lab", "vm": str(vm)}))
+    made.append(elements.attributes("meta", f"{vm_id(vm)}-m", {"cxm-config": "AAAA"}))
     use = SubElement(made, "utilization", {"id": f"{vm_id(vm)}-u"})
     SubElement(use, "nvpair", {"id": f"{vm_id(vm)}-u-m", "name": "memory", "value": "112"})
     return made

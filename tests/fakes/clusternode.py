@@ -25,20 +25,32 @@ from tests.fakes.machine import FakeNode, Outcome
 from tests.fakes.xl_list import HEAD
 
 DEVICE = "/dev/disk/by-id/virtio-SAN"
+SBD = "/dev/disk/by-id/virtio-SBD"
 EXAMPLE = (
     "totem {\n\tcluster_name: debian\n}\nnodelist {\n\tnode {\n\t\tring0_addr: 127.0.0.1\n\t}\n}\n"
 )
-_AGENTS = ("heartbeat/lvmlockd", "pacemaker/controld", "cxm/lockspace", "cxm/watch")
+_AGENTS = (
+    "heartbeat/lvmlockd",
+    "heartbeat/Filesystem",
+    "heartbeat/LVM-activate",
+    "pacemaker/controld",
+    "cxm/lockspace",
+    "cxm/watch",
+)
 
 
 @dataclass(slots=True)
 class San:
-    """The disk, as every node sees it."""
+    """The disks, as every node sees them."""
 
     group: str = ""
     signature: str = ""
     lock_type: str = "dlm"
     machines: dict[str, "FakeClusterNode"] = field(default_factory=dict)
+    sbd: tuple[int, int] | None = None  # the times on SBD's: watchdog, msgwait
+    sbd_signature: str = ""
+    slots: list[str] = field(default_factory=list)  # who has used it
+    made: list[tuple[str, ...]] = field(default_factory=list)  # file systems
 
 
 @dataclass(slots=True)
@@ -103,7 +115,9 @@ class FakeClusterNode:
     """A Xen host with the cluster stack installed."""
 
     def __init__(self, root: str, name: str, address: str, san: San) -> None:
-        self.node = FakeNode(root)
+        self.node = FakeNode(root, size_mib=8192)
+        self.node.shared = True
+        self._create = self.node._handlers["lvcreate"]
         self.xen = FakeXenHost(self.node)
         self.name, self.address, self.san = name, address, san
         self.dom0_mib = 1024
@@ -118,6 +132,9 @@ class FakeClusterNode:
         for path in (f"usr/lib/ocf/resource.d/{each}" for each in _AGENTS):
             self.write(path, "#!/bin/sh\n")
         self.write(DEVICE, "")
+        self.write(SBD, "")
+        self.write("dev/watchdog", "")
+        self.write("sys/class/watchdog/watchdog0/identity", "xen_wdt\n")
         self.write("etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAAhost root@x\n")
         self.write("etc/corosync/corosync.conf", EXAMPLE)
         self.write("etc/lvm/lvmlocal.conf", "local {\n}\n")
@@ -133,6 +150,9 @@ class FakeClusterNode:
             "vgcreate": self._vgcreate,
             "blkid": self._blkid,
             "ssh-keygen": self._ssh_keygen,
+            "sbd": self._sbd,
+            "mkfs.gfs2": self._mkfs_gfs2,
+            "lvcreate": self._lvcreate,
         }
         for command, handler in models.items():
             self.node.model(command, handler)
@@ -170,6 +190,7 @@ class FakeClusterNode:
             pacemaker.remove,
             self._settings,
             sleep,
+            lambda _runner: pacemaker.cib,
         )
 
     def _settings(self, _host: Host, node: str) -> str:
@@ -213,17 +234,60 @@ class FakeClusterNode:
             self.enabled.discard(name)
         elif verb == "stop":
             self.active.discard(name)
+        elif argv[2] != "--now":
+            assert (verb, name) == ("enable", "sbd.service"), "it refuses to be started by hand"
+            self.enabled.add(name)
         else:
             assert argv[2] == "--now"
             if name == "corosync.service" and name not in self.active:
                 self.loaded = self.text(CONF)
             for held in (self.enabled, self.active):
                 held.add(name) if verb == "enable" else held.discard(name)
+            if name == "corosync.service":
+                self.start_sbd()
+        return Outcome()
+
+    def start_sbd(self) -> None:
+        """What becomes of sbd when Corosync starts."""
+        if "sbd.service" in self.enabled:
+            assert self.san.sbd is not None, "it fails on a disk that is not made"
+            assert f'SBD_DEVICE="{SBD}"' in self.text("etc/default/sbd")
+            self.active.add("sbd.service")
+            if self.name not in self.san.slots:
+                self.san.slots.append(self.name)
+
+    def _sbd(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        assert argv[1:3] == ("-d", SBD)
+        if argv[-1] == "create":
+            assert (argv[3], argv[5]) == ("-1", "-4")
+            self.san.sbd, self.san.slots = (int(argv[4]), int(argv[6])), []
+            return Outcome()
+        if self.san.sbd is None:
+            return Outcome(f"==Header on disk {SBD} NOT dumped\n", code=1)
+        if argv[-1] == "list":
+            rows = [f"{n}\t{name}\tclear\t\n" for n, name in enumerate(self.san.slots)]
+            return Outcome("".join(rows))
+        assert argv[-1] == "dump"
+        watchdog, msgwait = self.san.sbd
+        times = {"watchdog": watchdog, "allocate": 2, "loop": 1, "msgwait": msgwait}
+        rows = [f"Timeout {f'({name})':<10} : {value}\n" for name, value in times.items()]
+        return Outcome(f"==Dumping header on disk {SBD}\nSector size        : 512\n{''.join(rows)}")
+
+    def _lvcreate(self, argv: tuple[str, ...], stdin: bytes) -> Outcome:
+        # The model fills every new volume with a former tenant's bytes.
+        return self._create(tuple("4m" if word == "4096m" else word for word in argv), stdin)
+
+    def _mkfs_gfs2(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        name = os.path.basename(argv[-1])
+        assert argv[-1] == f"/dev/LVM_XEN/{name}"
+        assert self.node.state.lvs[name].active
+        self.san.made.append(argv)
         return Outcome()
 
     def _pvs(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         assert "--shared" in argv, "a group whose locks cannot be had would not be seen"
-        return Outcome(f"  {self.san.group}\n" if self.san.group else "", code=0)
+        is_group = self.san.group and argv[-1] == DEVICE
+        return Outcome(f"  {self.san.group}\n" if is_group else "", code=0)
 
     def _vgs(self, argv: tuple[str, ...], stdin: bytes) -> Outcome:
         if argv[-1] != self.san.group:
@@ -239,8 +303,9 @@ class FakeClusterNode:
         self.san.group = argv[-2]
         return Outcome()
 
-    def _blkid(self, _argv: tuple[str, ...], _in: bytes) -> Outcome:
-        return Outcome(f"TYPE={self.san.signature}\n") if self.san.signature else Outcome(code=2)
+    def _blkid(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        found = self.san.sbd_signature if argv[-1] == SBD else self.san.signature
+        return Outcome(f"TYPE={found}\n") if found else Outcome(code=2)
 
     def _ssh_keygen(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         done = System().run(argv)

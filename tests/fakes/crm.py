@@ -429,6 +429,8 @@ class FakeCluster:
         return Outcome(code=0 if self.members[name].online else 1)
 
     def _systemctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        if argv[1] == "is-active":
+            return Outcome(f"{self.units.get(argv[2], 'inactive')}\n", code=3)
         assert argv[1] == "is-enabled"
         return Outcome(f"{self.units[argv[2]]}\n", code=1)
 

@@ -111,7 +111,9 @@ def test_standalone_host_needs_no_cluster_stack(built: dict[str, Path]) -> None:
     ask = ["dpkg-deb", "--field", str(built["cxm-node"])]
     needed = System().run([*ask, "Depends"]).stdout + System().run([*ask, "Recommends"]).stdout
     suggested = System().run([*ask, "Suggests"]).stdout
-    packages = {*clustercheck.NEEDED.values(), *clustercheck.AGENTS.values(), "fence-agents"}
+    tables = [clustercheck.NEEDED, clustercheck.AGENTS, clustercheck.SBD]
+    tables += clustercheck.DATASTORE.values()
+    packages = {"fence-agents"}.union(*(each.values() for each in tables))
     for package in packages - {"openssh-client", "cxm-node"}:
         assert package not in re.split(r"[,\s]+", needed)
         assert package in re.split(r"[,\s]+", suggested)

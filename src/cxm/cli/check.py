@@ -106,6 +106,7 @@ def observe(world: World, cluster: Cluster, *, mixed: bool) -> Here:
         clock=_said(world, list(_CLOCK)),
         xendomains=_said(world, ["systemctl", "is-enabled", "xendomains.service"]),
         tend=_said(world, ["systemctl", "is-enabled", "cxm-tend.service"]),
+        sbd=_said(world, ["systemctl", "is-active", "sbd.service"]),
         now=world.now(),
     )
 

@@ -11,10 +11,23 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
-from cxm.cluster.cib import TEMPLATE
+from cxm.cluster import datastore
+from cxm.cluster.cib import TEMPLATE, pairs
+from cxm.cluster.datastore import Datastore
+from cxm.cluster.elements import (
+    Operations,
+    around_locks,
+    attributes,
+    child,
+    merge,
+    operations,
+    primitive,
+    put_pair,
+)
 from cxm.errors import NotFoundError
 
 LOCKS: Final = "cxm-locks-clone"
+SBD: Final = "fence-sbd"
 _NOTHING: Final = "cxm-nothing"
 STICKINESS: Final = 1000
 # Without these no VM is safe: they are put right at every run.
@@ -45,37 +58,36 @@ _RSC_DEFAULTS: Final = {
 _PAIR: Final = 2
 _PRIORITY_DELAY: Final = "15s"
 _TIE_DELAY: Final = "5s"
-# The operations' names, and what is said of each.
-_Operations = Mapping[str, Mapping[str, str]]
-_DLM: Final[_Operations] = {
+_SBD_SPARE_S: Final = 10  # for what the agent does before and after it waits
+_DLM: Final[Operations] = {
     "monitor": {"interval": "60s", "timeout": "60s", "on-fail": "fence"},
     "start": {"interval": "0s", "timeout": "120s"},
     "stop": {"interval": "0s", "timeout": "100s"},
 }
-_LVMLOCKD: Final[_Operations] = {
+_LVMLOCKD: Final[Operations] = {
     # Without it no volume can be made active, by no order and by no failover.
     "monitor": {"interval": "15s", "timeout": "60s"},
     "start": {"interval": "0s", "timeout": "90s"},
     "stop": {"interval": "0s", "timeout": "90s"},
 }
-_STORAGE: Final[_Operations] = {
+_STORAGE: Final[Operations] = {
     # The guests of a node without its storage hang: they must be started elsewhere.
     "monitor": {"interval": "20s", "timeout": "60s", "on-fail": "fence"},
     "start": {"interval": "0s", "timeout": "60s"},
     "stop": {"interval": "0s", "timeout": "20s"},
 }
-_LOCKSPACE: Final[_Operations] = {
+_LOCKSPACE: Final[Operations] = {
     "monitor": {"interval": "30s", "timeout": "60s"},
     "start": {"interval": "0s", "timeout": "240s"},
     "stop": {"interval": "0s", "timeout": "90s"},
 }
-_WATCH: Final[_Operations] = {
+_WATCH: Final[Operations] = {
     "monitor": {"interval": "20s", "timeout": "180s"},
     "start": {"interval": "0s", "timeout": "60s"},
     # It holds nothing: no node is fenced because it could not be stopped.
     "stop": {"interval": "0s", "timeout": "60s", "on-fail": "ignore"},
 }
-_DOMAIN: Final[_Operations] = {
+_DOMAIN: Final[Operations] = {
     "monitor": {"interval": "10s", "timeout": "60s"},
     # Those that depend on a VM's memory, for all but the largest (cluster/limits.py).
     "start": {"interval": "0s", "timeout": "300s"},
@@ -83,11 +95,10 @@ _DOMAIN: Final[_Operations] = {
     "migrate_to": {"interval": "0s", "timeout": "900s", "on-fail": "block"},
     "migrate_from": {"interval": "0s", "timeout": "300s"},
 }
-_FENCING: Final[_Operations] = {
+_FENCING: Final[Operations] = {
     "monitor": {"interval": "120s", "timeout": "60s"},
     "start": {"interval": "0s", "timeout": "60s"},
 }
-_TUNED: Final = ("interval", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,14 @@ class FenceDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class Sbd:
+    """A disk on which every node finds its orders to die, and a watchdog if it cannot read them."""
+
+    device: str
+    msgwait_s: int  # after so long, whoever was ordered to die is dead
+
+
+@dataclass(frozen=True, slots=True)
 class Basis:
     """What of a cluster's CIB depends on the cluster; devices of a node are tried in this order."""
 
@@ -107,23 +126,27 @@ class Basis:
     vg: str
     device: str  # that the VG is on, by the name that all nodes know it by
     fencing: Sequence[FenceDevice]
+    sbd: Sbd | None = None
+    datastore: Datastore | None = None
 
 
 def edit(cib: Element, basis: Basis) -> None:
     """Put the basis into a CIB."""
-    configuration = _child(cib, "configuration")
+    configuration = child(cib, "configuration")
     delay = {"priority-fencing-delay": _PRIORITY_DELAY} if len(basis.nodes) == _PAIR else {}
-    _properties(_child(configuration, "crm_config"), _PROPOSED | delay)
-    resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
-    defaults = _child(configuration, "rsc_defaults")
+    _properties(child(configuration, "crm_config"), _PROPOSED | delay)
+    resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
+    defaults = child(configuration, "rsc_defaults")
     _propose(defaults, _holder(defaults, "meta_attributes", "cxm-defaults"), _RSC_DEFAULTS)
     _calm(configuration, basis)
     _fencing(configuration, basis)
-    watch = _primitive("cxm-watch", "ocf:cxm:watch", _WATCH)
+    watch = primitive("cxm-watch", "ocf:cxm:watch", _WATCH)
     for each in (_locks(basis), _template(), _nothing(), watch):
-        _merge(resources, each)
+        merge(resources, each)
     for each in _constraints():
-        _merge(constraints, each)
+        merge(constraints, each)
+    if basis.datastore is not None:
+        datastore.edit(resources, constraints, basis.datastore, basis.vg, LOCKS)
 
 
 def _calm(configuration: Element, basis: Basis) -> None:
@@ -143,8 +166,8 @@ def _calm(configuration: Element, basis: Basis) -> None:
 
 def edit_gone(cib: Element, node: str) -> None:
     """Take out what is said of a node that is none any more: its fence devices, preferences."""
-    configuration = _child(cib, "configuration")
-    resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
+    configuration = child(cib, "configuration")
+    resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
     # A device of a node is the one that is kept off it.
     named = [each for each in constraints.findall("rsc_location") if each.get("node") == node]
     devices = {
@@ -153,6 +176,9 @@ def edit_gone(cib: Element, node: str) -> None:
     for device in resources.findall("primitive"):
         if device.get("class") == "stonith" and device.get("id") in devices:
             resources.remove(device)
+    for pair in resources.iterfind(f"primitive[@id='{SBD}']//nvpair[@name='pcmk_host_list']"):
+        # Whoever fences it by its slot takes a machine for dead that may not read it any more.
+        pair.set("value", " ".join(each for each in pair.get("value", "").split() if each != node))
     for location in named:
         constraints.remove(location)
     topology = configuration.find("fencing-topology")
@@ -162,6 +188,15 @@ def edit_gone(cib: Element, node: str) -> None:
                 topology.remove(level)
         if not len(topology):
             configuration.remove(topology)
+
+
+def optional(cib: Element) -> tuple[str, str]:
+    """The disk of SBD and the directory of the system datastore; empty where there is none."""
+    found = {each.get("id"): pairs(each, "instance_attributes") for each in cib.iter("primitive")}
+    return (
+        found.get(SBD, {}).get("devices", ""),
+        found.get(datastore.MOUNT, {}).get("directory", ""),
+    )
 
 
 def has_facts(cib: Element, node: str) -> bool:
@@ -177,13 +212,13 @@ def edit_facts(
     if found is None:
         raise NotFoundError(f"Pacemaker does not know the node {node} yet")
     number = found.get("id", node)
-    for kind, pairs in (("instance", attributes), ("utilization", utilization)):
+    for kind, values in (("instance", attributes), ("utilization", utilization)):
         tag = "utilization" if kind == "utilization" else "instance_attributes"
         there = found.find(tag)
         set_id = f"nodes-{number}" + ("-utilization" if kind == "utilization" else "")
         holder = SubElement(found, tag, {"id": set_id}) if there is None else there
-        for name, value in pairs.items():
-            _put_pair(holder, name, value)
+        for name, value in values.items():
+            put_pair(holder, name, value)
 
 
 def _node(cib: Element, name: str) -> Element | None:
@@ -193,42 +228,18 @@ def _node(cib: Element, name: str) -> Element | None:
 # --- building -------------------------------------------------------------------------------------
 
 
-def _pairs(kind: str, set_id: str, pairs: Mapping[str, str]) -> Element:
-    """A set of names and values; ``kind`` is meta or instance."""
-    made = Element(f"{kind}_attributes", {"id": set_id})
-    for name, value in pairs.items():
-        SubElement(made, "nvpair", {"id": f"{set_id}-{name}", "name": name, "value": value})
-    return made
-
-
-def _operations(owner: str, operations: _Operations) -> Element:
-    made = Element("operations")
-    for name, settings in operations.items():
-        SubElement(made, "op", {"id": f"{owner}-{name}", "name": name, **settings})
-    return made
-
-
-def _primitive(name: str, agent: str, operations: _Operations, *sets: Element) -> Element:
-    """A resource of the agent ``CLASS:PROVIDER:TYPE`` or ``CLASS:TYPE``."""
-    words = agent.split(":")
-    provider = {"provider": words[1]} if words[0] == "ocf" else {}
-    made = Element("primitive", {"id": name, "class": words[0], **provider, "type": words[-1]})
-    made.extend([*sets, _operations(name, operations)])
-    return made
-
-
 def _locks(basis: Basis) -> Element:
     clone = Element("clone", {"id": LOCKS})
     # A dead lvmlockd is started again for as long as it takes: a ban would move every VM away.
     stays = {"interleave": "true", "migration-threshold": "INFINITY"}
-    clone.append(_pairs("meta", f"{LOCKS}-meta", stays))
+    clone.append(attributes("meta", f"{LOCKS}-meta", stays))
     group = SubElement(clone, "group", {"id": "cxm-locks"})
-    space = _pairs("instance", "cxm-lockspace-params", {"vg": basis.vg})
-    disk = _pairs("instance", "cxm-storage-params", {"devices": basis.device})
-    group.append(_primitive("cxm-storage", "ocf:cxm:storage", _STORAGE, disk))
-    group.append(_primitive("cxm-dlm", "ocf:pacemaker:controld", _DLM))
-    group.append(_primitive("cxm-lvmlockd", "ocf:heartbeat:lvmlockd", _LVMLOCKD))
-    group.append(_primitive("cxm-lockspace", "ocf:cxm:lockspace", _LOCKSPACE, space))
+    space = attributes("instance", "cxm-lockspace-params", {"vg": basis.vg})
+    disk = attributes("instance", "cxm-storage-params", {"devices": basis.device})
+    group.append(primitive("cxm-storage", "ocf:cxm:storage", _STORAGE, disk))
+    group.append(primitive("cxm-dlm", "ocf:pacemaker:controld", _DLM))
+    group.append(primitive("cxm-lvmlockd", "ocf:heartbeat:lvmlockd", _LVMLOCKD))
+    group.append(primitive("cxm-lockspace", "ocf:cxm:lockspace", _LOCKSPACE, space))
     return clone
 
 
@@ -237,15 +248,15 @@ def _template() -> Element:
         "template", {"id": TEMPLATE, "class": "ocf", "provider": "cxm", "type": "domain"}
     )
     # The priority makes a node with more VMs win when two nodes want to fence each other.
-    made.append(_pairs("meta", f"{TEMPLATE}-meta", {"allow-migrate": "true", "priority": "1"}))
-    made.append(_operations(TEMPLATE, _DOMAIN))
+    made.append(attributes("meta", f"{TEMPLATE}-meta", {"allow-migrate": "true", "priority": "1"}))
+    made.append(operations(TEMPLATE, _DOMAIN))
     return made
 
 
 def _nothing() -> Element:
     """A VM that never is: a constraint on a template without any resource is an error."""
     made = Element("primitive", {"id": _NOTHING, "template": TEMPLATE})
-    made.append(_pairs("meta", f"{_NOTHING}-meta", {"target-role": "Stopped"}))
+    made.append(attributes("meta", f"{_NOTHING}-meta", {"target-role": "Stopped"}))
     return made
 
 
@@ -257,23 +268,14 @@ def _constraints() -> list[Element]:
     rule = SubElement(nowhere, "rule", {"id": f"{_NOTHING}-rule", "score": "-INFINITY"})
     everywhere = {"id": f"{_NOTHING}-node", "attribute": "#uname", "operation": "defined"}
     SubElement(rule, "expression", everywhere)
-    where = {"rsc": TEMPLATE, "with-rsc": LOCKS, "score": "INFINITY"}
-    # A symmetrical order of the kind Optional does not make the locks wait for a guest that leaves
-    # alive, and one of the kind Mandatory stops every guest when lvmlockd is started again.
-    start = {"first": LOCKS, "then": TEMPLATE, "kind": "Optional", "symmetrical": "false"}
-    stop = {"first": TEMPLATE, "then": LOCKS, "kind": "Mandatory", "symmetrical": "false"}
-    stop |= {"first-action": "stop", "then-action": "stop"}
-    return [
-        nowhere,
-        Element("rsc_colocation", {"id": "cxm-domain-with-locks", **where}),
-        Element("rsc_order", {"id": "cxm-locks-then-domain", **start}),
-        Element("rsc_order", {"id": "cxm-domain-then-locks", **stop}),
-    ]
+    return [nowhere, *around_locks(TEMPLATE, LOCKS)]
 
 
 def _fencing(configuration: Element, basis: Basis) -> None:
     """The devices, where each may run, and which is tried first."""
-    resources, constraints = (_child(configuration, tag) for tag in ("resources", "constraints"))
+    resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
+    if basis.sbd is not None:
+        merge(resources, _sbd(basis, basis.sbd))
     for node in basis.nodes:
         devices = [each for each in basis.fencing if each.node == node]
         names = [
@@ -284,25 +286,45 @@ def _fencing(configuration: Element, basis: Basis) -> None:
             tie = len(basis.nodes) == _PAIR and node == basis.nodes[0]
             # As a mapping: 2.1.5 complains of a value that is none at every fencing.
             delay = {"pcmk_delay_base": f"{node}:{_TIE_DELAY}"} if tie else {}
-            given = _pairs("instance", f"{name}-params", known | delay | dict(device.parameters))
-            _merge(resources, _primitive(name, f"stonith:{device.agent}", _FENCING, given))
+            parameters = known | delay | dict(device.parameters)
+            given = attributes("instance", f"{name}-params", parameters)
+            merge(resources, primitive(name, f"stonith:{device.agent}", _FENCING, given))
             banned = {"id": f"{name}-elsewhere", "rsc": name, "node": node, "score": "-INFINITY"}
-            _merge(constraints, Element("rsc_location", banned))
+            merge(constraints, Element("rsc_location", banned))
+        if basis.sbd is not None:
+            names.append(SBD)
         if len(names) > 1:
             topology = configuration.find("fencing-topology")
             if topology is None:
                 topology = SubElement(configuration, "fencing-topology")
             for index, name in enumerate(names, 1):
                 level = {"id": f"cxm-{node}-{index}", "target": node, "index": str(index)}
-                _merge(topology, Element("fencing-level", level | {"devices": name}))
+                merge(topology, Element("fencing-level", level | {"devices": name}))
 
 
-def _properties(config: Element, pairs: dict[str, str]) -> None:
+def _sbd(basis: Basis, sbd: Sbd) -> Element:
+    """One device for all nodes: it is the disk that they share."""
+    # Its own, so that a lower stonith-timeout of an administrator does not end it too early.
+    timeout = f"{sbd.msgwait_s * 6 // 5 + _SBD_SPARE_S}s"
+    parameters = {
+        "devices": sbd.device,
+        "pcmk_host_list": " ".join(basis.nodes),
+        "pcmk_reboot_timeout": timeout,
+        "pcmk_off_timeout": timeout,
+        "power_timeout": timeout.removesuffix("s"),
+    }
+    if len(basis.nodes) == _PAIR:
+        parameters["pcmk_delay_base"] = f"{basis.nodes[0]}:{_TIE_DELAY}"
+    given = attributes("instance", f"{SBD}-params", parameters)
+    return primitive(SBD, "stonith:fence_sbd", _FENCING, given)
+
+
+def _properties(config: Element, proposed: dict[str, str]) -> None:
     holder = _holder(config, "cluster_property_set", "cib-bootstrap-options")
     for pair in config.iter("nvpair"):
         if pair.get("name") in _REQUIRED:
             pair.set("value", _REQUIRED[pair.get("name", "")])
-    _propose(config, holder, _REQUIRED | pairs)
+    _propose(config, holder, _REQUIRED | proposed)
 
 
 def _holder(parent: Element, tag: str, set_id: str) -> Element:
@@ -311,45 +333,8 @@ def _holder(parent: Element, tag: str, set_id: str) -> Element:
     return SubElement(parent, tag, {"id": set_id}) if found is None else found
 
 
-def _propose(parent: Element, holder: Element, pairs: Mapping[str, str]) -> None:
+def _propose(parent: Element, holder: Element, values: Mapping[str, str]) -> None:
     there = {pair.get("name") for pair in parent.iter("nvpair")}
-    for name, value in pairs.items():
+    for name, value in values.items():
         if name not in there:
-            _put_pair(holder, name, value)
-
-
-# --- merging --------------------------------------------------------------------------------------
-
-
-def _child(parent: Element, tag: str) -> Element:
-    found = parent.find(tag)
-    return SubElement(parent, tag) if found is None else found
-
-
-def _put_pair(holder: Element, name: str, value: str) -> None:
-    pair = next((each for each in holder.iter("nvpair") if each.get("name") == name), None)
-    if pair is None:
-        pair = SubElement(holder, "nvpair", {"id": f"{holder.get('id')}-{name}", "name": name})
-    pair.set("value", value)
-
-
-def _merge(parent: Element, ours: Element) -> None:
-    """Put an element of ours among the children of ``parent``, or into the one that is there."""
-    there = next((each for each in parent.findall(ours.tag) if _same(each, ours)), None)
-    if there is None:
-        parent.append(ours)
-        return
-    for key, value in ours.attrib.items():
-        if not (key in _TUNED and key in there.attrib):
-            there.set(key, value)
-    for child in ours:
-        if child.tag == "nvpair":
-            _put_pair(there, child.get("name", ""), child.get("value", ""))
-        else:
-            _merge(there, child)
-
-
-def _same(one: Element, other: Element) -> bool:
-    if one.tag == "operations":
-        return True
-    return one.get("id") == other.get("id")
+            put_pair(holder, name, value)

@@ -8,6 +8,7 @@ from typing import Final
 from cxm.cluster import nodefindings, nodes
 from cxm.cluster.alarms import alarms, n_plus_one
 from cxm.cluster.amounts import ago
+from cxm.cluster.basis import SBD
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState
 from cxm.cluster.nodefindings import Here
 from cxm.cluster.placement import losses
@@ -104,11 +105,13 @@ def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]
         if not member.memory:
             advice = "cxm-setup cluster writes it: without it no VM is placed there"
             yield failed(f"size of {member.name}", "its memory is not known", advice)
-    if len(cluster.nodes) == _ATTENDED:
+    # A message on SBD's disk needs no power where it is sent to.
+    sure = all(SBD in each.devices or len(each.devices) > 1 for each in cluster.nodes)
+    if len(cluster.nodes) == _ATTENDED and not sure:
         yield warning(
             "quorum",
             "two nodes: when one is lost without power, its own fencing device may be lost too",
-            "then nothing moves until 'cxm fence --confirmed NODE', or a second fencing device",
+            "then nothing moves until 'cxm fence --confirmed NODE'; a second --fence, or --sbd",
         )
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from cxm import names
 from cxm.cluster.amounts import count
+from cxm.cluster.basis import SBD
 from cxm.cluster.guestdisks import Needs, needs
 from cxm.cluster.model import Cluster, Vm, VmState
 from cxm.errors import DataError, UsageError
@@ -40,6 +41,7 @@ class Here:
     clock: str = "yes"  # what timedatectl says: yes, no, or nothing
     xendomains: str = "masked"  # what systemctl says
     tend: str = "disabled"
+    sbd: str = ""  # what systemctl says of its running
     now: float = 0.0
 
 
@@ -58,6 +60,7 @@ def judge(cluster: Cluster, here: Here) -> list[Check]:
         *_kernels(cluster, here),
         *_volumes(cluster, here),
         *_peers(here),
+        *_sbd(cluster, here),
         *_services(here),
         *_versions(here),
     ]
@@ -274,6 +277,19 @@ def _peers(here: Here) -> Iterator[Check]:
     fine = [node for node, why in here.peers.items() if not why]
     if fine:
         yield ok("connections", f"{some(fine)} answer{'s' if len(fine) == 1 else ''}")
+
+
+def _sbd(cluster: Cluster, here: Here) -> Iterator[Check]:
+    if not any(SBD in member.devices for member in cluster.nodes):
+        return
+    if here.sbd == "active":
+        yield ok("sbd", here.sbd)
+    else:
+        advice = (
+            f"'cxm eject {here.node}', then 'systemctl enable sbd' and 'systemctl restart "
+            "corosync pacemaker': until then the cluster takes this node for dead while it lives"
+        )
+        yield failed("sbd", f"{here.sbd or 'unknown'}: nobody reads its disk here", advice)
 
 
 def _services(here: Here) -> Iterator[Check]:

@@ -15,6 +15,10 @@ CPU: Final = "cxm-cpu"  # its processor's abilities, as Xen shows them
 ADDRESS: Final = "cxm-address"  # where other nodes reach it
 HOST_KEY: Final = "cxm-hostkey"  # of its sshd
 HOST: Final = "cxm-host"  # what OpenNebula calls it; absent: its own name
+# What it has of what is optional, seen there by cxm-setup: its SBD runs with this disk, and nothing
+# is in the way of the system datastore in this directory.
+SBD: Final = "cxm-sbd"
+DATASTORE: Final = "cxm-datastore"
 STANDBY: Final = "standby"
 # A value of placement-strategy with which Pacemaker looks at memory.
 COUNTING: Final = ("utilization", "minimal", "balanced")

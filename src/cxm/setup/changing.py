@@ -51,7 +51,31 @@ def require(world: World, cluster: Cluster) -> None:
     """Raise RefusedError unless the change that this node's corosync.conf would get is safe."""
     text = files.read(world.host.path(corosync.CONF))
     if text is not None and corosync.present(text, cluster) is Present.CHANGED:
-        _require(world.status(world.host.runner), set(corosync.members(text)), cluster)
+        _require_all(world, set(corosync.members(text)), cluster)
+
+
+def _require_all(world: World, before: set[str], cluster: Cluster) -> None:
+    _require(world.status(world.host.runner), before, cluster)
+    _require_optional(world.cib(world.host.runner), cluster)
+
+
+def _require_optional(cib: Element, cluster: Cluster) -> None:
+    """A node that comes gets what the others have; only then may it be said of it."""
+    disk, directory = basis.optional(cib)
+    for option, has, asked in (
+        ("--sbd", disk, cluster.sbd),
+        ("--system-datastore", directory, cluster.directory),
+    ):
+        if has and has != asked:
+            raise RefusedError(
+                f"the cluster has {has}, so {option} must say it when its members change",
+                hint="give all options by which it was made",
+            )
+        if asked != has:
+            raise RefusedError(
+                f"{option} and the members of a cluster are not changed at once",
+                hint="first the same command with the nodes that are there",
+            )
 
 
 def _require(status: Status, before: set[str], cluster: Cluster) -> None:
@@ -106,7 +130,7 @@ def load(world: World, me: str, cluster: Cluster) -> bool:
             world.say(f"waiting for {listed(missing)}: run there 'cxm-setup cluster --join ...'")
             told = missing
         world.sleep(_PAUSE_S)
-    _require(world.status(runner), before, cluster)
+    _require_all(world, before, cluster)
     runner.run(["corosync-cfgtool", "-R"], timeout_s=_TIMEOUT_S)
     world.say(f"loaded on all nodes: the members are {listed(list(cluster.nodes))}")
     return True

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cxm import config
-from cxm.cluster.basis import Basis
+from cxm.cluster.basis import Basis, Sbd
 from cxm.errors import NotFoundError, UsageError
 from cxm.setup import (
     changing,
@@ -26,7 +26,9 @@ from cxm.setup import (
     original,
     peerkey,
     report,
+    sbd,
     services,
+    sharedfs,
 )
 from cxm.setup.corosync import Present
 from cxm.setup.files import FileChange
@@ -35,7 +37,9 @@ from cxm.setup.jointoken import Membership
 from cxm.setup.node import SERVICE
 from cxm.setup.nodecheck import Host
 from cxm.setup.services import Change, Wish
+from cxm.setup.sharedfs import Wanted
 
+_COMMAND_S: Final = 300.0
 _SERVICES: Final = (
     # It saves and restores guests behind the cluster's back.
     Change("xendomains.service", Wish.MASKED),
@@ -49,6 +53,8 @@ _SERVICES: Final = (
     Change("cxm-gather.timer", Wish.ON),
 )
 _OURS: Final = (Present.OURS, Present.CHANGED)
+# It refuses to be started by hand: Corosync or Pacemaker has it started.
+_SBD: Final = Change(sbd.SERVICE, Wish.ENABLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,8 @@ class Options:
     vg: str | None = None
     fencing: Sequence[str] = field(default=(), repr=False)
     token_ms: int | None = None
+    sbd: str | None = None
+    datastore: str | None = None
     join: str | None = field(default=None, repr=False)
     original: str | None = None
     dry_run: bool = False
@@ -73,18 +81,21 @@ class _Plan:
     stopped: tuple[str, ...]  # services of the example that the packages come with
     removed: tuple[str, ...]  # what they left
     files: tuple[FileChange, ...]
+    commands: tuple[list[str], ...]
     services: tuple[Change, ...]
 
     @property
     def is_empty(self) -> bool:
         changes = any(each.changes for each in self.files)
-        return not (changes or self.services or self.stopped or self.removed)
+        others = (self.services, self.stopped, self.removed, self.commands)
+        return not (changes or any(others))
 
     def shown(self, host: Host) -> str:
         """What would be done, as text."""
         lines = [f"systemctl stop {name}\n" for name in self.stopped]
         lines += [f"remove {path}\n" for path in self.removed]
         lines += [clusterfiles.shown(host, each) for each in self.files if each.changes]
+        lines += [" ".join(argv) + "\n" for argv in self.commands]
         lines += [" ".join(each.argv) + "\n" for each in self.services]
         return "".join(lines)
 
@@ -112,7 +123,15 @@ def _imported(options: Options, say: Callable[[str], None]) -> Options:
     )
 
 
-def _first(host: Host, options: Options) -> tuple[Membership, Basis]:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What only the first node is told of the cluster."""
+
+    basis: Basis
+    datastore: Wanted | None = None
+
+
+def _first(host: Host, options: Options) -> tuple[Membership, _Told]:
     """The cluster that the first node is told of."""
     if options.name is None or options.device is None:
         raise UsageError(
@@ -132,9 +151,27 @@ def _first(host: Host, options: Options) -> tuple[Membership, Basis]:
         vg=vg,
         token_ms=token_ms,
         fencing=fencing,
+        sbd=options.sbd or "",
     )
     cluster = changing.numbered(files.read(host.path(corosync.CONF)), asked)
-    return Membership(cluster, "", ""), Basis(list(cluster.nodes), vg, cluster.device, fencing)
+    wanted = sharedfs.parse(options.datastore or sharedfs.NONE)
+    if wanted is not None:
+        ours = wanted.datastore
+        cluster = replace(cluster, datastore=ours.kind.value, directory=ours.directory)
+    basis = Basis(list(cluster.nodes), vg, cluster.device, fencing)
+    return Membership(cluster, "", ""), _Told(basis, wanted)
+
+
+def _with_sbd(host: Host, given: Membership, told: _Told) -> tuple[Membership, _Told]:
+    """The same, with what is on SBD's disk or will be: the times, nodes that have left."""
+    cluster = given.cluster
+    if not cluster.sbd:
+        return given, told
+    there = sbd.on_disk(host.runner, cluster.sbd)
+    former = sbd.others(host.runner, cluster) if there else []
+    times = there or sbd.times(cluster.token_ms)
+    membership = replace(given, cluster=replace(cluster, former=former))
+    return membership, replace(told, basis=replace(told.basis, sbd=Sbd(cluster.sbd, times.msgwait)))
 
 
 def _with_secrets(host: Host, given: Membership) -> Membership:
@@ -149,18 +186,23 @@ def _with_secrets(host: Host, given: Membership) -> Membership:
 
 
 def _planned(host: Host, me: str, membership: Membership) -> _Plan:
+    cluster = membership.cluster
     text = files.read(host.path(corosync.CONF))
-    is_new = corosync.present(text, membership.cluster) not in _OURS
+    is_new = corosync.present(text, cluster) not in _OURS
     names = ("pacemaker.service", "corosync.service")
     stopped = [name for name in names if is_new and services.is_active(host.runner, name)]
     left = host.path(clustercheck.CIB_DIR)
     removed = sorted(os.listdir(left)) if is_new and os.path.isdir(left) else []
-    unmet = services.unmet(host.runner, _SERVICES)
+    # Before what has it started.
+    wishes = (_SBD, *_SERVICES) if cluster.sbd else _SERVICES
+    unmet = services.unmet(host.runner, wishes)
+    empty = cluster.sbd and sbd.on_disk(host.runner, cluster.sbd) is None
     again = [each for each in _SERVICES if each.name in stopped and each not in unmet]
     return _Plan(
         tuple(stopped),
         tuple(os.path.join(left, name) for name in removed),
         clusterfiles.planned(host, me, membership),
+        (sbd.create(cluster),) if empty else (),
         (*unmet, *again),
     )
 
@@ -175,6 +217,9 @@ def _do(host: Host, plan: _Plan, say: Callable[[str], None]) -> None:
     *others, marker = plan.files
     for change in others:
         _write(change, say)
+    for argv in plan.commands:
+        host.runner.run(argv, timeout_s=_COMMAND_S)
+        say(f"done: {' '.join(argv)}")
     for service in plan.services:
         services.apply(host.runner, service)
         say(f"{service.wish}: {service.name}")
@@ -199,31 +244,31 @@ def run(host: Host, options: Options, say: Callable[[str], None]) -> None:
 def work(world: World, options: Options) -> None:
     """The same in a world that may be a model."""
     host, say = world.host, world.say
-    basis = None
+    told = None
     if options.join is None:
-        membership, basis = _first(host, _imported(options, say))
+        membership, told = _first(host, _imported(options, say))
     else:
         _refuse_others(options)
         membership = jointoken.unpack(options.join)
         changing.check_join(host, membership.cluster, membership.authkey)
     cluster = membership.cluster
     me = clustercheck.own_name(host, cluster)
-    found = clustercheck.checks(host, me, cluster)
+    found = clustercheck.checks(host, me, cluster, is_first=told is not None)
     say(report.table(found))
     report.require(found, "cxm-setup cluster")
     changing.require(world, cluster)
-    if basis is not None:
-        membership = _with_secrets(host, membership)
+    if told is not None:
+        membership, told = _with_sbd(host, _with_secrets(host, membership), told)
     plan = _planned(host, me, membership)
     if options.dry_run:
         say("Nothing to change." if plan.is_empty else f"This would be done:\n{plan.shown(host)}")
         return
     _do(host, plan, say)
     changed = not plan.is_empty
-    if basis is None:
+    if told is None:
         changed |= forming.join(world, me, cluster)
     else:
-        if changing.is_due(world, cluster) or not forming.is_whole(world, cluster):
+        if changing.is_due(world, cluster) or not forming.is_whole(world, me, cluster):
             say(
                 "On each other node, also on those that are members already (whoever has this "
                 f"line can be a node: keep it secret):\n"
@@ -232,13 +277,14 @@ def work(world: World, options: Options) -> None:
         changed |= changing.load(world, me, cluster)
         forming.gathered(world, cluster)
         changed |= changing.forget(world, cluster)
-        changed |= forming.form(world, me, cluster, basis)
-    say(_end(me, membership, changed=changed, first=basis is not None))
+        changed |= forming.form(world, me, cluster, told.basis, told.datastore)
+    say(_end(me, membership, changed=changed, first=told is not None))
 
 
 def _refuse_others(options: Options) -> None:
     given = (options.name, options.nodes, options.device, options.vg, options.fencing)
-    if any((*given, options.original)) or options.token_ms is not None:
+    others = (options.original, options.sbd, options.datastore)
+    if any((*given, *others)) or options.token_ms is not None:
         raise UsageError("--join TOKEN says everything: no other option belongs to it")
 
 

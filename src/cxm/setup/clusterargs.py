@@ -17,6 +17,7 @@ TOKEN_MS: Final = 5000
 MOST_NODES: Final = 16
 _FEWEST_NODES: Final = 2
 _LEAST_TOKEN_MS, _MOST_TOKEN_MS = 1000, 120000
+_MOST_SBD_TOKEN_MS: Final = 10000
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _NODE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _VG: Final = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}")
@@ -37,6 +38,10 @@ class Cluster:
     agents: Sequence[str]  # fence agents that every node needs
     ids: Mapping[str, int]  # name -> Corosync's number of it, which never changes
     version: int  # of corosync.conf: a node that comes back with an older one is not let in
+    sbd: str = ""  # the disk by which nodes order each other to die
+    datastore: str = ""  # what the shared system datastore is made of: gfs2 or nfs
+    directory: str = ""  # where it is mounted
+    former: Sequence[str] = ()  # nodes that have left, and still have a slot on SBD's disk
 
 
 def cluster(
@@ -47,6 +52,7 @@ def cluster(
     vg: str,
     token_ms: int,
     fencing: Sequence[FenceDevice],
+    sbd: str = "",
 ) -> Cluster:
     """The cluster that was asked for; raises UsageError with the first thing that is wrong."""
     if not _NAME.fullmatch(name):
@@ -60,19 +66,37 @@ def cluster(
         )
     if not _LEAST_TOKEN_MS <= token_ms <= _MOST_TOKEN_MS:
         raise UsageError(f"--token-ms {token_ms} is not between 1000 and 120000")
+    if sbd:
+        _check_sbd(sbd, device, token_ms)
     addresses = _addresses(nodes)
     for each in fencing:
         if each.node not in addresses:
             raise UsageError(f"--fence names {each.node}, which is no --node")
     for node in addresses:
-        if all(each.node != node for each in fencing):
+        if not sbd and all(each.node != node for each in fencing):
             raise UsageError(
                 f"nothing can cut {node} off: no guest of it could ever be started elsewhere",
-                hint=f"--fence {node}=fence_ipmilan,ip=ADDRESS,username=NAME,password=@FILE",
+                hint=f"--fence {node}=fence_ipmilan,ip=ADDRESS,username=NAME,password=@FILE, "
+                "or --sbd DISK",
             )
-    agents = sorted({each.agent for each in fencing})
+    agents = sorted({each.agent for each in fencing} | ({"fence_sbd"} if sbd else set()))
     ids = {node: number for number, node in enumerate(addresses, 1)}
-    return Cluster(name, addresses, device, vg, token_ms, agents, ids, 1)
+    return Cluster(name, addresses, device, vg, token_ms, agents, ids, 1, sbd)
+
+
+def _check_sbd(sbd: str, device: str, token_ms: int) -> None:
+    if not _DEVICE.fullmatch(sbd):
+        raise UsageError(
+            f"'{sbd}' may name another disk after a restart, or on another node",
+            hint="--sbd takes a name below /dev/disk/by-id/ or /dev/mapper/",
+        )
+    if sbd == device:
+        raise UsageError("--sbd and --device are the same disk", hint="SBD needs one of its own")
+    if token_ms > _MOST_SBD_TOKEN_MS:
+        raise UsageError(
+            f"--token-ms {token_ms} is too long for SBD: at most {_MOST_SBD_TOKEN_MS}",
+            hint="a node waits for six tokens before it starts, and systemd for 90 s",
+        )
 
 
 def _addresses(words: Sequence[str]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from cxm import run
+from cxm.cluster.datastore import Kind
 from cxm.config import CLUSTER_MARKER
 from cxm.errors import CommandError, CxmError, UsageError
-from cxm.setup import corosync, files, nodecheck, shareddisk
+from cxm.setup import corosync, files, nodecheck, sbd, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.corosync import Present
 from cxm.setup.nodecheck import Host
@@ -41,6 +42,16 @@ AGENTS: Final = {
     "/usr/lib/ocf/resource.d/cxm/lockspace": "cxm-node",
     "/usr/lib/ocf/resource.d/cxm/watch": "cxm-node",
 }
+# What only some clusters need.
+SBD: Final = {"sbd": "sbd"}
+DATASTORE: Final = {
+    Kind.GFS2: {"mkfs.gfs2": "gfs2-utils"},
+    Kind.NFS: {"mount.nfs": "nfs-common"},
+}
+DATASTORE_AGENTS: Final = {
+    f"/usr/lib/ocf/resource.d/heartbeat/{name}": "resource-agents"
+    for name in ("Filesystem", "LVM-activate")
+}
 
 
 def own_name(host: Host, cluster: Cluster) -> str:
@@ -61,9 +72,15 @@ def _root(host: Host) -> Check:
 
 
 def _programs(host: Host, cluster: Cluster) -> Check:
-    missing = {name: package for name, package in NEEDED.items() if host.which(name) is None}
+    needed, agents = dict(NEEDED), dict(AGENTS)
+    if cluster.sbd:
+        needed |= SBD
+    if cluster.datastore:
+        needed |= DATASTORE[Kind(cluster.datastore)]
+        agents |= DATASTORE_AGENTS
+    missing = {name: package for name, package in needed.items() if host.which(name) is None}
     missing |= {
-        path: package for path, package in AGENTS.items() if not os.path.exists(host.path(path))
+        path: package for path, package in agents.items() if not os.path.exists(host.path(path))
     }
     for agent in cluster.agents:
         if host.which(agent) is None:
@@ -171,7 +188,7 @@ def _sshd(host: Host) -> Check:
     return ok("sshd", "other nodes can ask by a forced command")
 
 
-def checks(host: Host, me: str, cluster: Cluster) -> Sequence[Check]:
+def checks(host: Host, me: str, cluster: Cluster, *, is_first: bool) -> Sequence[Check]:
     """All that is looked at; without root, only that."""
     first = _root(host)
     if host.uid != 0:
@@ -184,6 +201,8 @@ def checks(host: Host, me: str, cluster: Cluster) -> Sequence[Check]:
         _dom0(host),
         _sshd(host),
         shareddisk.check(host, cluster.device, cluster.vg),
+        *(sbd.checks(host, cluster, is_first=is_first) if cluster.sbd else []),
+        *([sharedfs.check(host, cluster.directory)] if cluster.datastore else []),
         _corosync(host, cluster),
         _marker(host, cluster),
     ]

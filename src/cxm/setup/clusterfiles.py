@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from cxm.config import CLUSTER_MARKER
-from cxm.setup import corosync, cxmrc, files, keys, peerkey
+from cxm.setup import corosync, cxmrc, files, keys, peerkey, sbd
 from cxm.setup.files import FileChange
 from cxm.setup.jointoken import Membership
 from cxm.setup.nodecheck import Host
@@ -39,6 +39,7 @@ def planned(host: Host, me: str, membership: Membership) -> tuple[FileChange, ..
         _with_block(host, LVMLOCAL, _LVM),
         _with_block(host, DLM, _DLM_TEXT),
         _pacemaker(host),
+        *([_sbd(host, me, membership)] if cluster.sbd else []),
         files.plan(host.path(peerkey.PATH), membership.peer_key, mode=0o600),
         _root_keys(host, membership),
         files.plan(host.path(CLUSTER_MARKER), marker, mode=0o644),
@@ -64,6 +65,12 @@ def _with_block(host: Host, name: str, text: str) -> FileChange:
 def _pacemaker(host: Host) -> FileChange:
     path = host.path(PACEMAKER)
     new = cxmrc.set_values(files.read(path) or "", {"PCMK_ipc_buffer": str(_IPC_BUFFER)})
+    return files.plan(path, new, mode=0o644)
+
+
+def _sbd(host: Host, me: str, membership: Membership) -> FileChange:
+    path = host.path(sbd.CONF)
+    new = sbd.settings(files.read(path) or "", host, me, membership.cluster)
     return files.plan(path, new, mode=0o644)
 
 

@@ -8,21 +8,22 @@ anywhere and begun again.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import basis, nodes, pacemaker, peer
+from cxm.cluster import basis, datastore, nodes, pacemaker, peer
 from cxm.cluster.basis import Basis
 from cxm.cluster.pacemaker import Status
 from cxm.config import NodeConfig
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
 from cxm.node.machine import Caller, Machine
 from cxm.run import Runner
-from cxm.setup import files, services, shareddisk
+from cxm.setup import files, sbd, services, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.clustercheck import HOST_KEY
 from cxm.setup.nodecheck import Host
+from cxm.setup.sharedfs import Wanted
 from cxm.xen import xl
 
 _PAUSE_S: Final = 2.0
@@ -53,6 +54,7 @@ class World:
     remove: Callable[[Runner, str], None] = pacemaker.remove_node
     settings: Callable[[Host, str], str] = _settings  # SHA-256 of a node's corosync.conf
     sleep: Callable[[float], None] = time.sleep
+    cib: Callable[[Runner], Element] = pacemaker.cib
 
 
 def _wait(world: World, lacking: Callable[[Status], str]) -> Status:
@@ -100,7 +102,10 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
         return ""
 
     _wait(world, lacking)
+    if cluster.sbd:
+        _wait(world, lambda _status: _sbd(world, me))
     attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(world.host)}
+    attributes |= _extras(cluster)
     info = xl.info(world.host.runner)
     if info.hw_caps:
         attributes[nodes.CPU] = info.hw_caps
@@ -121,10 +126,26 @@ def _host_key(host: Host) -> str:
     return " ".join(words[:2])
 
 
-def is_whole(world: World, cluster: Cluster) -> bool:
-    """Whether all nodes are there already."""
+def _extras(cluster: Cluster) -> dict[str, str]:
+    """The attributes of a node that has what is optional."""
+    found = {nodes.SBD: cluster.sbd, nodes.DATASTORE: cluster.directory}
+    return {name: value for name, value in found.items() if value}
+
+
+def _sbd(world: World, me: str) -> str:
+    """A message on the disk kills nobody whose sbd does not run: then it would be no fencing."""
+    if services.is_active(world.host.runner, sbd.SERVICE):
+        return ""
+    return (
+        f"waiting for sbd, which starts with Corosync: 'cxm eject {me}', "
+        f"'systemctl restart corosync pacemaker', 'cxm eject --back {me}' in another terminal"
+    )
+
+
+def is_whole(world: World, me: str, cluster: Cluster) -> bool:
+    """Whether all nodes are there already, and all others have been told of everything."""
     status = _status(world)
-    return status is not None and not _missing(cluster, status)
+    return status is not None and not (_missing(cluster, status) or _untold(world, me, cluster))
 
 
 def gathered(world: World, cluster: Cluster) -> None:
@@ -132,11 +153,29 @@ def gathered(world: World, cluster: Cluster) -> None:
     _wait(world, lambda status: _missing(cluster, status))
 
 
-def form(world: World, me: str, cluster: Cluster, given: Basis) -> bool:
+def _untold(world: World, me: str, cluster: Cluster) -> str:
+    """Which other nodes have not said yet that they have what is optional."""
+    extras = _extras(cluster)
+    if not extras:
+        return ""
+    facts = nodes.facts(world.cib(world.host.runner))
+    untold = [
+        name
+        for name in cluster.nodes
+        if name != me
+        and (name not in facts or not extras.items() <= facts[name].attributes.items())
+    ]
+    return f"waiting for {listed(untold)}: run there 'cxm-setup cluster --join ...'" * bool(untold)
+
+
+def form(
+    world: World, me: str, cluster: Cluster, given: Basis, wanted: Wanted | None = None
+) -> bool:
     """Make the cluster whole from its first node; whether anything was changed."""
     runner = world.host.runner
     gathered(world, cluster)
     changed = join(world, me, cluster)
+    _wait(world, lambda _status: _untold(world, me, cluster))
     if world.change(runner, lambda cib: basis.edit(cib, given), f"the basis of {cluster.name}"):
         world.say("written: what every cluster has in Pacemaker's configuration")
         changed = True
@@ -150,7 +189,46 @@ def form(world: World, me: str, cluster: Cluster, given: Basis) -> bool:
         changed = True
     _wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))
     _wait(world, lambda status: _fencing(given, status))
+    if wanted is not None:
+        changed |= _datastore(world, cluster, given, wanted)
     return changed
+
+
+def _datastore(world: World, cluster: Cluster, given: Basis, wanted: Wanted) -> bool:
+    """Have the system datastore mounted on all nodes."""
+    runner, ours = world.host.runner, wanted.datastore
+    changed = False
+    if ours.kind is datastore.Kind.GFS2:
+        changed = sharedfs.make(runner, cluster.name, cluster.vg, wanted.size_mib)
+        if changed:
+            world.say(f"made: the file system {cluster.vg}/{ours.source}")
+    whole = replace(given, datastore=ours)
+    if world.change(runner, lambda cib: basis.edit(cib, whole), "the system datastore"):
+        world.say(f"written: {ours.directory} is mounted on every node")
+        changed = True
+    else:
+        # The same command once more is a new try.
+        for failure in world.status(runner).failures:
+            if failure.resource.startswith(datastore.GROUP):
+                world.clean_up(runner, failure.resource)
+    _wait(world, lambda status: _mounted(cluster, status))
+    if sharedfs.own(world.host, ours.directory):
+        world.say(f"{ours.directory} belongs to oneadmin now")
+        changed = True
+    return changed
+
+
+def _mounted(cluster: Cluster, status: Status) -> str:
+    """Raises CxmError where it fails, for it is not tried for ever."""
+    lacks = _not_on_all(cluster, status, datastore.MOUNT)
+    for failure in status.failures if lacks else ():
+        if failure.resource.startswith(datastore.GROUP):
+            raise CxmError(
+                f"the system datastore cannot be mounted on {failure.node}: "
+                f"{failure.resource}: {failure.reason}",
+                hint="put that right and run this again; no VM needs it",
+            )
+    return lacks.replace("the locks", "the system datastore")
 
 
 def _missing(cluster: Cluster, status: Status) -> str:
@@ -186,6 +264,6 @@ def _fencing(given: Basis, status: Status) -> str:
                 f"{failure.reason}",
                 hint="correct --fence and run this again; everything else is in place",
             )
-    if len(names) < len(given.fencing) or waiting:
+    if len(names) < len(given.fencing) + (given.sbd is not None) or waiting:
         return f"waiting for the fence devices {listed(waiting)}"
     return ""

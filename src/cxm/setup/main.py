@@ -99,6 +99,18 @@ def _cluster_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "KEY=@FILE takes the value from a file",
     )
     parser.add_argument(
+        "--sbd",
+        metavar="/dev/disk/by-id/...",
+        help="a small disk they share, for fencing by SBD: after --fence, or in place of it",
+    )
+    parser.add_argument(
+        "--system-datastore",
+        dest="datastore",
+        metavar="none|gfs2,id=N|nfs:SERVER:/PATH,id=N",
+        help="a system datastore that the cluster mounts on all nodes; id is OpenNebula's; "
+        "directory=/PATH in place of it; size=MIB for gfs2 (none)",
+    )
+    parser.add_argument(
         "--token-ms", type=int, metavar="N", help="silence after which a node is lost (5000)"
     )
     parser.add_argument(

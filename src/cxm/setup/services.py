@@ -17,6 +17,8 @@ class Wish(StrEnum):
     """What a service shall be."""
 
     ON = "enable --now"
+    # Another service starts it.
+    ENABLED = "enable"
     OFF = "disable --now"
     # Not stopped: what it does when it is stopped is what is not wanted.
     MASKED = "mask"
@@ -45,6 +47,8 @@ def _is_met(runner: Runner, change: Change) -> bool:
     enabled = runner.run(ask, ok=_CODES).stdout.strip()
     if change.wish is Wish.MASKED:
         return enabled == "masked"
+    if change.wish is Wish.ENABLED:
+        return enabled == "enabled"
     active = is_active(runner, change.name)
     if change.wish is Wish.ON:
         return enabled == "enabled" and active

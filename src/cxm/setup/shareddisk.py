@@ -41,6 +41,12 @@ def check(host: Host, device: str, vg: str) -> Check:
     return ok(name, f"{device}, empty")
 
 
+def content(runner: Runner, device: str) -> str:
+    """What is on a disk, for people; empty for nothing."""
+    group = _group_on(runner, device)
+    return f"the volume group {group}" if group else _signature(runner, device)
+
+
 def _group_on(runner: Runner, device: str) -> str:
     """The volume group that a disk belongs to, also a shared one whose locks cannot be had yet."""
     argv = ["pvs", "--shared", "--noheadings", "-o", "vg_name", device]

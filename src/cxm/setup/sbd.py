@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns SBD on this machine: what is on its disk, its times, its settings, its watchdog.
+
+Nodes are ordered to die by a message on a disk of the SAN. Who cannot read it any more is reset by
+its watchdog. So whoever sent a message and waited for ``msgwait`` knows that the other is dead,
+also where the other's BMC has no power: on the condition that sbd ran there.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from cxm import run
+from cxm.errors import CommandError
+from cxm.run import Runner
+from cxm.setup import corosync, cxmrc, files, shareddisk
+from cxm.setup.clusterargs import Cluster
+from cxm.setup.corosync import Present
+from cxm.setup.nodecheck import Host
+from cxm.setup.report import Check, failed, ok, warning
+
+CONF: Final = "/etc/default/sbd"
+SERVICE: Final = "sbd.service"
+WATCHDOG: Final = "/dev/watchdog"
+_IDENTITY: Final = "/sys/class/watchdog/watchdog0/identity"
+_SOFTDOG: Final = "Software Watchdog"
+_MODULE: Final = "modprobe xen_wdt; echo xen_wdt >/etc/modules-load.d/cxm-watchdog.conf"
+_DISK: Final = "SBD disk"
+_TIMEOUT_S: Final = 60.0
+# Shorter, and a SAN that changes its path resets nodes.
+_LEAST_WATCHDOG_S: Final = 15
+_TOKENS: Final = 3
+_MS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What is written on the disk, in seconds."""
+
+    watchdog: int  # a node that has not read its messages for so long is reset
+    msgwait: int  # after so long, a node that was sent a message is dead
+
+
+def times(token_ms: int) -> Times:
+    """The times for a cluster: nobody dies whom the others could still wait for.
+
+    They give up on a node after the token and the consensus, 2.2 tokens together.
+    """
+    watchdog = max(_LEAST_WATCHDOG_S, -(-_TOKENS * token_ms // _MS))
+    return Times(watchdog, 2 * watchdog)
+
+
+def on_disk(runner: Runner, device: str) -> Times | None:
+    """The times on an SBD device, None for a disk that is none; raises CommandError."""
+    said = runner.run(["sbd", "-d", device, "dump"], timeout_s=_TIMEOUT_S, ok=(0, 1))
+    found = dict(re.findall(r"^Timeout \((\w+)\)\s*:\s*(\d+)", said.stdout, re.MULTILINE))
+    if said.code or not {"watchdog", "msgwait"} <= set(found):
+        return None
+    return Times(int(found["watchdog"]), int(found["msgwait"]))
+
+
+def _nodes(runner: Runner, device: str) -> list[str]:
+    """Who has used the device."""
+    said = runner.run(["sbd", "-d", device, "list"], timeout_s=_TIMEOUT_S).stdout
+    return [line.split()[1] for line in said.splitlines()]
+
+
+def others(runner: Runner, cluster: Cluster) -> list[str]:
+    """Who has a slot and is no node of the cluster: sbd takes no slot away."""
+    return sorted(set(_nodes(runner, cluster.sbd)) - set(cluster.nodes))
+
+
+def create(cluster: Cluster) -> list[str]:
+    """The command that makes the device."""
+    wanted = times(cluster.token_ms)
+    argv = ["sbd", "-d", cluster.sbd, "-1", str(wanted.watchdog), "-4", str(wanted.msgwait)]
+    return [*argv, "create"]
+
+
+def settings(text: str, host: Host, me: str, cluster: Cluster) -> str:
+    """The file of settings; what is not ours stays."""
+    values = {
+        "SBD_DEVICE": cluster.sbd,
+        "SBD_PACEMAKER": "yes",
+        # A node that was fenced comes back by itself.
+        "SBD_STARTMODE": "always",
+        # But not before whoever fenced it is done with that.
+        "SBD_DELAY_START": "yes",
+        "SBD_WATCHDOG_DEV": WATCHDOG,
+        "SBD_WATCHDOG_TIMEOUT": str(times(cluster.token_ms).watchdog),
+    }
+    if host.hostname != me:
+        # Messages are addressed to the name that Pacemaker knows.
+        values["SBD_OPTS"] = f"-n {me}"
+    return cxmrc.set_values(text, values)
+
+
+def checks(host: Host, cluster: Cluster, *, is_first: bool) -> list[Check]:
+    """Whether disk and watchdog can be used; the first node takes an empty disk too."""
+    return [_disk(host, cluster, is_first=is_first), _watchdog(host)]
+
+
+def _disk(host: Host, cluster: Cluster, *, is_first: bool) -> Check:
+    device, path = cluster.sbd, host.path(cluster.sbd)
+    if not os.path.exists(path):
+        return failed(_DISK, f"{device} is not there", "ls -l /dev/disk/by-id /dev/mapper")
+    if os.path.realpath(path) == os.path.realpath(host.path(cluster.device)):
+        return failed(_DISK, f"{device} is the disk of --device", "a small one of its own")
+    if host.which("sbd") is None:
+        return failed(_DISK, "cannot be looked at without sbd", "apt install sbd")
+    try:
+        found = on_disk(host.runner, device)
+        if found is not None:
+            strangers = set(others(host.runner, cluster)) - set(cluster.former)
+            return _used(cluster, found, set() if _is_ours(host, cluster) else strangers)
+        return _new(device, shareddisk.content(host.runner, device), is_first=is_first)
+    except CommandError as error:
+        return failed(_DISK, run.tail(error.sentence()), f"can {device} be read?")
+
+
+def _is_ours(host: Host, cluster: Cluster) -> bool:
+    """Whether this node uses the disk already: who else has a slot there has left the cluster."""
+    conf = corosync.present(files.read(host.path(corosync.CONF)), cluster)
+    words = (files.read(host.path(CONF)) or "").splitlines()
+    return conf in (Present.OURS, Present.CHANGED) and f'SBD_DEVICE="{cluster.sbd}"' in words
+
+
+def _new(device: str, content: str, *, is_first: bool) -> Check:
+    """Whether a disk that is no SBD device may become one."""
+    if content:
+        advice = "another --sbd; or, if nobody needs what is on it: wipefs -a " + device
+        return failed(_DISK, f"{device} is in use: {content}", advice)
+    if not is_first:
+        return failed(_DISK, f"{device} is empty here", "is it the disk that the first node has?")
+    return ok(_DISK, f"{device}, empty")
+
+
+def _used(cluster: Cluster, found: Times, strangers: set[str]) -> Check:
+    """Whether an SBD device is this cluster's, with times that are safe."""
+    if strangers:
+        advice = "another --sbd: on a disk of two clusters it is not clear who is meant"
+        return failed(_DISK, f"{cluster.sbd} is used by {', '.join(sorted(strangers))}", advice)
+    if found.watchdog < times(cluster.token_ms).watchdog or found.msgwait < 2 * found.watchdog:
+        text = f"{cluster.sbd} has a watchdog of {found.watchdog} s, msgwait of {found.msgwait} s"
+        advice = f"while Pacemaker is stopped on all nodes: {' '.join(create(cluster))}"
+        return failed(_DISK, text, advice)
+    return ok(_DISK, f"{cluster.sbd}, watchdog {found.watchdog} s, msgwait {found.msgwait} s")
+
+
+def _watchdog(host: Host) -> Check:
+    if not os.path.exists(host.path(WATCHDOG)):
+        return failed("watchdog", f"{WATCHDOG} is not there", _MODULE)
+    identity = (files.read(host.path(_IDENTITY)) or "unknown").strip()
+    if identity == _SOFTDOG:
+        advice = f"it dies with dom0's kernel, and guests go on; Xen's does not: {_MODULE}"
+        return warning("watchdog", identity, advice)
+    return ok("watchdog", identity)
