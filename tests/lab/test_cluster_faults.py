@@ -44,6 +44,20 @@ def test_power_lost(town: Town) -> None:
 
 
 @pytest.mark.extensive
+def test_what_a_vm_boots_is_on_every_node(town: Town) -> None:
+    """A VM with a kernel of its own: its files, the datastores and its node are gone; it lives."""
+    first, second = town.nodes
+    db = town.db.answers()
+    with watched(town.lab):
+        assert first.run(["test", "-e", towns.KERNEL], ok=(0, 1)).code == 1
+        for node in town.nodes:
+            node.run(["sh", "-c", "rm -rf /var/lib/one/datastores/* /boot/town-*"])
+        second.power_off()
+        town.db.booted_again(db)
+        town.await_places(first, {0: (first.name,), 1: (first.name,)})
+
+
+@pytest.mark.extensive
 def test_node_hangs(town: Town) -> None:
     """A node that hangs is fenced like one that is off."""
     first, second = town.nodes
