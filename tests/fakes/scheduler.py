@@ -24,8 +24,9 @@ from tests.fakes.machine import CLOUD, Outcome
 NODES: Final = {"node1": "10.0.0.1", "node2": "10.0.0.2"}
 _PREFIX: Final = f"cxm-{CLOUD}-"
 _STAMP: Final = re.compile(r'"(1[789]\d{8})"')
-# Moments are written as so many transitions after this one: the same file, the same answer.
-BEGIN: Final = int(time.time())
+# Moments are written as so many transitions after this one: the same file, the same answer. It is
+# to come: for Pacemaker's programs, which look at the real clock, no failure ever expires.
+BEGIN: Final = int(time.time()) + 86400
 _BASE: Final = BEGIN - 300
 
 
