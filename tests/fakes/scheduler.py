@@ -284,11 +284,14 @@ def _read(path: str) -> str:
 
 
 def _explained(text: str, key: str, node: str, said: str) -> str:
+    """With the words of the agent; of a migration Pacemaker keeps none (seen in 2.1.5)."""
     cib = fromstring(text)
     for state in cib.iter("node_state"):
         for op in state.iter("lrm_rsc_op"):
-            if state.get("uname") == node and op.get("operation_key") == key:
-                op.set("exit-reason", said)
+            if state.get("uname") != node or op.get("operation_key") != key:
+                continue
+            is_move = op.get("operation", "").startswith("migrate_")
+            op.set("exit-reason", "" if is_move else said)
     return tostring(cib, encoding="unicode")
 
 

@@ -16,11 +16,13 @@ import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from cxm import lvm, names
 from cxm.cluster import guestdisks, limits, pacemaker, peer
 from cxm.cluster.cib import Resource
+from cxm.cluster.view import edited
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
 from cxm.names import LvName
@@ -157,10 +159,9 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
         xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
     except CxmError as error:
         if _runs_on(vm, target):
-            raise CommandError(
-                f"VM {vm.vm} did not move to {target}, it runs on here: {error.message}",
-                hint=error.hint,
-            ) from error
+            reason = f"VM {vm.vm} did not move to {target}, it runs on here: {error.message}"
+            _tell(vm, reason)
+            raise CommandError(reason, hint=error.hint) from error
         # It is beyond the point of no return. Where it is now, migrate_from finds out; where it is
         # not, Pacemaker starts it anew. Either way nothing of it may stay here.
         _log.warning("VM %d was cut off on its way to %s: %s", vm.vm, target, error.sentence())
@@ -177,6 +178,15 @@ def _runs_on(vm: Vm, target: str) -> bool:
     _call_off(vm, target)
     settle(vm)
     return True
+
+
+def _tell(vm: Vm, reason: str) -> None:
+    """Write at the VM why it did not move: Pacemaker keeps an agent's words, but not of a move."""
+    try:
+        edit = edited(vm, lambda known: replace(known, reason=reason))
+        pacemaker.change(vm.machine.runner, edit, what=reason)
+    except CxmError as error:
+        _log.warning("the cluster does not know why VM %d did not move: %s", vm.vm, error)
 
 
 def _call_off(vm: Vm, target: str) -> None:

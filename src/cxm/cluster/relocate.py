@@ -90,7 +90,7 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
     until = iso(machine.now() + patience_s)
 
     def edit(root: Element) -> None:
-        _ordered_to(vm, root, target)
+        _ordered_to(vm, root, target, f"it was on its way to {target}")
         # Not "there or not at all": when the target dies, that would stop a guest that runs here.
         cib.attract(root, rid, target, until=until)
 
@@ -104,11 +104,16 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
             before=view,
             fails_on=ON_MOVE,
         )
+    told = f"it moved from {source} to {target}"
     if any(failure.operation == "migrate_from" for failure in after.failures(vm, view)):
-        _log.warning("VM %d did not come to %s alive: it was started there afresh", vm.vm, target)
-    pacemaker.change(
-        machine.runner, lambda root: cib.release(root, rid), what=f"VM {vm.vm} is on {target}"
-    )
+        told = f"it did not come to {target} alive: it was started there afresh"
+        _log.warning("VM %d: %s", vm.vm, told)
+
+    def arrived(root: Element) -> None:
+        _ordered_to(vm, root, target, told)
+        cib.release(root, rid)
+
+    pacemaker.change(machine.runner, arrived, what=f"VM {vm.vm} is on {target}")
 
 
 def _has_come(vm: Vm, now: View, source: str, target: str) -> bool:
@@ -129,10 +134,14 @@ def _has_come(vm: Vm, now: View, source: str, target: str) -> bool:
     return now.where == (target,)
 
 
-def _ordered_to(vm: Vm, root: Element, node: str) -> None:
-    """Write where the VM is wanted; of a meta attribute Pacemaker makes nothing."""
+def _ordered_to(vm: Vm, root: Element, node: str, reason: str = "") -> None:
+    """Write where the VM is wanted and why; of a meta attribute Pacemaker makes nothing."""
     host = nodes.host_of(root, node)
-    edited(vm, lambda known: replace(known, host=host, preferred=node))(root)
+
+    def edit(known: Resource) -> Resource:
+        return replace(known, host=host, preferred=node, reason=reason or known.reason)
+
+    edited(vm, edit)(root)
 
 
 @contextmanager

@@ -154,11 +154,22 @@ def await_(
             return view
         for failure in view.failures(vm, before):
             if failure.operation in fails_on:
+                why = _reason(view, failure)
                 raise CommandError(
-                    f"{failure.node}: VM {vm.vm}: {failure.operation} failed: {failure.reason}",
+                    f"{failure.node}: VM {vm.vm}: {failure.operation} failed: {why}",
                     hint=f"the log of {failure.node} ('journalctl -t cxm') says more",
                 )
     raise CommandError(
         f"VM {vm.vm} is not as ordered after {patience_s:g} s",
         hint="'cxm timeline' shows what the cluster does; run the action again",
     )
+
+
+def _reason(view: View, failure: Failure) -> str:
+    """Why something failed. Of a move Pacemaker keeps no words: the agent has left them at the VM.
+
+    The order wrote there where the VM was sent, so that it is not the reason of another day.
+    """
+    if failure.operation == "migrate_to" and view.resource is not None and view.resource.reason:
+        return view.resource.reason
+    return failure.reason
