@@ -14,6 +14,7 @@ the guest is known to run on here, and the resource's ``on-fail=block`` leaves i
 import logging
 import os
 import re
+import textwrap
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -44,6 +45,7 @@ _LET_GO_S: Final = 15.0
 # The monitor, which may have to ask for it, has 60 s.
 _RELEASE_S: Final = 25.0
 _WITHDRAW_S: Final = 10.0
+_REASON_CHARS: Final = 160
 _INCOMING: Final = "--incoming"
 
 
@@ -182,6 +184,8 @@ def _runs_on(vm: Vm, target: str) -> bool:
 
 def _tell(vm: Vm, reason: str) -> None:
     """Write at the VM why it did not move: Pacemaker keeps an agent's words, but not of a move."""
+    # What a command says at length is in the log.
+    reason = textwrap.shorten(reason, _REASON_CHARS, placeholder=" ...")
     try:
         edit = edited(vm, lambda known: replace(known, reason=reason))
         pacemaker.change(vm.machine.runner, edit, what=reason)
