@@ -101,15 +101,19 @@ def refused_without_bridge(town: Town) -> None:
     first, second = town.nodes
     web = town.web.answers()
     with watched(town.lab):
-        second.run(["ip", "link", "set", BRIDGE, "down"])
-        second.run(["ip", "link", "set", BRIDGE, "name", "away0"])
+        _rename(second, BRIDGE, "away0")
         refused = _migrate(first, "web", second.name)
         assert refused.code == 6, refused.stderr
         assert BRIDGE in refused.stderr
         assert towns.places_of(status(second))[town.web.vm] == (first.name,)
-        second.run(["ip", "link", "set", "away0", "name", BRIDGE])
-        second.run(["ip", "link", "set", BRIDGE, "up"])
+        _rename(second, "away0", BRIDGE)
         town.web.lives_on(web)
+
+
+def _rename(machine: Machine, card: str, name: str) -> None:
+    """Rename a card that the connection to the machine goes over: in one go."""
+    script = f"ip link set {card} down; ip link set {card} name {name}; ip link set {name} up"
+    machine.run(["sh", "-c", script])
 
 
 _FENCING = (Deed.SOURCE_DIES, Deed.TARGET_DIES, Deed.LINK)
