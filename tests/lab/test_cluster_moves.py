@@ -126,7 +126,7 @@ def _cases() -> Iterator[object]:
 
 
 @pytest.mark.extensive
-@pytest.mark.parametrize(("phase", "deed"), _cases())
+@pytest.mark.parametrize(("phase", "deed"), list(_cases()))
 def test_broken_off(town: Town, phase: Phase, deed: Deed) -> None:
     """In each phase of a migration something dies, or is killed, or the network is cut."""
     broken_off(town, phase, deed)
