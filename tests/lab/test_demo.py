@@ -2,7 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """The main job on real Xen, as the demo plays it: every step of it checks itself from outside."""
 
-# Requirements: the lab's solo1.
+# Requirements: 5.5 GiB of memory for solo1, node1 and node2 at once.
 
 import json
 from pathlib import Path
@@ -11,8 +11,10 @@ from lab import demo
 
 
 def test_every_step_of_the_demo_happens() -> None:
-    """Deploy, watch, suspend, stop, save back and delete two VMs; nothing is left."""
+    """Two VMs live on a lone host and leave nothing; one moves on a cluster, and survives it."""
     assert demo.main([]) == 0
     rows = json.loads(Path("build/demo.json").read_text(encoding="utf-8"))
     assert all(row["ok"] for row in rows)
-    assert rows[-1]["step"] == "See that nothing is left"
+    steps = [row["step"] for row in rows]
+    assert "See that nothing is left" in steps
+    assert steps[-1] == "See what the cluster did, and why"
