@@ -2,8 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns ``make demo``: the main job on real Xen, told step by step, each step checked from outside.
 
-First on a host of its own, then (``lab/demo_cluster.py``) on a cluster of two, which is made beside
-the first part where it has to be made. What the demo takes is said before, by tools/plan.
+First on a host of its own, then (``lab/demo_cluster.py``) on a cluster of two. What the demo takes is
+said before, by tools/plan.
 
 OpenNebula itself is played by its stand-in (``lab/oned``), which calls the real drivers as oned
 does; everything that the drivers touch is real.
@@ -14,8 +14,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
@@ -72,21 +71,17 @@ def _play(story: Story, *, keep: bool) -> None:
         alone = lab.prepare(make_spec([_HOST]), name=_NAME, progress=progress)
         row.happened = f"a node image of Debian packages, QEMU with {alone.accelerator}"
     kept = False
-    with _ended(alone, lambda: kept), ThreadPoolExecutor(1) as pool:
-        pair = lab.prepare(make_spec(demo_cluster.NODES), name=_CLUSTER)
-        with _ended(pair, lambda: kept):
-            # Two machines that mostly wait for each other, beside one that works.
-            forming = pool.submit(demo_cluster.form, pair)
-            try:
-                _prepare(story, alone)
-                with open_standin(alone, "7.4") as cloud:
-                    _main_job(Stage(alone, cloud, story))
-            finally:
-                formed = forming.exception()
-            if formed is not None:
-                raise formed
-            demo_cluster.play(story, pair)
-            kept = keep
+    with ExitStack() as labs:
+        labs.enter_context(_ended(alone, lambda: kept))
+        _prepare(story, alone)
+        with open_standin(alone, "7.4") as cloud:
+            _main_job(Stage(alone, cloud, story))
+        if not keep:
+            labs.close()  # the cluster needs the processors
+        pair = lab.prepare(make_spec(demo_cluster.NODES), name=_CLUSTER, progress=progress)
+        labs.enter_context(_ended(pair, lambda: kept))
+        demo_cluster.play(story, pair)
+        kept = keep
     if keep:
         _invite(alone, pair)
 

@@ -42,19 +42,14 @@ class _Stage:
         return [node for nodes in found.values() for node in nodes]
 
 
-def form(running: Lab) -> None:
-    """Make the lab's machines one cluster."""
-    cluster.bring_up(running)
-
-
 def play(story: Story, running: Lab) -> None:
-    """Tell it, on a lab whose machines are a cluster."""
-    with story.step("Look at a cluster of two") as row:
-        first = running.machine(NODES[0])
-        shown = first.run(["cxm", "infos"]).stdout
+    """Tell it, on a lab of two machines that share a disk."""
+    with story.step("Make two hosts a cluster") as row:
+        cluster.bring_up(running)
+        shown = running.machine(NODES[0]).run(["cxm", "infos"]).stdout
         _require("2 nodes, quorate" in shown, shown)
         print("\n".join(f"    {line}" for line in shown.splitlines()), flush=True)
-        row.happened = "made by cxm-setup cluster: Pacemaker, DLM, lvmlockd, fencing by IPMI"
+        row.happened = "cxm-setup cluster: Corosync, Pacemaker, DLM, lvmlockd, fencing by IPMI"
     node = node_image(running.places, running.progress)
     guest = guest_image(running.places, node, running.progress)
     with open_standin(running, "7.4", setup=SAN) as cloud:
