@@ -2,8 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns ``make demo``: the main job on real Xen, told step by step, each step checked from outside.
 
-First on a host of its own, then (``lab/demo_cluster.py``) on a cluster of two. What the demo takes is
-said before, by tools/plan.
+First on a host of its own, then (``lab/demo_cluster.py``) on a cluster of two. What the demo takes
+is said before, by tools/plan.
 
 OpenNebula itself is played by its stand-in (``lab/oned``), which calls the real drivers as oned
 does; everything that the drivers touch is real.
