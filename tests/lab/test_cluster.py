@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pytest
@@ -149,6 +149,28 @@ def _pieces(node: Machine) -> list[str]:
         " 2>/dev/null; true"
     )
     return node.run(["sh", "-c", script]).stdout.splitlines()
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4"))
+def test_a_node_lacks_a_bridge(stage: Stage) -> None:
+    """A live migration to it is refused by the bridge's name, and nothing happens to the VM."""
+    first, second = stage.nodes
+    first.run(["ip", "link", "add", "extra0", "type", "bridge"])
+    first.run(["ip", "link", "set", "extra0", "up"])
+    stage.cloud.create_network(Network("extra", "extra0", "10.99.0.10"))
+    parts = replace(stage.parts, more='NIC=[NETWORK="extra"]')
+    image = scenarios.register(stage.cloud, parts, "bridged")
+    vm = scenarios.deploy(stage.cloud, parts, "bridged", image)
+    before = stage.answers()
+    with watched(stage.lab):
+        stage.cloud.migrate(vm, second.name, live=True)
+        stayed = stage.cloud.wait_migrated(vm)
+        assert (stayed.host, stayed.state) == (first.name, "RUNNING")
+        assert f"{second.name} lacks extra0" in stayed.error
+        after = stage.answers()
+        assert (after.boot, after.boots) == (before.boot, before.boots)
+    stage.cloud.delete(vm)
 
 
 @pytest.mark.extensive
