@@ -144,8 +144,9 @@ def broken_off(town: Town, phase: Phase, deed: Deed) -> None:
             _move(town, town.web, first if is_there else second)
 
 
+@pytest.mark.extensive
 def test_a_day_of_a_cluster(town: Town) -> None:
-    """One of each kind, in one life of a cluster (the demo shows the rest).
+    """One of each kind that the demo does not show, in one life of a cluster.
 
     A move is refused, one breaks off, a guest crashes, lvmlockd dies: both VMs live on.
     """
