@@ -3,7 +3,7 @@
 """Each verb about domains, failed and killed at each of its steps and called again."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,19 @@ CASES: dict[str, tuple[Act, Act]] = {
 }
 
 
-@pytest.mark.parametrize("how", list(How), ids=[how.value for how in How])
-@pytest.mark.parametrize("case", CASES)
+_DEAR = ("restore", "restore elsewhere", "start over a checkpoint")
+
+
+def _cuts() -> Iterator[Any]:
+    """Every case in every way; the dearest in one way, and in the others in make test-all."""
+    for case in CASES:
+        for how in How:
+            dear = case in _DEAR and how is not How.KILL
+            marks = [pytest.mark.extensive] if dear else []
+            yield pytest.param(case, how, marks=marks, id=f"{case}-{how.value}")
+
+
+@pytest.mark.parametrize(("case", "how"), list(_cuts()))
 @pytest.mark.usefixtures("own_signals")
 def test_cut_at_any_step_and_run_again_ends_the_same(tmp_path: Path, case: str, how: How) -> None:
     """A verb that fails or is killed at any of its commands is finished by calling it again."""

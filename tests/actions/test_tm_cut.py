@@ -104,7 +104,16 @@ def _check(cloud: Cloud, scenario: Scenario, *, killed: bool) -> None:
         assert not list((cloud.front / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+_DEAR = ("mv migrate all", "mv resume all")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.extensive] if name in _DEAR else [])
+        for name in SCENARIOS
+    ],
+)
 def test_cut_anywhere_and_run_again_ends_the_same(cloud_root: Path, name: str) -> None:
     """At every step, the connection or the process ends; afterwards once more, and all is well."""
     scenario, action = SCENARIOS[name], name.split(maxsplit=1)[0]

@@ -181,10 +181,8 @@ def test_a_failed_cold_migration_waits_to_be_tried_again(moved: Moved) -> None:
         assert moved.views["saved, vmm.restore fails"].state == "BOOT_MIGRATE_FAILURE"
 
 
-@pytest.mark.parametrize(
-    "version",
-    ["7.4", *(pytest.param(each, marks=_FURTHER) for each in ("3.8", "5.10", "6.10"))],
-)
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", ["7.4", "3.8", "5.10", "6.10"])
 def test_the_clusters_scenario_plays(version: str, tmp_path: os.PathLike[str]) -> None:
     """On two hosts, with a failing migration after it; nothing is left of either."""
     with standin(str(tmp_path), version) as world:
