@@ -72,7 +72,13 @@ def test_there_and_back(pair: Pair) -> None:
 @pytest.mark.parametrize(
     "what", [CUTS[0], *(pytest.param(each, marks=pytest.mark.extensive) for each in CUTS[1:])]
 )
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    "phase",
+    [
+        pytest.param(each, marks=() if each in ("suspended", "go") else pytest.mark.extensive)
+        for each in PHASES
+    ],
+)
 def test_cut_in_any_phase(pair: Pair, phase: str, what: str) -> None:
     """The guest goes on, or is started afresh; never two, and the order says where it is."""
     before = memory(pair)

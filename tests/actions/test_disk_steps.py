@@ -150,7 +150,17 @@ SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize("how", list(How), ids=[how.value for how in How])
+# The other ways take make test-all as long again.
+_QUICK = (How.KILL, How.FAIL)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(how, marks=() if how in _QUICK else pytest.mark.extensive, id=how.value)
+        for how in How
+    ],
+)
 @pytest.mark.parametrize(
     ("name", "shared"),
     [(name, shared) for name, scenario in SCENARIOS.items() for shared in scenario.shared],
