@@ -27,7 +27,6 @@ answer is seen over the network, the rest is the cluster's own timeline. Both no
 this machine; the token is 6 s, and 5 s of the fencing are the delay by which one of two nodes wins
 that have equally many VMs (15 s where it had more)."""
 
-NODES: Final = ("node1", "node2")
 _STEPS: Final = {
     "lost": "the other node notices",
     "fenced": "it is fenced",

@@ -23,6 +23,7 @@ from lab.image import node_image
 from lab.places import places
 from lab.progress import Progress
 from lab.spec import make_spec
+from lab.town import NODES
 
 _RESULTS: Final = "build/bench"
 _ROUNDS: Final = 3
@@ -98,10 +99,10 @@ def _fail_over(name: str, rounds: int) -> None:
     progress = Progress()
     if lab.running(places(name)):
         lab.down(name)
-    with lab.prepare(make_spec(failover.NODES), name=name, progress=progress) as running:
+    with lab.prepare(make_spec(NODES), name=name, progress=progress) as running:
         image = node_image(running.places, progress)
         cuts = failover.Failovers(running, guest_image(running.places, image, progress))
-        facts = _facts(f"{', '.join(failover.NODES)} in QEMU with {running.accelerator}", rounds)
+        facts = _facts(f"{', '.join(NODES)} in QEMU with {running.accelerator}", rounds)
         for number in range(rounds):
             with progress.step(f"failovers, round {number + 1} of {rounds}"):
                 cuts.round()

@@ -117,7 +117,6 @@ def bring_up(lab: Lab) -> str:
 
     Returns the snapshot's name. The frontend's place has cxm too, and its key is on the nodes.
     """
-    packages = installed.build_packages(lab.places)
-    installed.on_frontend(lab, packages)
+    packages = installed.ready(lab)
     known = label if len(_members(lab)) > 1 else installed.label
     return lab.prepared(known(lab.places, packages), lambda lab: make(lab, packages))

@@ -26,6 +26,7 @@ from lab.places import places
 from lab.progress import Progress
 from lab.spec import BRIDGE, make_spec
 from lab.story import Story
+from lab.town import NODES
 
 _NAME, _CLUSTER = "demo", "demo-cluster"
 _HOST = "solo1"
@@ -78,7 +79,7 @@ def _play(story: Story, *, keep: bool) -> None:
             _main_job(Stage(alone, cloud, story))
         if not keep:
             labs.close()  # the cluster needs the processors
-        pair = lab.prepare(make_spec(demo_cluster.NODES), name=_CLUSTER, progress=progress)
+        pair = lab.prepare(make_spec(NODES), name=_CLUSTER, progress=progress)
         labs.enter_context(_ended(pair, lambda: kept))
         demo_cluster.play(story, pair)
         kept = keep

@@ -16,8 +16,8 @@ from lab.oned.inlab import SAN, open_standin
 from lab.oned.scenarios import Parts
 from lab.spec import BRIDGE
 from lab.story import Story
+from lab.town import NODES
 
-NODES = ("node1", "node2")
 _ADDRESS = "10.77.1.160"
 _EJECT_S = 900.0
 _FAILOVER_S = 300.0

@@ -107,13 +107,19 @@ def on_nodes(lab: Lab, packages: dict[str, str]) -> None:
             enrol(lab, machine)
 
 
+def ready(lab: Lab) -> dict[str, str]:
+    """Build the packages, and have them in the frontend's place; their files by package name."""
+    packages = build_packages(lab.places)
+    on_frontend(lab, packages)
+    return packages
+
+
 def bring_up(lab: Lab) -> str:
     """Bring the lab's machines up with cxm installed, from a snapshot where there is one.
 
     Returns the snapshot's name. The frontend's place has cxm too.
     """
-    packages = build_packages(lab.places)
-    on_frontend(lab, packages)
+    packages = ready(lab)
     return lab.prepared(label(lab.places, packages), lambda lab: on_nodes(lab, packages))
 
 

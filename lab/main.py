@@ -66,9 +66,7 @@ def _furnish(running: lab.Lab, *, booted: bool) -> None:
     """Install cxm as a user does; node1 and node2 become a cluster."""
     try:
         if booted:
-            packages = installed.build_packages(running.places)
-            installed.on_frontend(running, packages)
-            cluster.make(running, packages)
+            cluster.make(running, installed.ready(running))
         else:
             cluster.bring_up(running)
     except BaseException:

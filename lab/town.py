@@ -29,7 +29,7 @@ from lab.spec import BRIDGE
 FAILOVER_S: Final = 300.0
 # Measured 70 s from the reset of a node to its locks.
 BACK_S: Final = 400.0
-_NODES: Final = ("node1", "node2")
+NODES: Final = ("node1", "node2")
 _NAMES: Final = ("web", "db")
 _ADDRESSES: Final = ("10.77.1.150", "10.77.1.151")
 # db boots what only its own node has; web boots from its disk.
@@ -57,8 +57,10 @@ def places_of(seen: pacemaker.Status) -> dict[int, tuple[str, ...]]:
 def with_locks(seen: pacemaker.Status) -> set[str]:
     """The nodes that can use the SAN's volumes."""
     placed = seen.resources.get("cxm-lockspace")
-    online = {node.name for node in seen.nodes if node.online}
-    return set(placed.nodes) & online if placed is not None else set()
+    # One that is being started has its node already.
+    if placed is None or placed.role != "Started":
+        return set()
+    return set(placed.nodes) & {node.name for node in seen.nodes if node.online}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Town:
 
     @property
     def nodes(self) -> tuple[Machine, Machine]:
-        first, second = (self.lab.machine(name) for name in _NODES)
+        first, second = (self.lab.machine(name) for name in NODES)
         return first, second
 
     def infos(self, node: Machine) -> dict[str, Any]:
@@ -160,7 +162,7 @@ class Town:
 
 def _is_whole(node: Machine) -> bool:
     seen = _try(lambda: status(node))
-    return seen is not None and with_locks(seen) == set(_NODES)
+    return seen is not None and with_locks(seen) == set(NODES)
 
 
 def _try(look: Callable[[], pacemaker.Status]) -> pacemaker.Status | None:
@@ -172,8 +174,7 @@ def _try(look: Callable[[], pacemaker.Status]) -> pacemaker.Status | None:
 
 def bring_up(lab: Lab, guest: GuestImage) -> Town:
     """The town as it was built, from a snapshot where there is one."""
-    packages = installed.build_packages(lab.places)
-    installed.on_frontend(lab, packages)
+    packages = installed.ready(lab)
     below = cluster.label(lab.places, packages).partition("-")[2]
     # This module says what the town is like.
     with open(__file__, "rb") as file:
@@ -181,14 +182,14 @@ def bring_up(lab: Lab, guest: GuestImage) -> Town:
     lab.prepared(f"town-{plan[:12]}", lambda lab: _settle(lab, guest))
     web, db = (
         Resident(lab, vm, name, address, home)
-        for vm, (name, address, home) in enumerate(zip(_NAMES, _ADDRESSES, _NODES, strict=True))
+        for vm, (name, address, home) in enumerate(zip(_NAMES, _ADDRESSES, NODES, strict=True))
     )
     return Town(lab, web, db)
 
 
 def _settle(lab: Lab, guest: GuestImage) -> None:
     cluster.bring_up(lab)
-    first, second = _NODES
+    first, second = NODES
     lab.machine(second).push(guest.fast_kernel, KERNEL)
     lab.machine(second).push(guest.initrd, INITRD)
     network = Network("lan", BRIDGE, _ADDRESSES[0])

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from lab import cluster, lab
+from lab import town as towns
 from lab.guest_image import GuestImage, guest_image
 from lab.image import node_image
 from lab.lab import Lab
@@ -21,6 +22,7 @@ from lab.machine import Machine
 from lab.places import places
 from lab.progress import Progress
 from lab.spec import make_spec
+from lab.town import Town
 from tests.lab.sites import Site, Sites
 
 _NAME = os.environ.get("CXM_LAB_NAME", "test")
@@ -113,6 +115,12 @@ def cluster_lab(pair_session: Lab) -> Lab:
     """The lab with node1 and node2, just formed into a cluster that the lab's cloud may use."""
     cluster.bring_up(pair_session)
     return pair_session
+
+
+@pytest.fixture
+def town(pair_session: Lab, guest: GuestImage) -> Town:
+    """A cluster with a VM on each node."""
+    return towns.bring_up(pair_session, guest)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from cxm.cluster import pacemaker
 from lab import cluster, traces, visit
+from lab import town as towns
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
@@ -51,14 +51,9 @@ class Stage:
     def answers(self) -> visit.Status:
         return visit.await_status(self.lab, ADDRESS)
 
-    def status(self, node: Machine) -> pacemaker.Status:
-        """The cluster as a node sees it."""
-        said = node.run(["crm_mon", "-1", "--output-as=xml"], timeout_s=60)
-        return pacemaker.parse_status(said.stdout)
-
     def vms(self, node: Machine) -> dict[str, tuple[str, ...]]:
         """Where the VMs are, as a node sees it."""
-        found = self.status(node).resources
+        found = towns.status(node).resources
         return {
             rid: placed.nodes
             for rid, placed in found.items()
@@ -133,7 +128,7 @@ def test_a_vm_stays(stage: Stage) -> None:
         if name == "stayed":
             assert f"VM {vm.id} did not move to {second.name}" in vm.error
             assert _pieces(second) == []
-            assert list(stage.status(first).failures) == []
+            assert list(towns.status(first).failures) == []
             if stage.cloud.version >= _TELLS_OF_FAILURE:
                 assert stage.directories(second) == []
 
@@ -188,7 +183,7 @@ def test_a_vm_survives_its_node(stage: Stage) -> None:
         second.wait_until(
             lambda: list(stage.vms(second).values()) == [(second.name,)], timeout_s=FAILOVER_S
         )
-        fenced = [each for each in stage.status(second).fencing if each.target == first.name]
+        fenced = [each for each in towns.status(second).fencing if each.target == first.name]
         assert [each.status for each in fenced] == ["success"]
         timeline = second.run(["cxm", "timeline"], timeout_s=60).stdout
         assert f"{first.name}" in timeline
@@ -196,13 +191,8 @@ def test_a_vm_survives_its_node(stage: Stage) -> None:
         # Fencing has switched it on again.
         first.forget_connection()
         first.wait_for_ssh(timeout_s=BACK_S)
-        first.wait_until(lambda: _is_back(stage, second), timeout_s=BACK_S)
+        nodes = {each.name for each in stage.nodes}
+        first.wait_until(lambda: towns.with_locks(towns.status(second)) == nodes, timeout_s=BACK_S)
         assert list(stage.vms(first).values()) == [(second.name,)]
         assert stage.answers().boots == before.boots + 1
     stage.cloud.delete(vm)
-
-
-def _is_back(stage: Stage, seen_from: Machine) -> bool:
-    """Whether all nodes have the locks, as one of them sees it."""
-    placed = stage.status(seen_from).resources.get("cxm-lockspace")
-    return placed is not None and set(placed.nodes) == {each.name for each in stage.nodes}

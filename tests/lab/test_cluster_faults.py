@@ -8,19 +8,11 @@ Requirements: the lab with node1 and node2, a cluster by cxm-setup, a VM on each
 import pytest
 
 from cxm.cluster.pacemaker import Status
-from lab import faults
+from lab import faults, visit
 from lab import town as towns
-from lab.guest_image import GuestImage
-from lab.lab import Lab
 from lab.machine import Machine, Power
 from lab.town import BACK_S, FAILOVER_S, Town, status
 from tests.lab.invariant import watched
-
-
-@pytest.fixture
-def town(pair_session: Lab, guest: GuestImage) -> Town:
-    """A cluster with a VM on each node."""
-    return towns.bring_up(pair_session, guest)
 
 
 @pytest.mark.extensive
@@ -60,13 +52,11 @@ def test_what_a_vm_boots_is_on_every_node(town: Town) -> None:
 @pytest.mark.extensive
 def test_node_hangs(town: Town) -> None:
     """A node that hangs is fenced like one that is off."""
-    first, second = town.nodes
+    first, _second = town.nodes
     web = town.web.answers()
     with watched(town.lab):
         first.hang()
-        town.web.booted_again(web)
-        assert town.fenced(second) == [first.name]
-        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        _rescued(town, web)
         town.await_whole()
 
 
@@ -120,13 +110,11 @@ def test_link_cut(town: Town, number: int) -> None:
 @pytest.mark.extensive
 def test_san_cut(town: Town) -> None:
     """A node that does not reach its disks any more is fenced: its guests hang."""
-    first, second = town.nodes
+    first, _second = town.nodes
     web = town.web.answers()
     with watched(town.lab):
         faults.cut(town.lab, first.name, "san")
-        town.web.booted_again(web)
-        assert town.fenced(second) == [first.name]
-        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        _rescued(town, web)
         faults.heal(town.lab, first.name)
         town.await_whole()
 
@@ -153,14 +141,12 @@ def test_bmc_unreachable(town: Town) -> None:
 @pytest.mark.extensive
 def test_bmc_slow(town: Town) -> None:
     """A BMC that takes its time is waited for."""
-    first, second = town.nodes
+    first, _second = town.nodes
     web = town.web.answers()
     faults.slow_bmc(town.lab, first.name)
     with watched(town.lab):
         first.power_off()
-        town.web.booted_again(web)
-        assert town.fenced(second) == [first.name]
-        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        _rescued(town, web)
 
 
 @pytest.mark.extensive
@@ -187,13 +173,11 @@ def test_bmc_dies_with_its_node(town: Town) -> None:
 @pytest.mark.extensive
 def test_dlm_controld_killed(town: Town) -> None:
     """Nobody knows a node's locks any more: it is fenced, and its VM starts elsewhere."""
-    first, second = town.nodes
+    first, _second = town.nodes
     web = town.web.answers()
     with watched(town.lab):
         first.run(["pkill", "-KILL", "-x", "dlm_controld"])
-        town.web.booted_again(web)
-        assert town.fenced(second) == [first.name]
-        town.await_places(second, {0: (second.name,), 1: (second.name,)})
+        _rescued(town, web)
         town.await_whole()
 
 
@@ -278,6 +262,14 @@ def test_one_node_comes_back_alone(town: Town) -> None:
         faults.heal(town.lab, first.name)
         first.power_on()
         town.await_whole()
+
+
+def _rescued(town: Town, web: visit.Status) -> None:
+    """Wait until node1's VM runs on node2, and see that node1 was fenced for it, no other."""
+    first, second = town.nodes
+    town.web.booted_again(web)
+    assert town.fenced(second) == [first.name]
+    town.await_places(second, {0: (second.name,), 1: (second.name,)})
 
 
 def _domains(node: Machine) -> list[str]:

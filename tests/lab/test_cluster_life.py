@@ -13,19 +13,11 @@ import pytest
 from cxm.errors import CxmError
 from lab import town as towns
 from lab import visit
-from lab.guest_image import GuestImage
-from lab.lab import Lab
 from lab.town import Resident, Town, status
 from tests.lab.invariant import watched
 
 _ORDER_S: Final = 900.0
 _AGENT: Final = "/usr/lib/ocf/resource.d/cxm"
-
-
-@pytest.fixture
-def town(pair_session: Lab, guest: GuestImage) -> Town:
-    """A cluster with a VM on each node."""
-    return towns.bring_up(pair_session, guest)
 
 
 def _tell(resident: Resident, what: str) -> None:

@@ -16,8 +16,6 @@ import pytest
 from cxm.run import Result
 from lab import faults, visit
 from lab import town as towns
-from lab.guest_image import GuestImage
-from lab.lab import Lab
 from lab.machine import Machine
 from lab.town import BACK_S, FAILOVER_S, Resident, Town, status
 from tests.lab import phases
@@ -31,12 +29,6 @@ _ORDER_S: Final = 1300.0
 _TIMES: Final = 10
 # A counter in the guest's memory goes on once a second; what it misses is how long it stood still.
 _LONGEST_PAUSE_S: Final = 30
-
-
-@pytest.fixture
-def town(pair_session: Lab, guest: GuestImage) -> Town:
-    """A cluster with a VM on each node."""
-    return towns.bring_up(pair_session, guest)
 
 
 def _migrate(asked: Machine, name: str, target: str) -> Result:

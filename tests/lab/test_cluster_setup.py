@@ -4,13 +4,11 @@
 
 import pytest
 
-from cxm.cluster import pacemaker
-from lab import cluster
+from lab import cluster, town
 from lab.lab import Lab
 from lab.machine import Machine
 
 BACK_S = 600.0
-LOCKSPACE = "cxm-lockspace"
 
 
 def _vg(machine: Machine, vg: str) -> str:
@@ -19,11 +17,7 @@ def _vg(machine: Machine, vg: str) -> str:
 
 def _locks_on(machine: Machine) -> set[str]:
     """Where the locks can be used, as a node sees it."""
-    argv = ["crm_mon", "-1", "--output-as=xml"]
-    status = pacemaker.parse_status(machine.run(argv).stdout)
-    placed = status.resources[LOCKSPACE]
-    online = {node.name for node in status.nodes if node.online}
-    return set(placed.nodes) & online if placed.role == "Started" else set()
+    return town.with_locks(town.status(machine))
 
 
 @pytest.mark.extensive

@@ -101,7 +101,7 @@ def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> 
 
 def _await_quorum(world: World) -> None:
     deadline = world.monotonic() + _QUORUM_S
-    while not world.cluster().quorate:
+    while not pacemaker.status(world.runner).quorate:
         if world.monotonic() >= deadline:
             raise LockTimeoutError(
                 f"this node has no quorum after {_QUORUM_S:.0f} s",

@@ -17,15 +17,14 @@ from enum import Enum
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm import log, run
+from cxm import log
 from cxm.cluster import cib, history, pacemaker, peer
 from cxm.cluster.cib import Resource, Rule, Wish
 from cxm.cluster.pacemaker import Failure, Placed, Status
-from cxm.config import NodeConfig
-from cxm.errors import CxmError, LockTimeoutError, system_error
+from cxm.errors import CxmError, LockTimeoutError, explained
 from cxm.names import CloudId, VmId
 from cxm.node.guests import Life
-from cxm.node.machine import Caller, Machine
+from cxm.node.machine import Machine, this_machine
 
 _log = logging.getLogger(__name__)
 
@@ -269,11 +268,8 @@ def main() -> int:
     os.umask(0o022)
     log.to_syslog(ident="cxm", debug=False)
     try:
-        look_after(Machine(NodeConfig(), run.System(), Caller(0, 0), os.uname().nodename))
-    except CxmError as error:
-        _log.error("watch: %s", error.sentence())
-        return CxmError.code
-    except OSError as error:
-        _log.error("watch: %s", system_error(error))
+        look_after(this_machine())
+    except (CxmError, OSError) as error:
+        _log.error("watch: %s", explained(error, "looking after VMs", _log).sentence())
         return CxmError.code
     return 0

@@ -17,7 +17,7 @@ from cxm.cluster.basis import Basis
 from cxm.cluster.pacemaker import Status
 from cxm.config import NodeConfig
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
-from cxm.node.machine import Caller, Machine
+from cxm.node.machine import ROOT, Machine
 from cxm.run import Runner
 from cxm.setup import files, sbd, services, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
@@ -38,7 +38,7 @@ def _change(runner: Runner, edit: Callable[[Element], None], what: str) -> bool:
 
 
 def _settings(host: Host, node: str) -> str:
-    machine = Machine(NodeConfig(), host.runner, Caller(0, 0), host.hostname)
+    machine = Machine(NodeConfig(), host.runner, ROOT, host.hostname)
     return peer.settings_digest(machine, node)
 
 
