@@ -60,7 +60,7 @@ def _group(world: World, vg: str) -> Group | str:
         return error.sentence()
 
 
-def _peers(world: World, cluster: Cluster, here: str) -> dict[str, str]:
+def _peers(world: World, cluster: Cluster, cib: Element, here: str) -> dict[str, str]:
     """Whether the other nodes do what this one asks; they are asked for a VM that nobody has."""
     machine = replace(world.machine(), hostname=here)
     found = {}
@@ -68,7 +68,7 @@ def _peers(world: World, cluster: Cluster, here: str) -> dict[str, str]:
         if member.name == here or member.state not in UP:
             continue
         try:
-            peer.ask(machine, member.name, "state", _NO_CLOUD, VmId(0))
+            peer.find(machine, cib, member.name).ask("state", _NO_CLOUD, VmId(0))
             found[member.name] = ""
         except CxmError as error:
             found[member.name] = error.message
@@ -88,7 +88,7 @@ def _lost(world: World, cluster: Cluster, cib: Element) -> dict[str, list[Vm]]:
     return found
 
 
-def observe(world: World, cluster: Cluster, *, mixed: bool) -> Here:
+def observe(world: World, cluster: Cluster, cib: Element) -> Here:
     """This node as it is now; raises what keeps it from being seen."""
     machine, here = world.machine(), world.here()
     info = xl.info(world.runner)
@@ -100,9 +100,9 @@ def observe(world: World, cluster: Cluster, *, mixed: bool) -> Here:
         bridges=_bridges(world),
         lacking=_lacking(world, cluster, machine.config.vg_name),
         clouds=machine.config.clouds,
-        peers=_peers(world, cluster, here),
+        peers=_peers(world, cluster, cib, here),
         versions={"cxm": __version__, "xen": info.version, **pacemaker.versions(world.runner)},
-        mixed=mixed,
+        mixed=len(nodes.abilities(cib)) > 1,
         clock=_said(world, list(_CLOCK)),
         xendomains=_said(world, ["systemctl", "is-enabled", "xendomains.service"]),
         tend=_said(world, ["systemctl", "is-enabled", "cxm-tend.service"]),
@@ -114,7 +114,7 @@ def observe(world: World, cluster: Cluster, *, mixed: bool) -> Here:
 def check(world: World, *, json: bool) -> int:
     """What is wrong, and what to do about it; fails when something is."""
     cluster, cib = world.look()
-    here = observe(world, cluster, mixed=len(nodes.abilities(cib)) > 1)
+    here = observe(world, cluster, cib)
     found = judge(cluster, here, _lost(world, cluster, cib))
     if json:
         world.show_json(

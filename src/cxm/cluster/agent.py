@@ -16,7 +16,6 @@ from cxm import names
 from cxm.cluster import bootfiles, cib, moving, pacemaker, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
-from cxm.errors import NotFoundError
 from cxm.names import CHECKPOINT, State
 from cxm.node import configs, memory
 from cxm.node import volumes as store
@@ -52,10 +51,7 @@ class Ocf(IntEnum):
 
 def resource_of(vm: Vm) -> Resource:
     """What the cluster knows of a VM; raises NotFoundError when it knows nothing."""
-    found = cib.find(pacemaker.cib(vm.machine.runner), vm.owner.cloud, vm.vm)
-    if found is None:
-        raise NotFoundError(f"the cluster knows no VM {vm.vm} of the cloud '{vm.owner.cloud}'")
-    return found
+    return cib.known(pacemaker.cib(vm.machine.runner), vm.owner.cloud, vm.vm)
 
 
 def update(vm: Vm, what: str, edit: Callable[[Resource], Resource]) -> None:
@@ -264,7 +260,8 @@ def run(machine: Machine, action: str, env: Mapping[str, str]) -> Ocf:
         return monitor(vm, probe=env.get("OCF_RESKEY_CRM_meta_interval", "0") == "0")
     if action == "migrate_to":
         target = env.get("OCF_RESKEY_CRM_meta_migrate_target", "")
-        return _locked(vm, lambda vm: Ocf(moving.send(vm, resource_of(vm), target, limit_s)))
+        root = pacemaker.cib(machine.runner)
+        return _locked(vm, lambda vm: Ocf(moving.send(vm, root, target, limit_s)))
     if action == "migrate_from":
         return _locked(vm, lambda vm: Ocf(moving.arrive(vm, resource_of(vm))))
     return Ocf.UNIMPLEMENTED

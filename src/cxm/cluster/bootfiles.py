@@ -9,6 +9,7 @@ is back (``cxm-gather.timer``), and a start fetches what is missing even then.
 
 import logging
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, pacemaker, peer
 from cxm.cluster.pacemaker import Status
@@ -21,7 +22,7 @@ from cxm.node.verbs import Call
 _log = logging.getLogger(__name__)
 
 
-def spread(vm: Vm, config: str, status: Status) -> None:
+def spread(vm: Vm, config: str, status: Status, root: Element) -> None:
     """Give the files that a configuration names to all nodes that are there.
 
     Raises RefusedError when none of them takes them: what one node has alone dies with it. One of
@@ -32,9 +33,10 @@ def spread(vm: Vm, config: str, status: Status) -> None:
     failures = []
     for node in nodes:
         try:
-            for digest in peer.lacks(machine, node, digests):
+            other = peer.find(machine, root, node)
+            for digest in other.lacks(digests):
                 with open(kernels.path_of(machine, digest), "rb") as file:
-                    peer.give(machine, node, digest, kernels.read_all(file))
+                    other.give(digest, kernels.read_all(file))
                 _log.info("VM %d: %s got the kernel or ramdisk %s", vm.vm, node, digest)
         except CxmError as error:
             _log.warning("VM %d: %s does not take what it boots: %s", vm.vm, node, error.message)
@@ -52,9 +54,10 @@ def fetch(machine: Machine, digest: str) -> None:
     if kernels.has(machine, digest):
         return
     nodes = peer.others(machine, pacemaker.status(machine.runner))
+    root = pacemaker.cib(machine.runner)
     for node in nodes:
         try:
-            with peer.taken(machine, node, digest) as content:
+            with peer.find(machine, root, node).taken(digest) as content:
                 kernels.keep(machine, digest, content)
         except (CxmError, OSError) as error:
             _log.info("%s does not give the kernel or ramdisk %s: %s", node, digest, error)

@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from cxm import names
 from cxm.cluster import limits
-from cxm.errors import DataError, UsageError
+from cxm.errors import DataError, NotFoundError, UsageError
 from cxm.names import CloudId, LvName, VmId
 from cxm.node.guests import Life
 from cxm.xen import domcfg
@@ -173,6 +173,14 @@ def find(cib: Element, cloud: CloudId, vm: VmId) -> Resource | None:
         if primitive.get("id") == rid:
             return _read(primitive, _preferences(cib))
     return None
+
+
+def known(cib: Element, cloud: CloudId, vm: VmId) -> Resource:
+    """A VM of the cluster; raises NotFoundError where there is none."""
+    found = find(cib, cloud, vm)
+    if found is None:
+        raise NotFoundError(f"the cluster knows no VM {vm} of the cloud '{cloud}'")
+    return found
 
 
 # --- changing -----------------------------------------------------------------------------------

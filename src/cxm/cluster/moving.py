@@ -19,9 +19,10 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
+from xml.etree.ElementTree import Element
 
 from cxm import lvm, names
-from cxm.cluster import guestdisks, limits, pacemaker, peer
+from cxm.cluster import cib, guestdisks, limits, pacemaker, peer
 from cxm.cluster.cib import Resource
 from cxm.cluster.view import edited
 from cxm.errors import CommandError, CxmError, RefusedError
@@ -139,11 +140,12 @@ def holds(vm: Vm) -> bool:
 # --- the source ---------------------------------------------------------------------------------
 
 
-def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
-    """Move the VM's domain to ``target``; an agent's exit code.
+def send(vm: Vm, root: Element, target: str, pacemaker_s: float) -> int:
+    """Move the VM's domain to ``target``, both as the CIB says; an agent's exit code.
 
     Raises CommandError when the guest runs on here, and nothing of it is left on the target.
     """
+    resource = cib.known(root, vm.owner.cloud, vm.vm)
     domain = running(vm.present())
     if domain is None:
         _log.error("VM %d does not run here, so it cannot move", vm.vm)
@@ -156,7 +158,8 @@ def send(vm: Vm, resource: Resource, target: str, pacemaker_s: float) -> int:
     note(vm, target)
     try:
         lvm.share(vm.machine.runner, group, volumes)
-        receiver = peer.command(vm.machine, target, ["receive", vm.owner.cloud, str(vm.vm)])
+        other = peer.find(vm.machine, root, target)
+        receiver = other.command(["receive", vm.owner.cloud, str(vm.vm)])
         seconds = limits.sending_s(domain.memory_mib, pacemaker_s)
         xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
     except CxmError as error:
@@ -195,7 +198,8 @@ def _tell(vm: Vm, reason: str) -> None:
 
 def _call_off(vm: Vm, target: str) -> None:
     try:
-        peer.ask(vm.machine, target, "release", vm.owner.cloud, vm.vm, timeout_s=_RELEASE_S)
+        other = peer.find(vm.machine, pacemaker.cib(vm.machine.runner), target)
+        other.ask("release", vm.owner.cloud, vm.vm, timeout_s=_RELEASE_S)
     except CxmError as error:
         _log.warning("VM %d: what came of it to %s may be there still: %s", vm.vm, target, error)
 

@@ -20,11 +20,12 @@ from cxm.cluster.view import (
     ON_STOP,
     View,
     await_,
+    comes_to,
     edited,
+    glance,
     iso,
     look,
     ready,
-    simulated,
     unblocked,
 )
 from cxm.errors import NotFoundError, RefusedError
@@ -85,7 +86,7 @@ def told(vm: Vm) -> Iterator[None]:
                 return called_off(vm, known) or known
 
             what = f"VM {vm.vm}: its start failed: it is called off"
-            if not look(vm).where:
+            if not glance(vm).where:
                 pacemaker.change(vm.machine.runner, edited(vm, edit), what=what)
         raise
 
@@ -142,7 +143,7 @@ def planned(vm: Vm, view: View, spec: GuestSpec, directory: str) -> tuple[Resour
         host=nodes.host_of(view.root, vm.machine.hostname),
         preferred=vm.machine.hostname,
     )
-    bootfiles.spread(vm, plan.text, view.status)
+    bootfiles.spread(vm, plan.text, view.status, view.root)
     return resource, plan.choice.guest_type.value
 
 
@@ -159,10 +160,9 @@ def place(vm: Vm, view: View, resource: Resource, what: str, *, otherwise: Resou
         cib.put(root, resource)
         cib.confine(root, rid, me, until=until)
 
-    if view.failures(vm):
+    if view.failures():
         pacemaker.clean_up(machine.runner, rid)
-    simulated(vm, edit, rid, me)
-    pacemaker.change(machine.runner, edit, what=what)
+    pacemaker.change(machine.runner, edit, what=what, check=comes_to(vm, me))
     try:
         await_(vm, patience_s, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     except BaseException:
@@ -289,18 +289,19 @@ def _shut_down(vm: Vm, timeout_s: float) -> None:
     """Ask the guest until it is off, or its time is up. Pacemaker only ever waits for little."""
     asked_at: float | None = None
     for _turn in vm.machine.waits(timeout_s):
-        view, now = look(vm), vm.machine.monotonic()
+        where, now = glance(vm).where, vm.machine.monotonic()
         is_due = asked_at is None or now - asked_at >= _ASK_AGAIN_S
         asked_at = now if is_due else asked_at
         word = "shutdown" if is_due else "state"
-        if not view.where or not _ask(vm, view.where[0], word):
+        if not where or not _ask(vm, where[0], word):
             return
 
 
 def _ask(vm: Vm, node: str, word: str) -> bool:
     """Ask the guest for something, on the node where it runs; False when it runs no more."""
     if node != vm.machine.hostname:
-        return bool(peer.ask(vm.machine, node, word, vm.owner.cloud, vm.vm)["running"])
+        other = peer.find(vm.machine, pacemaker.cib(vm.machine.runner), node)
+        return bool(other.ask(word, vm.owner.cloud, vm.vm)["running"])
     return request.ask(vm, word)
 
 

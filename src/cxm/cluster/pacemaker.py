@@ -229,15 +229,22 @@ def cib(runner: Runner, *, local: bool = False) -> Element:
         raise DataError(f"cibadmin's output cannot be read: {error}") from error
 
 
-def change(runner: Runner, edit: Callable[[Element], None], *, what: str) -> bool:
+def change(
+    runner: Runner,
+    edit: Callable[[Element], None],
+    *,
+    what: str,
+    check: Callable[[Element], None] | None = None,
+) -> bool:
     """Change the CIB: ``edit`` alters the ``<cib>`` element that it is given.
 
     All that differs is sent as one patch, which applies to exactly the CIB that was read: when
     another change was faster, this one is thought through again. False when nothing differs.
-    ``what`` says in the log what the change is. Raises CommandError when Pacemaker refuses it.
+    ``check`` is given what would be written, and raises what forbids it. ``what`` says in the log
+    what the change is. Raises CommandError when Pacemaker refuses it.
     """
     for _try in range(_TRIES):
-        patch = _patch(runner, edit)
+        patch = _patch(runner, edit, check)
         if patch is None:
             return False
         argv = ["cibadmin", "--patch", "--xml-pipe"]
@@ -255,13 +262,19 @@ def change(runner: Runner, edit: Callable[[Element], None], *, what: str) -> boo
     )
 
 
-def _patch(runner: Runner, edit: Callable[[Element], None]) -> bytes | None:
+def _patch(
+    runner: Runner,
+    edit: Callable[[Element], None],
+    check: Callable[[Element], None] | None,
+) -> bytes | None:
     """The difference that an edit makes, None when it makes none."""
     root = cib(runner)
     before = ET.tostring(root)
     edit(root)
     if ET.tostring(root) == before:
         return None
+    if check is not None:
+        check(root)
     root.set("epoch", str(int(root.get("epoch", "0")) + 1))
     root.set("num_updates", "0")
     with tempfile.TemporaryDirectory(prefix="cxm-cib-") as directory:

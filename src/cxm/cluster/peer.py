@@ -10,9 +10,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
+from xml.etree.ElementTree import Element
 
-from cxm.cluster import nodes, pacemaker
+from cxm.cluster import nodes
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CommandError, CxmError, DataError, RefusedError, UnreachableError
 from cxm.names import CloudId, VmId
@@ -26,37 +28,6 @@ _COPY_S: Final = 240.0  # of a kernel or ramdisk; an agent's start, which may fe
 _SSH_FAILED: Final = 255
 
 
-def command(machine: Machine, node: str, words: list[str]) -> list[str]:
-    """The ssh that has another node do something; it knows that node's host key."""
-    known = nodes.attributes(pacemaker.cib(machine.runner), node)
-    try:
-        address, key = known[nodes.ADDRESS], known[nodes.HOST_KEY]
-    except KeyError as error:
-        raise RefusedError(
-            f"the node {node} has not told its address and host key",
-            hint="run 'cxm-setup cluster' on it once more",
-        ) from error
-    directory = os.path.join(machine.run_dir, "peers")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    path = os.path.join(directory, node)
-    fresh = f"{path}.{os.getpid()}"
-    with open(fresh, "w", encoding="utf-8") as file:
-        file.write(f"{node} {key}\n")
-    os.replace(fresh, path)
-    options = {
-        "BatchMode": "yes",
-        "ConnectTimeout": str(_CONNECT_S),
-        "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": path,
-        "GlobalKnownHostsFile": "none",
-        "HostKeyAlias": node,
-        "IdentitiesOnly": "yes",
-        "Compression": "no",
-    }
-    shown = [f"-o{key}={value}" for key, value in options.items()]
-    return ["ssh", "-F", "none", "-T", "-i", KEY, *_ALIVE, *shown, f"root@{address}", "--", *words]
-
-
 def others(machine: Machine, status: Status) -> list[str]:
     """The other nodes that can be asked."""
     return [
@@ -66,69 +37,99 @@ def others(machine: Machine, status: Status) -> list[str]:
     ]
 
 
-def ask(
-    machine: Machine, node: str, word: str, cloud: CloudId, vm: VmId, *, timeout_s: float = 180.0
-) -> Any:
-    """Have another node do something about a VM; returns its answer, raises its failure."""
-    return _answer(machine, node, [word, cloud, str(vm)], timeout_s=timeout_s)
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node, as this one reaches it."""
+
+    machine: Machine  # this node
+    node: str
+    address: str
+    key: str  # its host key
+
+    def command(self, words: list[str]) -> list[str]:
+        """The ssh that has it do something; it must have its host key."""
+        directory = os.path.join(self.machine.run_dir, "peers")
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        path = os.path.join(directory, self.node)
+        fresh = f"{path}.{os.getpid()}"
+        with open(fresh, "w", encoding="utf-8") as file:
+            file.write(f"{self.node} {self.key}\n")
+        os.replace(fresh, path)
+        options = {
+            "BatchMode": "yes",
+            "ConnectTimeout": str(_CONNECT_S),
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": path,
+            "GlobalKnownHostsFile": "none",
+            "HostKeyAlias": self.node,
+            "IdentitiesOnly": "yes",
+            "Compression": "no",
+        }
+        shown = [f"-o{key}={value}" for key, value in options.items()]
+        there = f"root@{self.address}"
+        return ["ssh", "-F", "none", "-T", "-i", KEY, *_ALIVE, *shown, there, "--", *words]
+
+    def ask(self, word: str, cloud: CloudId, vm: VmId, *, timeout_s: float = 180.0) -> Any:
+        """Have it do something about a VM; returns its answer, raises its failure."""
+        return self._answer([word, cloud, str(vm)], timeout_s=timeout_s)
+
+    def lacks(self, digests: Iterable[str]) -> list[str]:
+        """Which of these kernels and ramdisks it does not have; it keeps the others."""
+        answer = self._answer(["lacks", *sorted(digests)], timeout_s=_TIMEOUT_S)
+        return [str(digest) for digest in answer["lacks"]]
+
+    def give(self, digest: str, content: Iterable[bytes]) -> None:
+        """Have it keep a kernel or ramdisk; raises its failure."""
+        self._answer(["keep", digest], timeout_s=_COPY_S, content=content)
+
+    @contextmanager
+    def taken(self, digest: str) -> Iterator[Iterator[bytes]]:
+        """The content of a kernel or ramdisk of its; raises when it does not have it."""
+        argv = self.command(["fetch", digest])
+        try:
+            with self.machine.runner.produce(argv, timeout_s=_COPY_S) as content:
+                yield content
+        except CommandError as error:
+            raise self._unreachable(error) from error
+
+    def settings_digest(self) -> str:
+        """The SHA-256 of its corosync.conf."""
+        return str(self._answer(["corosync"], timeout_s=_TIMEOUT_S)["sha256"])
+
+    def _answer(self, words: list[str], *, timeout_s: float, content: Iterable[bytes] = ()) -> Any:
+        argv, ok = self.command(words), (0, CxmError.code)
+        try:
+            result = self.machine.runner.feed(argv, content, timeout_s=timeout_s, ok=ok)
+        except CommandError as error:
+            raise self._unreachable(error) from error
+        try:
+            answer = json.loads(result.stdout)
+        except ValueError as error:
+            raise DataError(
+                f"{self.node} gave no answer to '{words[0]}': {result.stderr[-200:]}"
+            ) from error
+        if "error" in answer:
+            raise RefusedError(f"{self.node}: {answer['error']}", hint=answer.get("hint"))
+        return answer
+
+    def _unreachable(self, error: CommandError) -> CxmError:
+        """What a failed ssh means: the node was not reached, or what it ran there failed."""
+        if error.exit_code != _SSH_FAILED:
+            return error
+        return UnreachableError(
+            f"the node {self.node} cannot be reached from {self.machine.hostname}: "
+            f"{' '.join(error.stderr.split()) or 'no reason given'}",
+            hint="'cxm check' tries the connections between the nodes",
+        )
 
 
-def lacks(machine: Machine, node: str, digests: Iterable[str]) -> list[str]:
-    """Which of these kernels and ramdisks another node does not have; it keeps the others."""
-    answer = _answer(machine, node, ["lacks", *sorted(digests)], timeout_s=_TIMEOUT_S)
-    return [str(digest) for digest in answer["lacks"]]
-
-
-def give(machine: Machine, node: str, digest: str, content: Iterable[bytes]) -> None:
-    """Have another node keep a kernel or ramdisk; raises its failure."""
-    _answer(machine, node, ["keep", digest], timeout_s=_COPY_S, content=content)
-
-
-@contextmanager
-def taken(machine: Machine, node: str, digest: str) -> Iterator[Iterator[bytes]]:
-    """The content of another node's kernel or ramdisk; raises when it does not have it."""
-    argv = command(machine, node, ["fetch", digest])
+def find(machine: Machine, root: Element, node: str) -> Peer:
+    """A node by what the CIB says of it; raises RefusedError for one that has not told."""
+    known = nodes.attributes(root, node)
     try:
-        with machine.runner.produce(argv, timeout_s=_COPY_S) as content:
-            yield content
-    except CommandError as error:
-        raise _unreachable(machine, node, error) from error
-
-
-def settings_digest(machine: Machine, node: str) -> str:
-    """The SHA-256 of another node's corosync.conf."""
-    answer = _answer(machine, node, ["corosync"], timeout_s=_TIMEOUT_S)
-    return str(answer["sha256"])
-
-
-def _answer(
-    machine: Machine,
-    node: str,
-    words: list[str],
-    *,
-    timeout_s: float,
-    content: Iterable[bytes] = (),
-) -> Any:
-    argv = command(machine, node, words)
-    try:
-        result = machine.runner.feed(argv, content, timeout_s=timeout_s, ok=(0, CxmError.code))
-    except CommandError as error:
-        raise _unreachable(machine, node, error) from error
-    try:
-        answer = json.loads(result.stdout)
-    except ValueError as error:
-        raise DataError(f"{node} gave no answer to '{words[0]}': {result.stderr[-200:]}") from error
-    if "error" in answer:
-        raise RefusedError(f"{node}: {answer['error']}", hint=answer.get("hint"))
-    return answer
-
-
-def _unreachable(machine: Machine, node: str, error: CommandError) -> CxmError:
-    """What a failed ssh means: the node was not reached, or what it ran there failed."""
-    if error.exit_code != _SSH_FAILED:
-        return error
-    return UnreachableError(
-        f"the node {node} cannot be reached from {machine.hostname}: "
-        f"{' '.join(error.stderr.split()) or 'no reason given'}",
-        hint="'cxm check' tries the connections between the nodes",
-    )
+        return Peer(machine, node, known[nodes.ADDRESS], known[nodes.HOST_KEY])
+    except KeyError as error:
+        raise RefusedError(
+            f"the node {node} has not told its address and host key",
+            hint="run 'cxm-setup cluster' on it once more",
+        ) from error

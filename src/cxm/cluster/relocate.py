@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 from cxm.cluster import cib, cpus, limits, moving, nodes, pacemaker, peer
 from cxm.cluster.amounts import count
 from cxm.cluster.cib import Resource
-from cxm.cluster.view import ON_MOVE, View, await_, edited, iso, look, simulated, unblocked
+from cxm.cluster.view import ON_MOVE, Sight, View, await_, comes_to, edited, glance, iso, unblocked
 from cxm.errors import CommandError, RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
@@ -56,7 +56,7 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
         raise RefusedError(f"{target} takes no VMs at the moment: 'cxm infos' shows why")
     source = view.where[0]
     _same_processor(vm, view.root, source, target)
-    if missing := _missing_bridges(vm, known, target):
+    if missing := _missing_bridges(vm, view.root, known, target):
         raise RefusedError(
             f"{target} lacks {' and '.join(missing)}, a bridge that VM {vm.vm} needs",
             hint=f"make it there; 'cxm check' on {target} lists what is missing",
@@ -75,11 +75,11 @@ def _same_processor(vm: Vm, root: Element, source: str, target: str) -> None:
         )
 
 
-def _missing_bridges(vm: Vm, known: Resource, target: str) -> list[str]:
+def _missing_bridges(vm: Vm, root: Element, known: Resource, target: str) -> list[str]:
     """Looked for on the target; that it answers proves that a guest can be sent."""
     if target == vm.machine.hostname:
         return moving.missing_bridges(vm, known)
-    answer = peer.ask(vm.machine, target, "bridges", vm.owner.cloud, vm.vm)
+    answer = peer.find(vm.machine, root, target).ask("bridges", vm.owner.cloud, vm.vm)
     return [str(each) for each in answer["missing"]]
 
 
@@ -94,8 +94,12 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
         # Not "there or not at all": when the target dies, that would stop a guest that runs here.
         cib.attract(root, rid, target, until=until)
 
-    simulated(vm, edit, rid, target, alive=True)
-    pacemaker.change(machine.runner, edit, what=f"VM {vm.vm} moves from {source} to {target}")
+    pacemaker.change(
+        machine.runner,
+        edit,
+        what=f"VM {vm.vm} moves from {source} to {target}",
+        check=comes_to(vm, target, alive=True),
+    )
     with _given_up(vm, view, source):
         after = await_(
             vm,
@@ -105,7 +109,7 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
             fails_on=ON_MOVE,
         )
     told = f"it moved from {source} to {target}"
-    if any(failure.operation == "migrate_from" for failure in after.failures(vm, view)):
+    if any(failure.operation == "migrate_from" for failure in after.failures(view)):
         told = f"it did not come to {target} alive: it was started there afresh"
         _log.warning("VM %d: %s", vm.vm, told)
 
@@ -116,17 +120,14 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
     pacemaker.change(machine.runner, arrived, what=f"VM {vm.vm} is on {target}")
 
 
-def _has_come(vm: Vm, now: View, source: str, target: str) -> bool:
+def _has_come(vm: Vm, now: Sight, source: str, target: str) -> bool:
     """Whether the VM is on the target; raises CommandError when it stays, for the target is gone.
 
     It would go there as soon as the target is back, unasked.
     """
-    node, placed = (
-        now.status.node(target),
-        now.status.resources.get(cib.resource_id(vm.owner.cloud, vm.vm)),
-    )
-    stays = now.where == (source,) and placed is not None and placed.at_rest
-    if stays and (node is None or not node.online):
+    node = now.status.node(target)
+    is_gone = node is None or not node.online
+    if is_gone and now.where == (source,) and now.at_rest:
         raise CommandError(
             f"VM {vm.vm} stays on {source}: {target} has left the cluster",
             hint="'cxm timeline' shows what became of it",
@@ -162,6 +163,6 @@ def _given_up(vm: Vm, before: View, source: str) -> Iterator[None]:
     except BaseException:
         with undoing(f"the wish to move VM {vm.vm}"):
             pacemaker.change(vm.machine.runner, back, what=f"VM {vm.vm} stays on {source}")
-            if look(vm).failures(vm, before):
+            if glance(vm).failures(before):
                 pacemaker.refresh(vm.machine.runner, rid)
         raise

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, nodes, pacemaker
 from cxm.cluster.cib import Resource
-from cxm.cluster.pacemaker import Failure, Status
+from cxm.cluster.pacemaker import Failure, Placed, Status
 from cxm.errors import CommandError, RefusedError
 from cxm.node.life import Vm
 
@@ -18,33 +18,51 @@ _LOOK_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """The cluster as an order finds it."""
+class Sight:
+    """What Pacemaker does with a VM at one moment."""
 
+    id: str  # the VM's resource
     status: Status
+
+    @property
+    def placed(self) -> Placed | None:
+        """The VM's resource, None for one that the cluster does not know."""
+        return self.status.resources.get(self.id)
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """The nodes on which the VM is active: none, or one."""
+        return self.placed.nodes if self.placed is not None else ()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is being done to the VM."""
+        return self.placed is None or self.placed.at_rest
+
+    def failures(self, before: "Sight | None" = None) -> list[Failure]:
+        """What went wrong with the VM, since ``before`` if that is given."""
+        known = before.status.failures if before is not None else ()
+        found = (each for each in self.status.failures if each.resource == self.id)
+        return [each for each in found if each not in known]
+
+
+@dataclass(frozen=True, slots=True)
+class View(Sight):
+    """The cluster as an order finds it: what is done with the VM, and what is written of it."""
+
     root: Element
     resource: Resource | None
-    where: tuple[str, ...]  # the nodes on which the VM is active: none, or one
 
-    def failures(self, vm: Vm, before: "View | None" = None) -> list[Failure]:
-        """What went wrong with the VM, since ``before`` if that is given."""
-        rid = cib.resource_id(vm.owner.cloud, vm.vm)
-        known = before.status.failures if before is not None else ()
-        return [each for each in self.status.failures if each.resource == rid and each not in known]
+
+def glance(vm: Vm) -> Sight:
+    """What Pacemaker does with a VM now; raises RefusedError where it cannot be asked."""
+    return Sight(cib.resource_id(vm.owner.cloud, vm.vm), pacemaker.status(vm.machine.runner))
 
 
 def look(vm: Vm) -> View:
     """What the cluster knows of a VM now; raises RefusedError where it cannot be asked."""
-    runner = vm.machine.runner
-    status, root = pacemaker.status(runner), pacemaker.cib(runner)
-    rid = cib.resource_id(vm.owner.cloud, vm.vm)
-    placed = status.resources.get(rid)
-    return View(
-        status,
-        root,
-        cib.find(root, vm.owner.cloud, vm.vm),
-        placed.nodes if placed is not None else (),
-    )
+    seen, root = glance(vm), pacemaker.cib(vm.machine.runner)
+    return View(seen.id, seen.status, root, cib.find(root, vm.owner.cloud, vm.vm))
 
 
 def unblocked(vm: Vm) -> View:
@@ -54,17 +72,14 @@ def unblocked(vm: Vm) -> View:
     that moved it puts that right, unless it was killed.
     """
     view = look(vm)
-    rid = cib.resource_id(vm.owner.cloud, vm.vm)
-    placed = view.status.resources.get(rid)
-    if placed is None or not placed.blocked:
+    if view.placed is None or not view.placed.blocked:
         return view
-    pacemaker.refresh(vm.machine.runner, rid)
+    pacemaker.refresh(vm.machine.runner, view.id)
     for _turn in vm.machine.waits(_LOOK_S):
-        view = look(vm)
-        placed = view.status.resources.get(rid)
-        if placed is not None and placed.at_rest and placed.nodes:
+        seen = glance(vm)
+        if seen.at_rest and seen.where:
             break
-    return view
+    return look(vm)
 
 
 def ready(view: View, node: str) -> None:
@@ -104,28 +119,31 @@ def edited(vm: Vm, edit: Callable[[Resource], Resource]) -> Callable[[Element], 
     return apply
 
 
-def simulated(
-    vm: Vm, edit: Callable[[Element], None], rid: str, node: str, *, alive: bool = False
-) -> None:
-    """Raise RefusedError unless Pacemaker would have the VM on ``node`` after this change.
+def comes_to(vm: Vm, node: str, *, alive: bool = False) -> Callable[[Element], None]:
+    """A check of a change, which Pacemaker simulates: does it have the VM on ``node`` then?
 
-    With ``alive`` it must go there while it runs: it is not stopped here and started there.
+    It raises RefusedError. With ``alive`` the VM must go there while it runs, not be stopped here
+    and started there.
     """
-    root = pacemaker.cib(vm.machine.runner)
-    edit(root)
-    deeds = pacemaker.foresee(vm.machine.runner, root)
-    found = [deed for deed in deeds if deed.resource == rid and deed.node == node]
-    if not found:
-        raise RefusedError(
-            f"Pacemaker would not run VM {vm.vm} on {node}: the node has too little memory or "
-            "CPU left, is in standby, or has no locks",
-            hint="'cxm infos' shows what each node has left",
-        )
-    if alive and not any(deed.action == "migrate" for deed in found):
-        raise RefusedError(
-            f"Pacemaker would stop VM {vm.vm} and start it on {node}, not move it while it runs",
-            hint="'cxm infos' shows what went wrong with it",
-        )
+    rid = cib.resource_id(vm.owner.cloud, vm.vm)
+
+    def check(changed: Element) -> None:
+        deeds = pacemaker.foresee(vm.machine.runner, changed)
+        found = [deed for deed in deeds if deed.resource == rid and deed.node == node]
+        if not found:
+            raise RefusedError(
+                f"Pacemaker would not run VM {vm.vm} on {node}: the node has too little memory or "
+                "CPU left, is in standby, or has no locks",
+                hint="'cxm infos' shows what each node has left",
+            )
+        if alive and not any(deed.action == "migrate" for deed in found):
+            raise RefusedError(
+                f"Pacemaker would stop VM {vm.vm} and start it on {node}, "
+                "not move it while it runs",
+                hint="'cxm infos' shows what went wrong with it",
+            )
+
+    return check
 
 
 # What of a resource may fail, so that it will not become as ordered.
@@ -137,24 +155,22 @@ ON_MOVE: Final = ("migrate_to", "stop")
 def await_(
     vm: Vm,
     patience_s: float,
-    reached: Callable[[View], bool],
+    reached: Callable[[Sight], bool],
     *,
-    before: View,
+    before: Sight,
     fails_on: Collection[str],
-) -> View:
+) -> Sight:
     """Wait until the VM is as wanted and nothing is being done to it; raises CommandError.
 
     Only what goes wrong after ``before`` counts: Pacemaker remembers a failure for long.
     """
-    rid = cib.resource_id(vm.owner.cloud, vm.vm)
     for _turn in vm.machine.waits(patience_s):
-        view = look(vm)
-        placed = view.status.resources.get(rid)
-        if reached(view) and (placed is None or placed.at_rest):
-            return view
-        for failure in view.failures(vm, before):
+        seen = glance(vm)
+        if reached(seen) and seen.at_rest:
+            return seen
+        for failure in seen.failures(before):
             if failure.operation in fails_on:
-                why = _reason(view, failure)
+                why = _reason(vm, failure)
                 raise CommandError(
                     f"{failure.node}: VM {vm.vm}: {failure.operation} failed: {why}",
                     hint=f"the log of {failure.node} ('journalctl -t cxm') says more",
@@ -165,11 +181,13 @@ def await_(
     )
 
 
-def _reason(view: View, failure: Failure) -> str:
+def _reason(vm: Vm, failure: Failure) -> str:
     """Why something failed. Of a move Pacemaker keeps no words: the agent has left them at the VM.
 
     The order wrote there where the VM was sent, so that it is not the reason of another day.
     """
-    if failure.operation == "migrate_to" and view.resource is not None and view.resource.reason:
-        return view.resource.reason
+    if failure.operation == "migrate_to":
+        known = look(vm).resource
+        if known is not None and known.reason:
+            return known.reason
     return failure.reason

@@ -151,7 +151,7 @@ def look_after(machine: Machine) -> int:
         if decision is None:
             continue
         try:
-            done += _attend(machine, case, decision, status)
+            done += _attend(machine, case, decision, status, root)
         except LockTimeoutError:
             continue  # an order has begun
         except CxmError as error:
@@ -159,8 +159,10 @@ def look_after(machine: Machine) -> int:
     return done
 
 
-def _attend(machine: Machine, case: Case, decision: Decision, status: Status) -> bool:
-    if not decision.late and _is_ordered(machine, case, status):
+def _attend(
+    machine: Machine, case: Case, decision: Decision, status: Status, root: Element
+) -> bool:
+    if not decision.late and _is_ordered(machine, case, status, root):
         return False
     with machine.order_lock(case.cloud, case.vm, timeout_s=_LOCK_S):
         # What was seen was seen before the nodes were asked; an order may have come and gone.
@@ -174,7 +176,7 @@ def _attend(machine: Machine, case: Case, decision: Decision, status: Status) ->
         return True
 
 
-def _is_ordered(machine: Machine, case: Case, status: Status) -> bool:
+def _is_ordered(machine: Machine, case: Case, status: Status, root: Element) -> bool:
     """Whether an order about the VM is at work, or may be: on a node that does not answer."""
     first = [case.rule.node] if case.rule is not None else []
     online = {node.name for node in status.nodes if node.online}
@@ -185,7 +187,8 @@ def _is_ordered(machine: Machine, case: Case, status: Status) -> bool:
         if node == machine.hostname:
             busy = machine.order_busy(case.cloud, case.vm)
         else:
-            answer = peer.ask(machine, node, "ordered", case.cloud, case.vm, timeout_s=_PROBES_S)
+            other = peer.find(machine, root, node)
+            answer = other.ask("ordered", case.cloud, case.vm, timeout_s=_PROBES_S)
             busy = bool(answer["ordered"])
         if busy:
             return True

@@ -39,7 +39,7 @@ def _change(runner: Runner, edit: Callable[[Element], None], what: str) -> bool:
 
 def _settings(host: Host, node: str) -> str:
     machine = Machine(NodeConfig(), host.runner, ROOT, host.hostname)
-    return peer.settings_digest(machine, node)
+    return peer.find(machine, pacemaker.cib(host.runner), node).settings_digest()
 
 
 @dataclass(frozen=True, slots=True)
