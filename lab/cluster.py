@@ -8,6 +8,8 @@ The first node's command waits for the others; the token it prints is given to t
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from cxm.cluster.nodes import FENCING
 from cxm.errors import CxmError
@@ -27,6 +29,18 @@ _JOIN_S = 400.0
 _TOKEN = re.compile(r"cxm-setup cluster --join (\S+)")
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a cluster is made of, besides its nodes."""
+
+    device: str = DEVICE
+    bmcs: bool = True  # fenced through them
+    more: tuple[str, ...] = ()  # further options of cxm-setup
+
+
+USUAL: Final = Plan()
+
+
 def _fence(host: HostSpec) -> str:
     """How the node is cut off: its BMC."""
     pairs = {
@@ -44,16 +58,17 @@ def _members(lab: Lab) -> list[HostSpec]:
     return [host for host in lab.spec.hosts if host.san]
 
 
-def command(lab: Lab) -> list[str]:
+def command(lab: Lab, plan: Plan = USUAL) -> list[str]:
     """What is run on the first node; the same again changes nothing."""
-    argv = ["cxm-setup", "cluster", "--name", NAME, "--device", DEVICE]
-    argv += ["--vg", lab.spec.vg_name, "--token-ms", str(TOKEN_MS)]
+    argv = ["cxm-setup", "cluster", "--name", NAME, "--device", plan.device]
+    argv += ["--vg", lab.spec.vg_name, "--token-ms", str(TOKEN_MS), *plan.more]
     for host in _members(lab):
-        argv += ["--node", f"{host.name}={host.cluster_address}", "--fence", _fence(host)]
+        argv += ["--node", f"{host.name}={host.cluster_address}"]
+        argv += ["--fence", _fence(host)] if plan.bmcs else []
     return argv
 
 
-def form(lab: Lab) -> None:
+def form(lab: Lab, plan: Plan = USUAL) -> None:
     """Make a cluster of the lab's machines that share a disk, which have the packages."""
     first, *others = (lab.machine(host.name) for host in _members(lab))
     path = lab.places.log("cluster")
@@ -61,7 +76,7 @@ def form(lab: Lab) -> None:
     with (
         lab.progress.step("forming the cluster", path, look=lambda: last),
         open(path, "w", encoding="utf-8", buffering=1) as log,
-        System().produce(first.ssh(command(lab)), timeout_s=_FORM_S) as output,
+        System().produce(first.ssh(command(lab, plan)), timeout_s=_FORM_S) as output,
     ):
         for line in _lines(output):
             if found := _TOKEN.match(line):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from cxm.errors import CxmError
 from lab import demo_cluster, guest_image, image, installed, lab, traces, visit
 from lab.lab import Lab
+from lab.oned import scenarios
 from lab.oned.cloud import Cloud, Network
 from lab.oned.inlab import open_standin
 from lab.places import places
@@ -70,18 +71,20 @@ def _play(story: Story, *, keep: bool) -> None:
     progress = Progress()
     with story.step("Build a Debian node with Xen") as row:
         alone = lab.prepare(make_spec([_HOST]), name=_NAME, progress=progress)
+        pair = lab.prepare(make_spec(NODES), name=_CLUSTER, progress=Progress(about="cluster: "))
         row.happened = f"a node image of Debian packages, QEMU with {alone.accelerator}"
     kept = False
-    with ExitStack() as labs:
-        labs.enter_context(_ended(alone, lambda: kept))
+    with ExitStack() as stack:
+        for running in (alone, pair):
+            stack.enter_context(_ended(running, lambda: kept))
         _prepare(story, alone)
+        # It needs the second processor, and nobody need watch it.
+        cluster = story.beside(lambda aside: demo_cluster.prepare(aside, pair, stack))
         with open_standin(alone, "7.4") as cloud:
             _main_job(Stage(alone, cloud, story))
         if not keep:
-            labs.close()  # the cluster needs the processors
-        pair = lab.prepare(make_spec(NODES), name=_CLUSTER, progress=progress)
-        labs.enter_context(_ended(pair, lambda: kept))
-        demo_cluster.play(story, pair)
+            alone.down()
+        demo_cluster.play(story, cluster.join())
         kept = keep
     if keep:
         _invite(alone, pair)
@@ -112,7 +115,7 @@ def _main_job(stage: Stage) -> None:
         images = _images(stage)
         row.happened = _describe_images(stage, images)
     with story.step("Deploy two VMs") as row:
-        vms = [_create(cloud, "web", images[0], _PVH), _create(cloud, "db", images[1], _PV, "pv")]
+        vms = _create_both(stage, images)
         views = [cloud.wait(vm, "RUNNING") for vm in vms]
         row.happened = "; ".join(f"VM {view.id} runs as {view.deploy_id}" for view in views)
     web, db = vms
@@ -172,13 +175,22 @@ def _describe_images(stage: Stage, images: tuple[int, int]) -> str:
     )
 
 
-def _create(cloud: Cloud, name: str, image_id: int, address: str, kind: str = "auto") -> int:
-    memory = 176 if kind == "pv" else 112  # grub itself needs more in a PV guest
-    return cloud.create_vm(
-        f'NAME="{name}" CPU="0.5" VCPU="1" MEMORY="{memory}" XEN_TYPE="{kind}" '
-        f'DISK=[IMAGE_ID="{image_id}"] NIC=[NETWORK="lab",IP="{address}"] '
-        f'CONTEXT=[NETWORK="YES",SET_HOSTNAME="{name}"]'
-    )
+def _create_both(stage: Stage, images: tuple[int, int]) -> list[int]:
+    """A PVH guest whose kernel is the host's, and a PV guest that grub boots from its own disk."""
+    node = image.node_image(stage.lab.places, stage.lab.progress)
+    guest = guest_image.guest_image(stage.lab.places, node, stage.lab.progress)
+    direct = scenarios.directly(stage.lab.machine(_HOST), guest)
+    return [
+        stage.cloud.create_vm(
+            f'NAME="{name}" CPU="0.5" VCPU="1" MEMORY="{memory_mib}" {how} '
+            f'DISK=[IMAGE_ID="{image_id}"] NIC=[NETWORK="lab",IP="{address}"] '
+            f'CONTEXT=[NETWORK="YES",SET_HOSTNAME="{name}"]'
+        )
+        for name, image_id, address, memory_mib, how in (
+            ("web", images[0], _PVH, 80, direct),
+            ("db", images[1], _PV, 176, 'XEN_TYPE="pv"'),
+        )
+    ]
 
 
 def _monitoring(cloud: Cloud, vms: list[int]) -> str:

@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the demo's second part: a VM of a cluster moves while it runs, and survives its node."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
@@ -19,48 +20,56 @@ from lab.story import Story
 from lab.town import NODES
 
 _ADDRESS = "10.77.1.160"
+_MEMORY_MIB = 80  # little is to be sent when it moves
 _EJECT_S = 900.0
 _FAILOVER_S = 300.0
 _SHOWN = 14  # lines of the timeline
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage:
+class Stage:
+    """Where the second part plays: a cluster, and a VM on its first node."""
+
     lab: Lab
     cloud: Cloud
-    parts: Parts
-    story: Story
+    vm: int
 
     @property
     def nodes(self) -> tuple[Machine, Machine]:
         first, second = (self.lab.machine(name) for name in NODES)
         return first, second
 
-    def where(self, seen_from: Machine) -> list[str]:
-        """Where the VM is."""
-        found = town.places_of(town.status(seen_from))
-        return [node for nodes in found.values() for node in nodes]
 
+def prepare(story: Story, running: Lab, kept: ExitStack) -> Stage:
+    """Make two machines that share a disk a cluster, and deploy a VM on it.
 
-def play(story: Story, running: Lab) -> None:
-    """Tell it, on a lab of two machines that share a disk."""
+    The frontend goes with ``kept``.
+    """
     with story.step("Make two hosts a cluster") as row:
         cluster.bring_up(running)
         shown = running.machine(NODES[0]).run(["cxm", "infos"]).stdout
         _require("2 nodes, quorate" in shown, shown)
-        print("\n".join(f"    {line}" for line in shown.splitlines()), flush=True)
         row.happened = "cxm-setup cluster: Corosync, Pacemaker, DLM, lvmlockd, fencing by IPMI"
-    node = node_image(running.places, running.progress)
-    guest = guest_image(running.places, node, running.progress)
-    with open_standin(running, "7.4", setup=SAN) as cloud:
-        network = Network("lab", BRIDGE, _ADDRESS)
-        parts = Parts(NODES[0], guest.tgz, network, address=_ADDRESS, other=NODES[1])
-        stage = _Stage(running, cloud, parts, story)
-        vm = _deploy(stage)
-        _move(stage, vm)
-        _empty(stage)
-        _survive(stage)
-        _tell(stage)
+    with story.step("Deploy a VM on the cluster") as row, ExitStack() as opened:
+        cloud = opened.enter_context(open_standin(running, "7.4", setup=SAN))
+        vm = _deploy(running, cloud)
+        kept.push(opened.pop_all())
+        row.happened = f"it runs on {NODES[0]}, as OpenNebula chose, and Pacemaker looks after it"
+    return Stage(running, cloud, vm)
+
+
+def play(story: Story, stage: Stage) -> None:
+    """Tell what becomes of the VM."""
+    first, _second = stage.nodes
+    print(_indented(first.run(["cxm", "infos"]).stdout.splitlines()), flush=True)
+    _move(story, stage)
+    _empty(story, stage)
+    _survive(story, stage)
+    _tell(story, stage)
+
+
+def _indented(lines: list[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as a sentence
@@ -68,24 +77,41 @@ def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - reads a
         raise CxmError(otherwise)
 
 
-def _deploy(stage: _Stage) -> int:
-    first, _second = stage.nodes
-    with stage.story.step("Deploy a VM on the cluster") as row:
-        scenarios.prepare(stage.cloud, stage.parts)
-        image = scenarios.register(stage.cloud, stage.parts, "ha")
-        vm = scenarios.deploy(stage.cloud, stage.parts, "ha", image)
-        visit.await_status(stage.lab, _ADDRESS)
-        where = stage.where(first)
-        _require(where == [first.name], f"the VM is on {where}")
-        row.happened = f"it runs on {first.name}, as OpenNebula chose, and Pacemaker looks after it"
+def _deploy(running: Lab, cloud: Cloud) -> int:
+    first = running.machine(NODES[0])
+    guest = guest_image(
+        running.places, node_image(running.places, running.progress), running.progress
+    )
+    network = Network("lab", BRIDGE, _ADDRESS)
+    parts = Parts(
+        first.name,
+        guest.tgz,
+        network,
+        memory_mib=_MEMORY_MIB,
+        address=_ADDRESS,
+        other=NODES[1],
+        more=scenarios.directly(first, guest),
+    )
+    scenarios.prepare(cloud, parts)
+    image = scenarios.register(cloud, parts, "ha")
+    vm = scenarios.deploy(cloud, parts, "ha", image)
+    visit.await_status(running, _ADDRESS)
+    where = _where(first)
+    _require(where == [first.name], f"the VM is on {where}")
     return vm
 
 
-def _move(stage: _Stage, vm: int) -> None:
+def _where(seen_from: Machine) -> list[str]:
+    """Where the VM is."""
+    found = town.places_of(town.status(seen_from))
+    return [node for nodes in found.values() for node in nodes]
+
+
+def _move(story: Story, stage: Stage) -> None:
     _first, second = stage.nodes
-    with stage.story.step("Migrate it while it runs") as row:
+    with story.step("Migrate it while it runs") as row:
         with visit.followed(stage.lab, _ADDRESS) as pulse:
-            scenarios.move(stage.cloud, vm, second.name, live=True)
+            scenarios.move(stage.cloud, stage.vm, second.name, live=True)
         row.happened = (
             f"onevm migrate --live: it is on {second.name}; same boot, its counter went on from "
             f"{pulse.first.count} to {pulse.last.count} and stood still for at most "
@@ -93,12 +119,12 @@ def _move(stage: _Stage, vm: int) -> None:
         )
 
 
-def _empty(stage: _Stage) -> None:
+def _empty(story: Story, stage: Stage) -> None:
     first, second = stage.nodes
-    with stage.story.step("Evacuate its node") as row:
+    with story.step("Evacuate its node") as row:
         with visit.followed(stage.lab, _ADDRESS) as pulse:
             second.run(["cxm", "eject", second.name], timeout_s=_EJECT_S)
-        where = stage.where(first)
+        where = _where(first)
         _require(where == [first.name], f"the VM is on {where}")
         second.run(["cxm", "eject", "--back", second.name], timeout_s=_EJECT_S)
         row.happened = (
@@ -107,15 +133,15 @@ def _empty(stage: _Stage) -> None:
         )
 
 
-def _survive(stage: _Stage) -> None:
+def _survive(story: Story, stage: Stage) -> None:
     first, second = stage.nodes
-    with stage.story.step("Pull the plug of the node under it") as row:
+    with story.step("Pull the plug of the node under it") as row:
         before = visit.await_status(stage.lab, _ADDRESS)
         first.power_off()
         after = visit.await_status(
             stage.lab, _ADDRESS, lambda now: now.boot != before.boot, timeout_s=_FAILOVER_S
         )
-        where = stage.where(second)
+        where = _where(second)
         _require(where == [second.name], f"the VM is on {where}")
         fenced = [each.target for each in town.status(second).fencing]
         _require(fenced == [first.name], f"fenced: {fenced}")
@@ -125,11 +151,11 @@ def _survive(stage: _Stage) -> None:
         )
 
 
-def _tell(stage: _Stage) -> None:
+def _tell(story: Story, stage: Stage) -> None:
     _first, second = stage.nodes
-    with stage.story.step("See what the cluster did, and why") as row:
+    with story.step("See what the cluster did, and why") as row:
         lines = second.run(["cxm", "timeline", "--since", "30min"], timeout_s=60).stdout
         shown = lines.splitlines()[:-1]  # the last line is a remark
         _require(any("was fenced" in line for line in shown), lines)
-        print("\n".join(f"    {line}" for line in [shown[0], *shown[1:][-_SHOWN:]]), flush=True)
+        print(_indented([shown[0], *shown[1:][-_SHOWN:]]), flush=True)
         row.happened = "cxm timeline, above"

@@ -20,15 +20,16 @@ class StepError(CxmError):
 class Progress:
     """Tells each step on standard error; silent where nobody wants to read it."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, about: str = "") -> None:
         self.quiet = quiet
+        self._about = about  # what each line begins with
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
         """Print one line, with the seconds since the start."""
         if not self.quiet:
             seconds = time.monotonic() - self._started
-            print(f"{seconds:6.1f} s  {text}", file=sys.stderr, flush=True)
+            print(f"{seconds:6.1f} s  {self._about}{text}", file=sys.stderr, flush=True)
 
     @contextmanager
     def step(

@@ -32,10 +32,6 @@ BACK_S: Final = 400.0
 NODES: Final = ("node1", "node2")
 _NAMES: Final = ("web", "db")
 _ADDRESSES: Final = ("10.77.1.150", "10.77.1.151")
-# db boots what only its own node has; web boots from its disk.
-KERNEL: Final = "/boot/town-kernel"
-INITRD: Final = "/boot/town-initrd"
-_DIRECT: Final = f'OS=[KERNEL="{KERNEL}",INITRD="{INITRD}",ROOT="xvda",KERNEL_CMD="console=hvc0"]'
 
 
 def status(node: Machine) -> pacemaker.Status:
@@ -190,14 +186,14 @@ def bring_up(lab: Lab, guest: GuestImage) -> Town:
 def _settle(lab: Lab, guest: GuestImage) -> None:
     cluster.bring_up(lab)
     first, second = NODES
-    lab.machine(second).push(guest.fast_kernel, KERNEL)
-    lab.machine(second).push(guest.initrd, INITRD)
+    # db boots what only its own node has; web boots from its disk.
+    direct = scenarios.directly(lab.machine(second), guest)
     network = Network("lan", BRIDGE, _ADDRESSES[0])
     web, db = (
         Parts(home, guest.tgz, network, address=address, other=other, more=more)
         for home, other, address, more in (
             (first, second, _ADDRESSES[0], ""),
-            (second, first, _ADDRESSES[1], _DIRECT),
+            (second, first, _ADDRESSES[1], direct),
         )
     )
     with open_standin(lab, "7.4", setup=SAN, settings={"VM_FQDN_TEMPLATE": "%V"}) as cloud:

@@ -11,12 +11,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
+from lab.guest_image import GuestImage
 from lab.lab import Lab
+from lab.machine import Machine
 from lab.oned import attached, inlab
 from lab.oned.cloud import Cloud, Network, VmView
 
 # Called at each stage with its name and the VM; what it raises ends the scenario.
 Look = Callable[[str, VmView], None]
+# Where a host has what it boots VMs with that do not boot from their disk.
+KERNEL = "/boot/lab-kernel"
+INITRD = "/boot/lab-initrd"
 
 
 def _ignore(_stage: str, _vm: VmView) -> None:
@@ -45,6 +50,16 @@ class Parts:
             f'XEN_TYPE="{self.guest_type}"\nDISK=[IMAGE_ID="{image}"]\n'
             f'NIC=[NETWORK="{self.network.name}"{address}]\n{context}\n{self.more}\n'
         )
+
+
+def directly(host: Machine, guest: GuestImage) -> str:
+    """Bring a kernel and a ramdisk onto a host: the line of a VM's template that boots them.
+
+    Such a VM boots sooner than one that boots from its disk, and needs less memory.
+    """
+    host.push(guest.fast_kernel, KERNEL)
+    host.push(guest.initrd, INITRD)
+    return f'OS=[KERNEL="{KERNEL}",INITRD="{INITRD}",ROOT="xvda",KERNEL_CMD="console=hvc0"]'
 
 
 def context_of(cloud: Cloud, name: str) -> str:

@@ -161,6 +161,7 @@ WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: _lv(crm, 5, "filling", active=True), "volumes", "incomplete: lv-one-5-0"),
     (lambda crm: _lv(crm, 5, "ready"), "volumes", "VMs that the cluster does not know: lv-one-5"),
     (lambda crm: setattr(crm, "clock", "no"), "clock", "not synchronised"),
+    (lambda crm: crm.broken.add("cxm-watch"), "watch", "cxm-watch runs nowhere"),
 ]  # fmt: skip
 
 

@@ -284,6 +284,9 @@ class FakeCluster:
         for name, member in self.members.items():
             if member.online and name not in self.broken:
                 SubElement(locks, "node", {"name": name})
+        watch = SubElement(rows, "resource", {"id": "cxm-watch", "role": "Started"})
+        if "cxm-watch" not in self.broken:
+            SubElement(watch, "node", {"name": next(iter(self.members))})
         failures = SubElement(root, "failures")
         for rid in self.broken:
             row = {"op_key": f"{rid}_monitor_60000", "task": "monitor", "interval": "60000"}

@@ -11,6 +11,7 @@ from cxm.cluster.pacemaker import Status
 from lab import faults, visit
 from lab import town as towns
 from lab.machine import Machine, Power
+from lab.oned import scenarios
 from lab.town import BACK_S, FAILOVER_S, Town, status
 from tests.lab.invariant import watched
 
@@ -41,9 +42,9 @@ def test_what_a_vm_boots_is_on_every_node(town: Town) -> None:
     first, second = town.nodes
     db = town.db.answers()
     with watched(town.lab):
-        assert first.run(["test", "-e", towns.KERNEL], ok=(0, 1)).code == 1
+        assert first.run(["test", "-e", scenarios.KERNEL], ok=(0, 1)).code == 1
         for node in town.nodes:
-            node.run(["sh", "-c", "rm -rf /var/lib/one/datastores/* /boot/town-*"])
+            node.run(["sh", "-c", "rm -rf /var/lib/one/datastores/* /boot/lab-*"])
         second.power_off()
         town.db.booted_again(db)
         town.await_places(first, {0: (first.name,), 1: (first.name,)})

@@ -4,7 +4,8 @@
 
 import pytest
 
-from lab import cluster, town
+from lab import cluster, installed, town
+from lab.cluster import DEVICE, Plan
 from lab.lab import Lab
 from lab.machine import Machine
 
@@ -42,3 +43,47 @@ def test_cluster_is_formed_and_fences(cluster_lab: Lab) -> None:
     second.wait_for_ssh()
     assert second.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout != boot
     assert _vg(second, vg) == "dlm"
+
+
+def _two_parts(lab: Lab) -> None:
+    """Cut a little for SBD off the SAN's disk, and give each node its watchdog."""
+    first, *others = lab.machines.values()
+    first.run(["sfdisk", "--quiet", "--label", "gpt", DEVICE], stdin=b",16M\n,\n")
+    for machine in others:
+        machine.run(["blockdev", "--rereadpt", DEVICE])
+    for machine in (first, *others):
+        machine.run(["udevadm", "settle"])
+        machine.run(["modprobe", "xen_wdt"])
+        machine.run(["sh", "-c", "echo xen_wdt >/etc/modules-load.d/cxm-watchdog.conf"])
+
+
+@pytest.mark.extensive
+def test_nodes_without_a_bmc(pair_lab: Lab) -> None:
+    """A disk of the SAN fences in a BMC's place, and carries the shared system datastore."""
+    first, second = (pair_lab.machine(name) for name in ("node1", "node2"))
+    nodes, datastore = {first.name, second.name}, "/var/lib/one/datastores/100"
+    installed.on_nodes(pair_lab, installed.ready(pair_lab))
+    _two_parts(pair_lab)
+    more = ("--sbd", f"{DEVICE}-part1", "--system-datastore", "gfs2,size=1024,id=100")
+    plan = Plan(f"{DEVICE}-part2", bmcs=False, more=more)
+    cluster.form(pair_lab, plan)
+
+    again = first.run(cluster.command(pair_lab, plan), timeout_s=300).stdout
+    assert "Nothing to change: node1 is a node of lab." in again
+    assert first.run(["crm_verify", "--live-check", "-V"]).stderr == ""
+    as_oneadmin = ["runuser", "-u", "oneadmin", "--"]
+    first.run([*as_oneadmin, "sh", "-c", f"echo kept >{datastore}/word"])
+    assert second.run(["cat", f"{datastore}/word"]).stdout == "kept\n"
+
+    boot = second.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout
+    proven = first.run(["cxm", "fence", "--test", "--yes", second.name], timeout_s=2 * BACK_S)
+    assert f"fencing is proven: {second.name}" in proven.stdout
+    first.wait_until(lambda: _locks_on(first) == nodes, timeout_s=BACK_S)
+    second.forget_connection()
+    second.wait_for_ssh()
+    assert second.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout != boot
+    mounted = ["findmnt", "--noheadings", "--output", "FSTYPE", datastore]
+    first.wait_until(
+        lambda: second.run(mounted, ok=(0, 1)).stdout.split() == ["gfs2"], timeout_s=BACK_S
+    )
+    assert second.run(["cat", f"{datastore}/word"]).stdout == "kept\n"

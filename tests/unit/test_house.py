@@ -19,6 +19,7 @@ BOUNDARIES = {
     "src/cxm/cli/main.py",
     "src/cxm/cluster/agentmain.py",
     "src/cxm/cluster/peerserver.py",
+    "src/cxm/cluster/watch.py",
     "src/cxm/node/helper.py",
     "src/cxm/one/action.py",
     "src/cxm/one/im/control.py",

@@ -23,6 +23,7 @@ def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Ch
     return [
         *_state(cluster),
         *_failures(cluster),
+        *_watch(cluster),
         *_fencing(cluster, here.now),
         *_hosts(cluster),
         *_capacity(cluster, lost),
@@ -61,6 +62,14 @@ def _failures(cluster: Cluster) -> Iterator[Check]:
             found = f"{each.resource}: {each.operation} on {each.node} failed: {each.reason}"
             advice = f"once it is understood: 'crm_resource --cleanup --resource {each.resource}'"
             yield warning("failures", f"{found} ({each.when})", advice)
+
+
+def _watch(cluster: Cluster) -> Iterator[Check]:
+    if cluster.quorate and not cluster.is_watched:
+        advice = "'crm_resource --cleanup --resource cxm-watch'; or 'cxm-setup cluster' once more"
+        yield warning(
+            "watch", "cxm-watch runs nowhere: a VM that a failed move blocks stays so", advice
+        )
 
 
 def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:

@@ -52,6 +52,7 @@ class VmState(StrEnum):
 
 _PAIR: Final = 2
 LOCKS: Final = "cxm-lockspace"  # the last of the services that a VM needs on its node
+WATCH: Final = "cxm-watch"  # looks after VMs that nobody waits for
 # A state that an operator should know of at once.
 WRONG: Final = (VmState.BLOCKED, VmState.FAILED, VmState.UNKNOWN, VmState.DOWN)
 _BY_ROLE: Final = {
@@ -133,6 +134,7 @@ class Cluster:
     failures: tuple[Failure, ...] = ()
     fencing: tuple[Fencing, ...] = ()
     devices: tuple[Device, ...] = ()
+    is_watched: bool = True  # somebody looks after VMs that nobody waits for
 
     @property
     def awaited(self) -> str:
@@ -208,6 +210,7 @@ def build(status: Status, cib: Element) -> Cluster:
         for node in sorted(status.nodes, key=lambda each: each.name)
     )
     strategy = documents_of_nodes.option(cib, "placement-strategy")
+    watch = status.resources.get(WATCH)
     return Cluster(
         members,
         tuple(vms),
@@ -217,6 +220,7 @@ def build(status: Status, cib: Element) -> Cluster:
         status.failures,
         status.fencing,
         devices,
+        watch is not None and bool(watch.nodes),
     )
 
 

@@ -272,7 +272,7 @@ def main() -> int:
     log.to_syslog(ident="cxm", debug=False)
     try:
         look_after(this_machine())
-    except (CxmError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - the boundary
         _log.error("watch: %s", explained(error, "looking after VMs", _log).sentence())
         return CxmError.code
     return 0

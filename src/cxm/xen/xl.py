@@ -23,7 +23,8 @@ from cxm.run import Runner
 _SCOPE: Final = ("systemd-run", "--scope", "--collect", "--quiet", "--")
 # xl serialises the building of domains by a lock of its own: a create may wait for several others.
 _CREATE_TIMEOUT_S: Final = 600.0
-_DESTROY_TIMEOUT_S: Final = 120.0
+# Xen takes the memory back at a GiB/s or so, and the largest guests have TiBs.
+_DESTROY_TIMEOUT_S: Final = 3600.0
 _ASK_TIMEOUT_S: Final = 30.0
 # libxl waits for 60 s for a guest to acknowledge a request, and then says so itself.
 _REQUEST_TIMEOUT_S: Final = 90.0
