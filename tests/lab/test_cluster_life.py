@@ -5,15 +5,17 @@
 Requirements: the lab with node1 and node2, a cluster by cxm-setup, a VM on each, no frontend.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
 import pytest
 
-from cxm.errors import CxmError
+from cxm.errors import CxmError, RefusedError
 from lab import town as towns
 from lab import visit
-from lab.town import Resident, Town, status
+from lab.town import FAILOVER_S, Resident, Town, status
+from tests.lab.inplace import node_of
 from tests.lab.invariant import watched
 
 _ORDER_S: Final = 900.0
@@ -63,6 +65,40 @@ def crashed(town: Town) -> None:
     _tell(town.web, "crash")
     town.web.booted_again(before)
     town.await_places(first, home)
+
+
+@pytest.mark.extensive
+def test_saved_memory(town: Town) -> None:
+    """A save that is killed harms nothing; memory that a cold start has overtaken is gone."""
+    first, _second = town.nodes
+    node = node_of(town.lab, first.name)
+    before = town.web.answers()
+    with watched(town.lab), ThreadPoolExecutor(1) as pool:
+        saving = pool.submit(node.call, "domain-save", {"vm": town.web.vm}, timeout_s=_ORDER_S)
+        first.wait_until(["pgrep", "-f", "^xl save "], timeout_s=FAILOVER_S)
+        first.run(["pkill", "-KILL", "-f", "cxm-helper domain-save|^xl save "])
+        with pytest.raises(CxmError):
+            saving.result()
+        assert set(towns.running(town, first)) == {town.web.vm, town.db.vm}
+        now = visit.await_status(town.lab, town.web.address, timeout_s=FAILOVER_S)
+        assert now.boots in (before.boots, before.boots + 1)
+
+        node.call("domain-save", {"vm": town.web.vm}, timeout_s=_ORDER_S)
+        town.await_places(first, {town.db.vm: (town.db.home,)})
+        refused = first.run(["cxm", "create", "web"], ok=range(256))
+        assert refused.code == RefusedError.code
+        assert "the memory of VM 0 is saved" in refused.stderr
+
+        # An operator who knows better than cxm.
+        (rid,) = (each for each in status(first).resources if each.endswith("-0"))
+        words = ["--meta", "--set-parameter", "target-role", "--parameter-value", "Started"]
+        first.run(["crm_resource", "--resource", rid, *words])
+        town.web.booted_again(now)
+        first.run(["cxm", "shutdown", "web"], timeout_s=_ORDER_S)
+        asked = {"vm": town.web.vm, "dir": "/var/lib/one/datastores/0/0", "guest": None}
+        with pytest.raises(CxmError, match="VM 0 has no saved memory"):
+            node.call("domain-restore", asked, timeout_s=_ORDER_S)
+        town.await_places(first, {town.db.vm: (town.db.home,)})
 
 
 @pytest.mark.extensive

@@ -14,19 +14,19 @@ import io
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
-from cxm.errors import CommandError, CxmError, DataError, NotFoundError, RefusedError
+from cxm.errors import CxmError, DataError, NotFoundError, RefusedError
 from cxm.node.client import RemoteNode
-from cxm.run import Producer, Result, System
 from cxm.wire import Item, Section, Zeros
 from lab import installed
 from lab.lab import Lab
 from lab.machine import Machine
+from tests.lab.inplace import node_of
 
 MIB = 1 << 20
 NOISE = hashlib.shake_128(b"noise").digest(MIB)
@@ -34,60 +34,6 @@ DIRECTORY = "/var/lib/one/datastores/0/42"
 SECRET = "what an old tenant wrote"
 
 extensive = pytest.mark.extensive
-
-
-@contextmanager
-def told_of(argv: Sequence[str]) -> Iterator[None]:
-    """A failure is one of the command that was asked for, not of how it gets into the place."""
-    try:
-        yield
-    except CommandError as error:
-        raise CommandError(
-            error.message, argv=tuple(argv), exit_code=error.exit_code, stderr=error.stderr
-        ) from error
-
-
-class InPlace:
-    """A Runner whose commands run in the frontend's place."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._system = System()
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | None = None,
-        timeout_s: float = 60.0,
-        ok: Sequence[int] = (0,),
-    ) -> Result:
-        with told_of(argv):
-            inside = self._lab.exec_argv(argv)
-            return self._system.run(inside, stdin=stdin, timeout_s=timeout_s, ok=ok)
-
-    def feed(
-        self,
-        argv: Sequence[str],
-        chunks: Iterable[bytes],
-        *,
-        timeout_s: float | None = None,
-        ok: Sequence[int] = (0,),
-    ) -> Result:
-        with told_of(argv):
-            inside = self._lab.exec_argv(argv)
-            return self._system.feed(inside, chunks, timeout_s=timeout_s, ok=ok)
-
-    def produce(
-        self,
-        argv: Sequence[str],
-        *,
-        chunks: Iterable[bytes] | None = None,
-        timeout_s: float | None = None,
-        ok: Sequence[int] = (0,),
-    ) -> Producer:
-        argv = self._lab.exec_argv(argv)
-        return self._system.produce(argv, chunks=chunks, timeout_s=timeout_s, ok=ok)
 
 
 @pytest.fixture
@@ -106,7 +52,7 @@ def host(node_lab: Lab) -> Machine:
 @pytest.fixture
 def node(node_lab: Lab) -> RemoteNode:
     """The host as the drivers see it."""
-    return RemoteNode(InPlace(node_lab), "solo1", installed.cloud(node_lab.places))
+    return node_of(node_lab, "solo1")
 
 
 _ENDED_S = 60.0  # for a helper that has replied; measured: 2 s on a busy machine
