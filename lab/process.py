@@ -125,14 +125,20 @@ def wait_until(
     pid: int | None = None,
     log: str | None = None,
 ) -> None:
-    """Wait for a condition; fail when time is up, or when the process it depends on has ended."""
+    """Wait for a condition; fail when time is up, or when the process it depends on has ended.
+
+    What is waited for gets as much of an emulated node as the looking takes of it.
+    """
     until = time.monotonic() + timeout_s
+    began = time.monotonic()
     while not condition():
+        took_s = time.monotonic() - began
         if pid is not None and not alive(pid):
             raise CommandError(f"{what}: its process has ended: {last_words(log)}")
         if time.monotonic() > until:
             raise CommandError(f"{what}: not within {timeout_s:g} s{last_words(log, lead='; ')}")
-        time.sleep(pause_s)
+        time.sleep(max(pause_s, took_s))
+        began = time.monotonic()
 
 
 def last_words(log: str | None, *, lead: str = "") -> str:

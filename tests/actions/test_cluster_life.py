@@ -176,6 +176,16 @@ class TestBrokenSettings:
         assert pair.locks() == {"node2": "ex"}
 
 
+def test_stop_does_not_wait_for_a_guest_whose_node_has_died(pair: Pair) -> None:
+    """What receives it would wait until the connection is given up, and the failover with it."""
+    other = pair.xens["node2"]
+    unit = f"unit:cxm-{CLOUD}-7-4711"
+    rest(pair, "node2", life="rebooting", keeper=4000, config=unit)
+    assert pair.agent("node2", "stop") == Ocf.SUCCESS
+    assert other.of_vm(7) is None
+    assert ("kill", "-KILL", "4000") in other.node.ran
+
+
 @pytest.mark.parametrize("action", ["start", "stop", "monitor", "migrate_to", "migrate_from"])
 def test_agent_without_parameters(pair: Pair, action: str) -> None:
     """Is not configured; an unknown action is unimplemented."""

@@ -18,10 +18,15 @@ from cxm.xen import xl
 from lab.lab import Lab
 from lab.machine import Machine
 
-_SCRIPT = (
-    'while :; do echo "at $(date +%s.%N)"; xl list -v; echo volumes; dmsetup ls; '
-    "echo moving; ls /run/cxm/moving 2>/dev/null; echo end; sleep 1; done"
-)
+# Of what it starts an emulated node would do little else: only what must be asked is a process.
+_SCRIPT = """shopt -s nullglob
+exec 3<> <(:)
+while :; do
+    echo "at $EPOCHREALTIME"; xl list -v; echo volumes; dmsetup ls
+    echo moving; for mark in /run/cxm/moving/*; do echo "$mark"; done; echo end
+    read -rt 1 -u 3
+done
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def _follow(machine: Machine, samples: list[Sample], done: threading.Event) -> N
     """Watch a node, also after it has been away."""
     while not done.is_set():
         with suppress(CxmError, ValueError):
-            argv = machine.ssh(["sh", "-c", _SCRIPT], options=["-o", "ServerAliveInterval=5"])
+            argv = machine.ssh(["bash", "-c", _SCRIPT], options=["-o", "ServerAliveInterval=5"])
             with System().produce(argv, timeout_s=3600.0) as output:
                 samples.extend(parse(_lines(output, done)))
         done.wait(2.0)

@@ -70,6 +70,10 @@ class Vm:
             return []
         return xl.keepers(self.machine.runner, paths, self.scope)
 
+    def receivers(self) -> list[int]:
+        """Those of its keepers that received it from another node, or still wait for it."""
+        return xl.keepers(self.machine.runner, [], self.scope) if self.machine.in_cluster else []
+
     @property
     def scope(self) -> str:
         """How the systemd scopes of keepers begin that received the domain from another node."""
@@ -140,10 +144,12 @@ def end(vm: Vm) -> None:
         for domain in present:
             if not domain.dying:
                 xl.destroy(machine.runner, domain.domid)
-        # A keeper without a domain is about to make one: that one is then destroyed.
+        # A keeper without a domain is about to make one: that one is then destroyed. But one that
+        # receives a guest whose node has died waits until the connection is given up.
         alone_since = None if present else alone_since or machine.monotonic()
-        if alone_since is not None and machine.monotonic() - alone_since > _KEEPER_S:
-            for pid in kept:
+        if alone_since is not None:
+            patient = machine.monotonic() - alone_since <= _KEEPER_S
+            for pid in vm.receivers() if patient else kept:
                 xl.end_keeper(machine.runner, pid)
     left = vm.present()
     if left:
