@@ -256,6 +256,15 @@ def test_human_says_that_a_node_is_off(crm: FakeCluster) -> None:
     assert _run(crm, "fence --confirmed node2") == 0
     assert ("stonith_admin", "--confirm", "node2") in crm.node.ran
     assert "Are you certain that node2 is OFF" in crm.text
+    assert "under way" not in crm.text
+
+
+def test_a_humans_word_waits_for_the_device(crm: FakeCluster) -> None:
+    """Pacemaker goes on when its own try has failed; whoever looks at the clock is told."""
+    crm.members["node2"].online, crm.members["node2"].unclean = False, True
+    crm.fence_events = [{"target": "node2", "action": "reboot", "status": "pending"}]
+    assert _run(crm, "fence --confirmed --yes node2") == 0
+    assert "not before the try to fence it that is under way has failed" in crm.text
 
 
 def test_node_that_starts_alone_says_what_it_waits_for(crm: FakeCluster) -> None:

@@ -97,6 +97,11 @@ def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> 
         _await_quorum(world)
     pacemaker.confirm_fenced(world.runner, member.name)
     world.say(f"the cluster takes {member.name} for off; its VMs are started elsewhere")
+    if any(each.target == member.name and each.status == "pending" for each in cluster.fencing):
+        # Pacemaker does nothing else before its own try has failed (lab: 105 s).
+        world.say(
+            "but not before the try to fence it that is under way has failed: minutes at most"
+        )
 
 
 def _await_quorum(world: World) -> None:
