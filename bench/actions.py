@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from bench import figures, notes, probe, stage
+from bench import figures, notes, probe
 from bench.figures import Series
 from bench.stage import HOST, Stage, check
 from bench.timed import Instruments
@@ -35,7 +35,7 @@ _TEMPLATE: Final = """NAME="bench-{number}"
 CPU="0.5"
 VCPU="1"
 MEMORY="112"
-OS=[KERNEL="{kernel}",INITRD="{initrd}",ROOT="xvda",KERNEL_CMD="console=hvc0"]
+{direct}
 DISK=[IMAGE_ID="{plain}"]
 DISK=[IMAGE_ID="{kept}"]
 DISK=[TYPE="fs",SIZE="{mib}",FORMAT="raw",FS="ext4",DEV_PREFIX="xvd"]
@@ -69,8 +69,7 @@ class Actions:
         vm = on.vm(
             _TEMPLATE.format(
                 number=number,
-                kernel=stage.KERNEL,
-                initrd=stage.INITRD,
+                direct=on.direct,
                 plain=self._plain,
                 kept=kept,
                 mib=_MIB,

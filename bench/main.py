@@ -17,12 +17,6 @@ from bench.payload import larger
 from bench.stage import Stage
 from cxm import __version__
 from cxm.errors import CxmError
-from lab import lab
-from lab.guest_image import guest_image
-from lab.image import node_image
-from lab.places import places
-from lab.progress import Progress
-from lab.spec import make_spec
 from lab.town import NODES
 
 _RESULTS: Final = "build/bench"
@@ -96,15 +90,11 @@ def _play(on: Stage, rounds: int, only: str) -> None:
 
 def _fail_over(name: str, rounds: int) -> None:
     """On a cluster, which has a lab of its own."""
-    progress = Progress()
-    if lab.running(places(name)):
-        lab.down(name)
-    with lab.prepare(make_spec(NODES), name=name, progress=progress) as running:
-        image = node_image(running.places, progress)
-        cuts = failover.Failovers(running, guest_image(running.places, image, progress))
+    with stage.lab_of(name, NODES) as (running, guest):
+        cuts = failover.Failovers(running, guest)
         facts = _facts(f"{', '.join(NODES)} in QEMU with {running.accelerator}", rounds)
         for number in range(rounds):
-            with progress.step(f"failovers, round {number + 1} of {rounds}"):
+            with running.progress.step(f"failovers, round {number + 1} of {rounds}"):
                 cuts.round()
         _keep("failover", cuts.report(), facts)
 

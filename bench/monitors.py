@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any, Final
 
-from bench import figures, monitoring, stage
+from bench import figures, monitoring
 from bench.figures import Series
 from bench.stage import HOST, Stage, check
 from cxm.errors import CxmError
@@ -36,7 +36,7 @@ _TEMPLATE: Final = """NAME="bench-monitors"
 CPU="0.5"
 VCPU="1"
 MEMORY="112"
-OS=[KERNEL="{kernel}",INITRD="{initrd}",ROOT="xvda",KERNEL_CMD="console=hvc0"]
+{direct}
 DISK=[IMAGE_ID="{image}"]
 NIC=[NETWORK="bench"]
 CONTEXT=[NETWORK="YES",SET_HOSTNAME="bench"]
@@ -128,7 +128,7 @@ def guest(on: Stage) -> Vm:
     """Have a guest run on the stage's host."""
     image = on.image(on.guest.tgz, "monitors", 'LV_SIZE="64"\n')
     vm = on.vm(
-        _TEMPLATE.format(kernel=stage.KERNEL, initrd=stage.INITRD, image=image),
+        _TEMPLATE.format(direct=on.direct, image=image),
         "PROLOG",
     )
     for line in on.transfers.prolog(vm):

@@ -4,7 +4,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from lab import guest_image, image, installed, keys, lab
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
+from lab.oned import scenarios
 from lab.oned.cloud import Network
 from lab.oned.documents import Documents
 from lab.oned.drivers import Answer
@@ -29,8 +30,6 @@ from lab.spec import BRIDGE, make_spec
 
 HOST = "solo1"
 ADDRESS = "10.77.1.150"
-KERNEL = "/boot/bench-kernel"
-INITRD = "/boot/bench-initrd"
 _VERSION = "7.4"
 _NETWORK = "bench"
 _IMAGE_S = 60.0
@@ -48,6 +47,7 @@ class Stage:
     transfers: Transfers
     hypervisor: Hypervisor
     documents: Documents
+    direct: str  # the line of a VM's template that boots a kernel of the host's
     host: Host = field(default_factory=lambda: Host(0, HOST, "cxm", "vmm_cxm"))
 
     def image(self, path: str, name: str, more: str) -> int:
@@ -96,25 +96,37 @@ def check(answer: Answer, what: str) -> str:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[Stage]:
-    """The lab called ``name`` with its lone host, and all that belongs to it; ends at the end."""
+def lab_of(name: str, hosts: Sequence[str]) -> Iterator[tuple[Lab, GuestImage]]:
+    """A lab of its own with these hosts, and a guest's image; it ends at the end."""
     progress = Progress()
     if lab.running(places(name)):
         lab.down(name)
-    running = lab.prepare(make_spec([HOST]), name=name, progress=progress)
-    try:
-        installed.bring_up(running)
+    with lab.prepare(make_spec(hosts), name=name, progress=progress) as running:
         node = image.node_image(running.places, progress)
-        guest = guest_image.guest_image(running.places, node, progress)
+        yield running, guest_image.guest_image(running.places, node, progress)
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Stage]:
+    """The lab called ``name`` with its lone host, and all that belongs to it; ends at the end."""
+    with lab_of(name, [HOST]) as (running, guest):
+        installed.bring_up(running)
         machine = running.machine(HOST)
-        machine.push(guest.fast_kernel, KERNEL)
-        machine.push(guest.initrd, INITRD)
+        direct = scenarios.directly(machine, guest)
         with open_standin(running, _VERSION) as standin:
             standin.create_network(Network(_NETWORK, BRIDGE, ADDRESS))
             scripts = TimedScripts(System(), standin.place, standin.profile)
             documents = Documents(standin.profile, standin.place)
             transfers = Transfers(scripts)
             hypervisor = Hypervisor(scripts, documents, transfers, [])
-            yield Stage(running, machine, standin, guest, scripts, transfers, hypervisor, documents)
-    finally:
-        running.down()
+            yield Stage(
+                running,
+                machine,
+                standin,
+                guest,
+                scripts,
+                transfers,
+                hypervisor,
+                documents,
+                direct,
+            )
