@@ -2,7 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """The main job on real Xen, as the demo plays it: every step of it checks itself from outside."""
 
-# Requirements: 4.5 GiB of memory for node1 and node2.
+# Requirements: 6.5 GiB of memory for solo1, node1 and node2.
 
 import json
 from pathlib import Path
