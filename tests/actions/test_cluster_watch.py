@@ -160,6 +160,10 @@ def test_start_whose_node_died_with_its_order_is_called_off() -> None:
     start_and_kill(pair, "node1")
     pair.fail("node1")
     assert pair.runs_on() == []
+    for xen in pair.xens.values():
+        xen.clock += 6 * 3600.0  # nobody could fence it, or look
+    pair.pacemaker.go_on()
+    assert pair.runs_on() == []
     assert look(pair) == 1
     known = pair.resource()
     assert known is not None

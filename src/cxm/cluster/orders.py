@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 
 # A guest that did not hear the first time (it was booting, for example) is asked again.
 _ASK_AGAIN_S: Final = 20.0
+# How long a VM whose start was ordered on one node is kept off the others when nobody ends that: the
+# order does, or cxm-watch. But not before its node is fenced, which may take until a human comes.
+_BOUND_S: Final = 86400.0
 _WHOLE_CPU: Final = 100
 _WEIGHT_OF_CPU: Final = 256
 
@@ -154,7 +157,7 @@ def place(vm: Vm, view: View, resource: Resource, what: str, *, otherwise: Resou
     """
     machine, me, rid = vm.machine, vm.machine.hostname, resource.id
     patience_s = limits.order_s("start", resource.memory_mib)
-    until = iso(machine.now() + patience_s)
+    until = iso(machine.now() + _BOUND_S)
 
     def edit(root: Element) -> None:
         cib.put(root, resource)

@@ -117,9 +117,10 @@ def _blocked(case: Case) -> Decision | None:
 
 def _ruled(case: Case, rule: Rule, now: float) -> Decision | None:
     end = history.seconds(rule.until)
-    if end is None or end <= now:
-        return Decision(Deed.RELEASE, "the time of its order is over", late=True)
     known, where = case.resource, case.where
+    if end is None or end <= now:
+        deed = Deed.CALL_OFF if rule.binding and known and not where else Deed.RELEASE
+        return Decision(deed, "the time of its order is over", late=True)
     if known is None or not known.started:
         return Decision(Deed.RELEASE, "it is not to run")
     if len(where) > 1 or (case.placed is not None and not case.placed.at_rest):
