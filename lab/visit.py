@@ -15,6 +15,8 @@ _ANSWER_S = 120.0  # measured 10 to 25 s from start to first answer
 _POLL_S = 0.3
 # Each look makes an emulated guest, and the node under it, work: it is not to be what slows a move.
 _FOLLOW_S = 1.0
+# How long a guest that moves may stand still; measured: 8 to 11 s, nested and emulated.
+LONGEST_PAUSE_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,10 @@ class Pulse:
 
 @contextmanager
 def followed(lab: Lab, address: str) -> Iterator[Pulse]:
-    """Follow a guest's counter while the block runs; raises CxmError at its end for a fault."""
+    """Follow a guest's counter while the block runs; raises CxmError at its end for a fault.
+
+    It must neither go back nor stand still for longer than :data:`LONGEST_PAUSE_S`.
+    """
     begun = await_status(lab, address)
     pulse, done = Pulse(begun, begun), threading.Event()
 
@@ -123,5 +128,7 @@ def followed(lab: Lab, address: str) -> Iterator[Pulse]:
     finally:
         done.set()
         thread.join()
+    if pulse.longest_pause_s > LONGEST_PAUSE_S:
+        pulse.faults.append(f"it stood still for {pulse.longest_pause_s:.0f} s")
     if pulse.faults:
         raise CxmError(f"the guest at {address} did not simply go on: {'; '.join(pulse.faults)}")

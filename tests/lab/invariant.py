@@ -2,7 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what must never be seen in a cluster, and the watch that is kept from outside all along.
 
-Never two unpaused domains of one VM; a volume active on two nodes only while its VM moves. Each
+Never two unpaused domains of one VM; a volume active on two nodes only while that VM moves. Each
 node prints what it has once a second; what two samples in a row agree on was so in between.
 """
 
@@ -36,7 +36,7 @@ class Sample:
     at: float
     running: frozenset[str] = frozenset()  # UUIDs of domains that run
     volumes: frozenset[str] = frozenset()  # active, as the device mapper calls them
-    moving: bool = False  # some VM of it is on its way
+    moving: frozenset[str] = frozenset()  # the numbers of VMs that are on their way
 
 
 def parse(lines: Iterable[str]) -> Iterator[Sample]:
@@ -61,8 +61,13 @@ def _sample(part: list[str]) -> Sample:
         volumes=frozenset(
             line.split()[0] for line in part[volumes + 1 : moving] if "lv--one" in line
         ),
-        moving=moving + 2 < len(part),
+        moving=frozenset(mark.rpartition("-")[2] for mark in part[moving + 1 : -1]),
     )
+
+
+def _vm_of(volume: str) -> str:
+    """The number of the VM whose volume this is: ``LVM_XEN-lv--one--7--0``."""
+    return volume.split("--")[-2]
 
 
 def broken(nodes: Mapping[str, list[Sample]]) -> list[str]:
@@ -77,9 +82,9 @@ def broken(nodes: Mapping[str, list[Sample]]) -> list[str]:
                 both = frozenset.intersection(*(each.running for each in samples))
                 for uuid in both:
                     found[f"{uuid} ran on {left} and {right} at once"] = None
-                shared = frozenset.intersection(*(each.volumes for each in samples))
-                if shared and not any(each.moving for each in samples):
-                    for volume in shared:
+                on_their_way = frozenset.union(*(each.moving for each in samples))
+                for volume in frozenset.intersection(*(each.volumes for each in samples)):
+                    if _vm_of(volume) not in on_their_way:
                         found[f"{volume} was active on {left} and {right}"] = None
     return list(found)
 

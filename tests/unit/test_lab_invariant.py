@@ -15,24 +15,25 @@ LISTED = "\n".join(
         "volumes",
         "LVM_XEN-lv--one--1--0\t(253:0)",
         "moving",
-        "acloud00-1",
+        "/run/cxm/moving/acloud00-1",
         "end",
         "at 101.5",
     )
 )
 
 
-def _samples(*at: float, running: bool = True, moving: bool = False) -> list[Sample]:
+def _samples(*at: float, running: bool = True, moving: str = "") -> list[Sample]:
     uuids = frozenset([UUID] if running else [])
     volumes = frozenset(["LVM_XEN-lv--one--1--0"] if running else [])
-    return [Sample(moment, uuids, volumes, moving) for moment in at]
+    marks = frozenset([moving] if moving else [])
+    return [Sample(moment, uuids, volumes, marks) for moment in at]
 
 
 def test_a_node_is_understood() -> None:
     """Half of a migration does not run; a sample that was cut off is none."""
     volumes = frozenset(["LVM_XEN-lv--one--1--0"])
     assert list(parse(LISTED.splitlines())) == [
-        Sample(100.5, frozenset([UUID]), volumes, moving=True)
+        Sample(100.5, frozenset([UUID]), volumes, frozenset(["1"]))
     ]
 
 
@@ -54,5 +55,7 @@ def test_one_after_the_other_is_right() -> None:
 
 def test_volumes_may_be_shared_while_their_vm_moves() -> None:
     """But it never runs twice."""
-    seen = broken({"node1": _samples(1, 2, moving=True), "node2": _samples(1, 2)})
+    seen = broken({"node1": _samples(1, 2, moving="1"), "node2": _samples(1, 2)})
     assert seen == [f"{UUID} ran on node1 and node2 at once"]
+    others = broken({"node1": _samples(1, 2, moving="11"), "node2": _samples(1, 2)})
+    assert len(others) == len(seen) + 1

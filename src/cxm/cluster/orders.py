@@ -43,8 +43,8 @@ _log = logging.getLogger(__name__)
 
 # A guest that did not hear the first time (it was booting, for example) is asked again.
 _ASK_AGAIN_S: Final = 20.0
-# How long a VM whose start was ordered on one node is kept off the others when nobody ends that: the
-# order does, or cxm-watch. But not before its node is fenced, which may take until a human comes.
+# How long a VM whose start was ordered on one node is kept off the others when nobody ends that:
+# the order does, or cxm-watch, but not before its node is fenced: that may wait for a human.
 _BOUND_S: Final = 86400.0
 _WHOLE_CPU: Final = 100
 _WEIGHT_OF_CPU: Final = 256
