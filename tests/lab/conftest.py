@@ -51,6 +51,18 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what each part of the lab's cases took: a file is what one issue asks to be shown."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and "lab" in report.keywords:
+                part = os.path.basename(report.fspath)
+                seconds[part] = seconds.get(part, 0.0) + report.duration
+    for part, taken in sorted(seconds.items(), key=lambda row: -row[1]):
+        terminalreporter.write_line(f"{taken:7.0f} s in the lab: {part}")
+
+
 @contextmanager
 def free_name(name: str) -> Iterator[str]:
     """``name``, or with a number when another session on this machine uses it just now."""
