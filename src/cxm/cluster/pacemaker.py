@@ -243,10 +243,19 @@ def change(
     ``check`` is given what would be written, and raises what forbids it. ``what`` says in the log
     what the change is. Raises CommandError when Pacemaker refuses it.
     """
+    checked = ""
     for _try in range(_TRIES):
-        patch = _patch(runner, edit, check)
-        if patch is None:
+        root = cib(runner)
+        before = ET.tostring(root)
+        edit(root)
+        if ET.tostring(root) == before:
             return False
+        # What resources do meanwhile makes a patch stale, but not what was found out about it.
+        version = f"{root.get('admin_epoch')}.{root.get('epoch')}"
+        if check is not None and checked != version:
+            check(root)
+            checked = version
+        patch = _patch(runner, before, root)
         argv = ["cibadmin", "--patch", "--xml-pipe"]
         result = runner.run(argv, stdin=patch, timeout_s=_TIMEOUT_S, ok=(0, *_STALE))
         if result.code == 0:
@@ -262,19 +271,8 @@ def change(
     )
 
 
-def _patch(
-    runner: Runner,
-    edit: Callable[[Element], None],
-    check: Callable[[Element], None] | None,
-) -> bytes | None:
-    """The difference that an edit makes, None when it makes none."""
-    root = cib(runner)
-    before = ET.tostring(root)
-    edit(root)
-    if ET.tostring(root) == before:
-        return None
-    if check is not None:
-        check(root)
+def _patch(runner: Runner, before: bytes, root: Element) -> bytes:
+    """The difference between a CIB and what has been made of it."""
     root.set("epoch", str(int(root.get("epoch", "0")) + 1))
     root.set("num_updates", "0")
     with tempfile.TemporaryDirectory(prefix="cxm-cib-") as directory:

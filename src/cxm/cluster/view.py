@@ -39,6 +39,14 @@ class Sight:
         """Whether nothing is being done to the VM."""
         return self.placed is None or self.placed.at_rest
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether the VM is on its way from one node to another."""
+        placed = self.placed
+        if placed is None:
+            return False
+        return "Migrating" in (placed.role, placed.pending) or len(set(placed.nodes)) > 1
+
     def failures(self, before: "Sight | None" = None) -> list[Failure]:
         """What went wrong with the VM, since ``before`` if that is given."""
         known = before.status.failures if before is not None else ()
@@ -69,12 +77,13 @@ def unblocked(vm: Vm) -> View:
     """The same for an order, after a VM that a failed move has left blocked was looked for.
 
     Pacemaker believes such a VM to be on both nodes and does nothing about it any more. The order
-    that moved it puts that right, unless it was killed.
+    that moved it puts that right, unless it was killed. One that is on its way is waited for.
     """
     view = look(vm)
-    if view.placed is None or not view.placed.blocked:
+    if view.placed is not None and view.placed.blocked:
+        pacemaker.refresh(vm.machine.runner, view.id)
+    elif not view.is_moving:
         return view
-    pacemaker.refresh(vm.machine.runner, view.id)
     for _turn in vm.machine.waits(_LOOK_S):
         seen = glance(vm)
         if seen.at_rest and seen.where:
@@ -146,6 +155,8 @@ def comes_to(vm: Vm, node: str, *, alive: bool = False) -> Callable[[Element], N
     return check
 
 
+# For whom OpenNebula sends to a node where the VM is not.
+RECORD: Final = "'onevm migrate --live' to where it is puts OpenNebula's record right"
 # What of a resource may fail, so that it will not become as ordered.
 ON_START: Final = ("start", "monitor", "stop")
 ON_STOP: Final = ("stop",)
@@ -181,6 +192,10 @@ def await_(
     )
 
 
+# What an order writes at the VM that it moves.
+ON_ITS_WAY: Final = "it was on its way to "
+
+
 def _reason(vm: Vm, failure: Failure) -> str:
     """Why something failed. Of a move Pacemaker keeps no words: the agent has left them at the VM.
 
@@ -188,6 +203,6 @@ def _reason(vm: Vm, failure: Failure) -> str:
     """
     if failure.operation == "migrate_to":
         known = look(vm).resource
-        if known is not None and known.reason:
+        if known is not None and known.reason and not known.reason.startswith(ON_ITS_WAY):
             return known.reason
     return failure.reason
