@@ -273,7 +273,8 @@ def stop(
 ) -> dict[str, Any]:
     """End the VM wherever it runs; returns when it is gone and its disks are released.
 
-    ``life`` is OFF when somebody else than OpenNebula ends it, which is then told.
+    ``life`` is OFF when somebody else than OpenNebula ends it: then a probe tells that
+    (:mod:`cxm.cluster.poweredoff`).
     """
     here = vm_of(call, vm)
     was = "running" if glance(here).where else "absent"

@@ -199,14 +199,14 @@ def parse_status(text: str) -> Status:
     )
 
 
-def status(runner: Runner) -> Status:
+def status(runner: Runner, *, timeout_s: float = _TIMEOUT_S) -> Status:
     """The cluster as it is now; raises RefusedError where Pacemaker does not run."""
-    return parse_status(_ask(runner, ["crm_mon", "-1", "--output-as=xml"]))
+    return parse_status(_ask(runner, ["crm_mon", "-1", "--output-as=xml"], timeout_s))
 
 
-def _ask(runner: Runner, argv: list[str]) -> str:
+def _ask(runner: Runner, argv: list[str], timeout_s: float = _TIMEOUT_S) -> str:
     try:
-        return runner.run(argv, timeout_s=_TIMEOUT_S).stdout
+        return runner.run(argv, timeout_s=timeout_s).stdout
     except CommandError as error:
         if error.exit_code == _NOT_CONNECTED or "not connected" in error.stderr:
             raise RefusedError(
@@ -220,11 +220,11 @@ def _ask(runner: Runner, argv: list[str]) -> str:
 # --- the CIB ------------------------------------------------------------------------------------
 
 
-def cib(runner: Runner, *, local: bool = False) -> Element:
+def cib(runner: Runner, *, local: bool = False, timeout_s: float = _TIMEOUT_S) -> Element:
     """The whole CIB; with ``local`` this node's copy, which is there even without a quorum."""
     argv = ["cibadmin", "--query", *(["--local"] if local else [])]
     try:
-        return ET.fromstring(_ask(runner, argv))  # noqa: S314 - our own Pacemaker wrote it
+        return ET.fromstring(_ask(runner, argv, timeout_s))  # noqa: S314 - our own Pacemaker
     except ET.ParseError as error:
         raise DataError(f"cibadmin's output cannot be read: {error}") from error
 
