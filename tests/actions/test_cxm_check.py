@@ -145,6 +145,9 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
 WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "standby", "on"), "state",
      "node2 takes no VMs: standby"),
+    (lambda crm: setattr(crm.members["node2"], "online", False), "state", "node2 is offline"),
+    (lambda crm: setattr(crm.members["node2"], "pending", True), "state",
+     "node node2 has not joined Pacemaker: no VM can start on it"),
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "cxm-fencing", "1700000000"),
      "fencing node2", "proven 1108 days ago"),
     (lambda crm: crm.add_vm(8, "node1", memory=3000), "N+1",
@@ -189,6 +192,14 @@ def test_warnings(
     wrong = [each for each in found if each["level"] == "warning" and text in each["found"]]
     assert [each["name"] for each in wrong] == [name], found
     assert wrong[0]["advice"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("online", False), ("pending", True)])
+def test_cluster_that_lacks_a_node_is_not_well(crm: FakeCluster, field: str, value: bool) -> None:
+    """Dead, or heard by Corosync only: nothing of it may read as if all were there."""
+    setattr(crm.members["node2"], field, value)
+    _code, found = _check(crm)
+    assert [each["level"] for each in found if each["name"] == "state"] == ["warning"]
 
 
 def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:

@@ -62,6 +62,16 @@ def test_recorded_cluster_in_the_midst_of_a_move() -> None:
     assert [each.device for each in found.nodes] == ["fence-node1", "fence-node2"]
 
 
+def test_recorded_node_whose_pacemaker_was_stopped() -> None:
+    """Pacemaker calls it online, standby and pending, as one that joins: all is not well."""
+    status = parse_status((DATA / "crm_mon-2.1.5-not-joined.xml").read_text())
+    found = build(status, ET.fromstring((DATA / "cib-2.1.5-locks.xml").read_text()))
+    assert found.node("node2").state is NodeState.PENDING
+    (alarm,) = alarms(found)
+    assert alarm.text == "node node2 has not joined Pacemaker: no VM can start on it"
+    assert "'systemctl start pacemaker'" in alarm.advice
+
+
 def test_node_is_as_full_as_its_vms_make_it(crm: FakeCluster) -> None:
     """Of memory and CPU, as Pacemaker counts them."""
     node1, node2 = _look(crm).nodes

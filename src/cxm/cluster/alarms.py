@@ -19,6 +19,7 @@ class Alarm:
 
     text: str
     advice: str
+    wrong: bool = True  # else it may be meant so, and is only to be known
 
 
 def alarms(cluster: Cluster) -> list[Alarm]:
@@ -87,7 +88,18 @@ def _nodes(cluster: Cluster) -> Iterator[Alarm]:
                 "it must be fenced before its VMs are started elsewhere",
             )
         elif member.state is NodeState.OFFLINE:
-            yield Alarm(f"node {member.name} is offline", "start it, and its Pacemaker")
+            text = f"node {member.name} is offline"
+            yield Alarm(text, "start it, and its Pacemaker", wrong=False)
+        elif member.state is NodeState.PENDING:
+            # Corosync there is heard. Pacemaker's status is the same while it starts, after it was
+            # stopped, and when it has ended itself because it heard that its node was fenced.
+            yield Alarm(
+                f"node {member.name} has not joined Pacemaker: no VM can start on it",
+                "if it does not within minutes, 'journalctl -u pacemaker' on it says why: after "
+                "'allegedly just fenced' it was not reset, so reset it by hand, else "
+                "'systemctl start pacemaker'",
+                wrong=False,
+            )
         elif member.state is NodeState.ONLINE and not member.has_locks:
             yield Alarm(
                 f"NODE {member.name} HAS NO LOCKS: no VM can start on it",

@@ -37,8 +37,7 @@ def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Ch
 def _state(cluster: Cluster) -> Iterator[Check]:
     found = alarms(cluster)
     for alarm in found:
-        offline = alarm.text.endswith("is offline")
-        yield (warning if offline else failed)("state", alarm.text, alarm.advice)
+        yield (failed if alarm.wrong else warning)("state", alarm.text, alarm.advice)
     if not found:
         yield ok("state", "quorate, all nodes are there, every VM is as it should be")
     for member in cluster.nodes:
