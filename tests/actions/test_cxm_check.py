@@ -215,6 +215,17 @@ def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:
     assert "packed more tightly" in about["advice"]
 
 
+def test_death_that_costs_the_quorum_is_told(crm: FakeCluster) -> None:
+    """Pacemaker's simulation starts all again: it does not know of votes."""
+    crm.add_node("node3", cxm_fencing=f"{NOW:.0f}")
+    crm.members["node3"].online = False
+    _code, found = _check(crm)
+    (about,) = [each for each in found if each["name"] == "N+1"]
+    assert about["level"] == "warning"
+    assert "the rest has no quorum" in about["found"]
+    assert about["advice"].startswith("start the nodes that are away")
+
+
 def test_nodes_of_different_versions(crm: FakeCluster) -> None:
     """While one is upgraded."""
     status = crm.cib.find("status")

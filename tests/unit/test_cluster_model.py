@@ -217,6 +217,30 @@ def test_dead_node_costs_nothing_more(crm: FakeCluster) -> None:
     assert n_plus_one(cluster) == (False, "there is no second node that takes VMs")
 
 
+@pytest.mark.parametrize(
+    ("away", "of", "fine"),
+    [(0, 2, True), (0, 3, True), (1, 3, False), (0, 4, True), (1, 4, False), (1, 5, True),
+     (2, 5, False)],
+)  # fmt: skip
+def test_last_majority_is_no_n_plus_one(tmp_path: Path, away: int, of: int, fine: bool) -> None:
+    """However much room there is: those who are too few start nothing."""
+    crm = FakeCluster(FakeNode(str(tmp_path / "n")))
+    for number in range(of):
+        crm.add_node(f"node{number}")
+        crm.members[f"node{number}"].online = number >= away
+    sentence = "if one more node dies, the rest has no quorum and starts nothing"
+    found = n_plus_one(_look(crm), {})
+    assert found[0] is fine
+    assert (found[1] == sentence) is not fine
+
+
+def test_node_that_only_corosync_hears_has_a_vote(tmp_path: Path) -> None:
+    """Pacemaker goes by Corosync's quorum."""
+    crm = _three(tmp_path)
+    crm.members["node1"].pending = True
+    assert n_plus_one(_look(crm), {})[0]
+
+
 def test_without_counting_nothing_is_promised(crm: FakeCluster) -> None:
     """Pacemaker's default strategy ignores memory."""
     pair = crm.cib.find("configuration/crm_config/cluster_property_set/nvpair")

@@ -7,10 +7,13 @@ What is not urgent is the business of ``cxm check`` (:mod:`cxm.cli.findings`).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from cxm.cluster import history
-from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.model import UP, Cluster, NodeState, Vm, VmState
 from cxm.cluster.placement import losses
+
+_PAIR: Final = 2  # one to die, one to live
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +126,22 @@ def _vms(cluster: Cluster) -> Iterator[Alarm]:
             yield Alarm(f"VM {vm.label} {says}{why}", "'cxm timeline' tells what happened")
 
 
+def keeps_quorum(cluster: Cluster) -> bool:
+    """Whether the rest still has a majority if one more node dies; a pair does without one."""
+    votes = sum(each.state in (*UP, NodeState.PENDING) for each in cluster.nodes)
+    return len(cluster.nodes) <= _PAIR or (votes - 1) * 2 > len(cluster.nodes)
+
+
 def n_plus_one(cluster: Cluster, known: Mapping[str, list[Vm]] | None = None) -> tuple[bool, str]:
-    """Whether everything still fits if any one node dies, and that as a sentence.
+    """Whether everything is started again if any one node dies, and that as a sentence.
 
     ``known`` is what Pacemaker says would stay down, by node, where it was asked.
     """
     alive = [each for each in cluster.nodes if each.takes_vms]
-    if len(alive) < 2:  # noqa: PLR2004 - one to die, one to live
+    if len(alive) < _PAIR:
         return False, "there is no second node that takes VMs"
+    if not keeps_quorum(cluster):  # Pacemaker's simulation of a death does not count votes
+        return False, "if one more node dies, the rest has no quorum and starts nothing"
     if not cluster.counts_memory:
         return False, "unknown: Pacemaker does not count memory (placement-strategy)"
     found = losses(cluster) if known is None else known

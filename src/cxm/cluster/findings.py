@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from cxm.cluster import nodefindings, nodes
-from cxm.cluster.alarms import alarms, n_plus_one
+from cxm.cluster.alarms import alarms, keeps_quorum, n_plus_one
 from cxm.cluster.amounts import ago
 from cxm.cluster.basis import SBD
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState
@@ -102,12 +102,15 @@ def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]
     if fine:
         yield ok("N+1", sentence)
     else:
-        advice = "add memory or a node, or switch VMs off"
-        if lost and not losses(cluster):
+        if not keeps_quorum(cluster):
+            advice = "start the nodes that are away; 'cxm-setup cluster' without one takes it out"
+        elif lost and not losses(cluster):
             advice = (
                 "they would fit if the others were packed more tightly: migrate some so that one "
                 "node has the room for the largest"
             )
+        else:
+            advice = "add memory or a node, or switch VMs off"
         yield warning("N+1", sentence, advice)
     for member in cluster.nodes:
         if not member.memory:
