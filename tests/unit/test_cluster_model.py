@@ -293,6 +293,7 @@ def test_lost_majority_is_told(crm: FakeCluster) -> None:
 
 def test_failed_fencing_is_told_while_it_is_tried_again(crm: FakeCluster) -> None:
     """Pacemaker tries again at once, and for ever; both it and the DLM ask for it."""
+    crm.members["node2"].unclean = True
     pending = {"target": "node2", "action": "reboot", "status": "pending"}
     crm.fence_events = [
         pending,
@@ -300,8 +301,25 @@ def test_failed_fencing_is_told_while_it_is_tried_again(crm: FakeCluster) -> Non
         {"target": "node2", "status": "failed", "exit-reason": "No route",
          "completed": "2026-01-01 00:00:00Z"},
     ]  # fmt: skip
-    texts = [each.text for each in alarms(_look(crm))]
-    assert texts == ["FENCING OF node2 FAILED, and is tried again: No route"]
+    alarm = alarms(_look(crm))[0]
+    assert alarm.text == "FENCING OF node2 FAILED, and is tried again: No route"
+    assert "'cxm fence --confirmed node2'" in alarm.advice
+
+
+@pytest.mark.parametrize("standby", ["on", None])
+def test_failed_fencing_of_a_healthy_node_is_no_death(
+    crm: FakeCluster, standby: str | None
+) -> None:
+    """After a test that failed: nothing of it is down, and who says that it is off is refused."""
+    nodes.set_attribute(crm.cib, "node2", "standby", standby)
+    crm.fence_events = [
+        {"target": "node2", "status": "failed", "exit-reason": "No route",
+         "completed": "2026-01-01 00:00:00Z"},
+    ]  # fmt: skip
+    (alarm,) = alarms(_look(crm))
+    assert alarm.text == "FENCING OF node2 DOES NOT WORK: No route"
+    assert "'cxm fence --test node2' on another node" in alarm.advice
+    assert "--confirmed" not in alarm.advice
 
 
 def test_failed_fencing_that_worked_later_is_no_alarm(crm: FakeCluster) -> None:

@@ -47,6 +47,7 @@ def _quorum(cluster: Cluster) -> Iterator[Alarm]:
 
 
 def _fencing(cluster: Cluster) -> Iterator[Alarm]:
+    healthy = {member.name for member in cluster.nodes if member.state in UP}
     for target in dict.fromkeys(event.target for event in cluster.fencing):
         events = [event for event in cluster.fencing if event.target == target]
         pending = next((event for event in events if event.status == "pending"), None)
@@ -55,11 +56,18 @@ def _fencing(cluster: Cluster) -> Iterator[Alarm]:
         if last is not None and last.status == "failed":
             why = f": {last.reason}" if last.reason else ""
             again = ", and is tried again" if pending else ""
-            yield Alarm(
-                f"FENCING OF {target} FAILED{again}{why}",
-                f"its VMs stay down: repair its fencing, or switch it off by hand and run "
-                f"'cxm fence --confirmed {target}'",
-            )
+            if target in healthy:  # who would say that it is off is refused, and it is not
+                yield Alarm(
+                    f"FENCING OF {target} DOES NOT WORK{again}{why}",
+                    f"if {target} dies now, its VMs stay down: repair its fencing, then "
+                    f"'cxm fence --test {target}' on another node",
+                )
+            else:
+                yield Alarm(
+                    f"FENCING OF {target} FAILED{again}{why}",
+                    f"its VMs stay down: repair its fencing, or switch it off by hand and run "
+                    f"'cxm fence --confirmed {target}'",
+                )
         elif pending:
             yield Alarm(
                 f"FENCING IN PROGRESS: {target} ({pending.action}, by {pending.by or '?'})",
