@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cxm.cli import ctl, main
+from cxm.cluster import nodes
 from cxm.errors import CommandError, LockTimeoutError, NotFoundError, RefusedError, UsageError
 from tests.fakes.crm import NOW, FakeCluster, two_nodes
 
@@ -46,6 +47,40 @@ def test_eject_empties_a_node_and_tells_how(crm: FakeCluster) -> None:
     assert crm.attribute("node2", "standby") is None
     assert _run(crm, "eject --back node2") == 0
     assert crm.text.endswith("node2 takes VMs already\n")
+
+
+BY_HAND = {
+    ("standby", "reboot"): "'crm_standby --node node2 --lifetime reboot --delete'",
+    ("maintenance", "reboot"):
+        "'crm_attribute --node node2 --name maintenance --lifetime reboot --delete'",
+    ("maintenance", "forever"): "'crm_attribute --node node2 --name maintenance --delete'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "order"), BY_HAND.items())
+def test_node_that_another_order_holds_is_not_given_back(
+    crm: FakeCluster, what: tuple[str, str], order: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own standby goes; that it takes VMs would not be true, and check says how to end it."""
+    key, lifetime = what
+    nodes.set_attribute(crm.cib, "node2", "standby", "on")
+    if lifetime == "reboot":
+        crm.until_reboot("node2", key)
+    else:
+        nodes.set_attribute(crm.cib, "node2", key, "on")
+    for _again in range(2):
+        assert _run(crm, "eject --back node2") == RefusedError.code
+        said = capsys.readouterr().err
+        assert f"node2 takes no VMs yet: it is in {key} by another order ({order} ends" in said
+    assert crm.attribute("node2", "standby") is None
+    assert "again" not in crm.text
+    assert main.main(["check"], crm.world()) == 0
+    assert f"{order} when that is over" in crm.text
+
+
+def test_node_that_a_failure_holds_is_given_back_by_a_cleanup() -> None:
+    """An operation with on-fail=standby leaves no attribute."""
+    assert nodes.give_back(nodes.Facts("node2")) == "'crm_resource --cleanup --node node2'"
 
 
 def test_eject_means_this_node(crm: FakeCluster) -> None:

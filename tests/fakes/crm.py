@@ -168,6 +168,18 @@ class FakeCluster:
         """A node's attribute as it is in the CIB."""
         return nodes.facts(self.cib)[node].attributes.get(key)
 
+    def until_reboot(self, node: str, key: str) -> None:
+        """Set an attribute as ``--lifetime reboot`` does: it ends with the node's membership."""
+        parent = self.cib.find("status")
+        assert parent is not None
+        state = SubElement(parent, "node_state", {"uname": node})
+        group = SubElement(SubElement(state, "transient_attributes"), "instance_attributes")
+        SubElement(group, "nvpair", {"name": key, "value": "on"})
+
+    def _is(self, node: str, key: str) -> bool:
+        known = nodes.facts(self.cib)[node]
+        return "on" in (known.attributes.get(key), known.fleeting.get(key))
+
     def world(self, **changes: Any) -> World:
         """What a subcommand sees."""
         given: dict[str, Any] = {
@@ -247,7 +259,7 @@ class FakeCluster:
         return ""
 
     def _takes(self, name: str) -> bool:
-        return self.members[name].online and self.attribute(name, "standby") != "on"
+        return self.members[name].online and not self._is(name, "standby")
 
     # --- the programs --------------------------------------------------------------------------
 
@@ -304,7 +316,8 @@ class FakeCluster:
             row = {
                 "name": name,
                 "online": str(member.online).lower(),
-                "standby": str(self.attribute(name, "standby") == "on").lower(),
+                "standby": str(self._is(name, "standby")).lower(),
+                "maintenance": str(self._is(name, "maintenance")).lower(),
                 "unclean": str(member.unclean).lower(),
                 "pending": str(member.pending).lower(),
                 "is_dc": str(name == decider).lower(),

@@ -9,7 +9,7 @@ from cxm.cluster import nodefindings, nodes
 from cxm.cluster.alarms import alarms, keeps_quorum, n_plus_one
 from cxm.cluster.amounts import ago
 from cxm.cluster.basis import SBD
-from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.model import RESTING, Cluster, Vm, VmState
 from cxm.cluster.nodefindings import Here
 from cxm.cluster.placement import losses
 from cxm.setup.report import Check, Level, failed, ok, warning
@@ -41,8 +41,8 @@ def _state(cluster: Cluster) -> Iterator[Check]:
     if not found:
         yield ok("state", "quorate, all nodes are there, every VM is as it should be")
     for member in cluster.nodes:
-        if member.state in (NodeState.STANDBY, NodeState.MAINTENANCE):
-            advice = f"'cxm eject --back {member.name}' when that is over"
+        if member.state in RESTING:
+            advice = f"{nodes.give_back(member.facts)} when that is over"
             yield warning("state", f"{member.name} takes no VMs: {member.state}", advice)
     for vm in cluster.vms:
         if len(vm.nodes) > 1 and vm.state is not VmState.MIGRATING:
