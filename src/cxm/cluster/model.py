@@ -31,8 +31,9 @@ class NodeState(StrEnum):
     OFFLINE = "offline"
 
 
-# States in which a node is a healthy member, whether or not it takes VMs.
-UP: Final = (NodeState.ONLINE, NodeState.STANDBY, NodeState.MAINTENANCE)
+# States in which a node is a healthy member that takes no VMs, and those of every healthy one.
+RESTING: Final = (NodeState.STANDBY, NodeState.MAINTENANCE)
+UP: Final = (NodeState.ONLINE, *RESTING)
 
 
 class VmState(StrEnum):

@@ -20,8 +20,10 @@ HOST: Final = "cxm-host"  # what OpenNebula calls it; absent: its own name
 SBD: Final = "cxm-sbd"
 DATASTORE: Final = "cxm-datastore"
 STANDBY: Final = "standby"
+MAINTENANCE: Final = "maintenance"
 # A value of placement-strategy with which Pacemaker looks at memory.
 COUNTING: Final = ("utilization", "minimal", "balanced")
+_TRUE: Final = ("true", "on", "yes", "y", "1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Facts:
     name: str
     attributes: dict[str, str] = field(default_factory=dict)
     utilization: dict[str, str] = field(default_factory=dict)
+    fleeting: dict[str, str] = field(default_factory=dict)  # attributes until it leaves the cluster
 
     def number(self, kind: str) -> int:
         """A capacity; 0 where none is given: Pacemaker places nothing that needs some."""
@@ -42,6 +45,24 @@ class Facts:
         """When fencing of the node was last proven."""
         text = self.attributes.get(FENCING, "")
         return float(text) if text.isdecimal() else None
+
+
+def give_back(known: Facts) -> str:
+    """The orders by which a node in standby or maintenance takes VMs again, for people."""
+    name = known.name
+    held = (
+        (known.attributes, STANDBY, f"cxm eject --back {name}"),
+        (known.fleeting, STANDBY, f"crm_standby --node {name} --lifetime reboot --delete"),
+        (known.attributes, MAINTENANCE, f"crm_attribute --node {name} --name maintenance --delete"),
+        (
+            known.fleeting,
+            MAINTENANCE,
+            f"crm_attribute --node {name} --name maintenance --lifetime reboot --delete",
+        ),
+    )
+    orders = [order for given, key, order in held if given.get(key, "").lower() in _TRUE]
+    # Without any it is in standby because an operation with on-fail=standby has failed.
+    return " and ".join(f"'{each}'" for each in orders or [f"crm_resource --cleanup --node {name}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +78,16 @@ class Device:
 
 def facts(cib: Element) -> dict[str, Facts]:
     """All nodes by name."""
+    fleeting = {
+        state.get("uname", ""): pairs(state, "transient_attributes/instance_attributes")
+        for state in cib.iterfind("status/node_state")
+    }
     found = {}
     for node in cib.iterfind("configuration/nodes/node"):
         name = node.get("uname", "")
-        found[name] = Facts(name, pairs(node, "instance_attributes"), pairs(node, "utilization"))
+        lasting = pairs(node, "instance_attributes")
+        use = pairs(node, "utilization")
+        found[name] = Facts(name, lasting, use, fleeting.get(name, {}))
     return found
 
 
