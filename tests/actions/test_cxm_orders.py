@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cxm.cli import ctl, main
+from cxm.cluster import nodes
 from cxm.errors import CommandError, LockTimeoutError, NotFoundError, RefusedError, UsageError
 from tests.fakes.crm import NOW, FakeCluster, two_nodes
 
@@ -213,6 +214,26 @@ def test_device_that_lies_proves_nothing(
     assert "10.0.0.2 never stopped to answer: IT WAS NOT RESET" in capsys.readouterr().err
     assert crm.attribute("node2", "cxm-fencing") == before
     assert crm.attribute("node2", "standby") is None
+
+
+def test_device_that_is_changed_meanwhile_is_not_proven(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """cxm-setup has taken the old proof away, and this one is of the old device."""
+    later = crm.node.later
+
+    def changed() -> None:
+        later()
+        if "being reset" not in crm.text:
+            return
+        for primitive in crm.cib.iterfind(".//primitive[@id='fence-node2']"):
+            primitive.set("type", "fence_other")
+        nodes.set_attribute(crm.cib, "node2", "cxm-fencing", None)
+
+    crm.node.later = changed
+    assert _run(crm, "fence --test --yes node2") == RefusedError.code
+    assert "the fence devices of node2 were changed" in capsys.readouterr().err
+    assert crm.attribute("node2", "cxm-fencing") is None
 
 
 def test_device_of_another_machine_is_noticed(

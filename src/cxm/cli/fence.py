@@ -3,6 +3,7 @@
 """Owns the subcommand ``fence``: resetting a node, proving that it works, and a human's word."""
 
 from typing import Final
+from xml.etree.ElementTree import Element
 
 from cxm.cli import evacuate
 from cxm.cli.world import World
@@ -153,6 +154,7 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
     try:
         address = member.facts.attributes.get(nodes.ADDRESS) or name
         audible = _answers(world, address)
+        means = nodes.means(world.look()[1]).get(name)
         world.say(f"{name}: being reset by {member.device} ...")
         pacemaker.fence(world.runner, name, how="reboot", timeout_s=_FENCE_S)
         if audible:
@@ -161,8 +163,17 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
             world.say(f"{name}: does not answer to ping, so that it went silent cannot be seen")
         world.say(f"{name}: was reset; waiting until it is back ...")
         _await_return(world, name, boot_s)
-        what = f"fencing of {name} was proven"
-        world.set_attribute(name, nodes.FENCING, f"{world.now():.0f}", what=what)
+
+        def note(cib: Element) -> None:
+            if nodes.means(cib).get(name) != means:
+                raise RefusedError(
+                    f"the fence devices of {name} were changed while it was fenced: "
+                    "those that it has now are not proven",
+                    hint=f"cxm fence --test {name}",
+                )
+            nodes.set_attribute(cib, name, nodes.FENCING, f"{world.now():.0f}")
+
+        pacemaker.change(world.runner, note, what=f"fencing of {name} was proven")
         world.say(f"{name}: is back")
     finally:
         if ours:
