@@ -4,6 +4,7 @@
 
 import os
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from cxm.setup import cluster, clustercheck, corosync, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
 from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
+from tests.fakes.machine import Outcome
 
 GIVEN = Options(
     name="lab",
@@ -220,6 +222,10 @@ def _login(pair: Pair) -> None:
     pair.first.xen.sshd += "permitrootlogin no\n"
 
 
+def _bmc(pair: Pair) -> None:
+    pair.san.broken["10.0.1.2"] = "Unable to connect/login to fencing device"
+
+
 def _user(pair: Pair) -> None:
     pair.first.uid = 1000
 
@@ -237,6 +243,7 @@ def _user(pair: Pair) -> None:
         (_resources, "corosync"),
         (_marker, "membership"),
         (_login, "sshd"),
+        (_bmc, "fencing node2"),
         (_user, "root"),
     ],
 )
@@ -252,6 +259,62 @@ def test_failed_check_changes_nothing(
     assert "FAILED" in said.text
     assert "->" in said.text
     assert _files(pair.first.node.root) == before
+
+
+def test_fence_devices_are_asked_before_anything_is_changed(pair: Pair) -> None:
+    """With what they were given, but what is for Pacemaker, nor an action of somebody's own."""
+    more = "node2=fence_x,ip=10.0.1.9,pcmk_host_map=node2:7,action=off"
+    given = replace(GIVEN, fencing=[*GIVEN.fencing, more], dry_run=True)
+    said = pair.run(pair.first, given)
+    assert "fence-node2-2 (fence_x) answers" in said
+    assert sorted(pair.san.asked, key=lambda each: each["ip"]) == [
+        {"action": "monitor", "ip": "10.0.1.1", "username": "u", "password": "secret1"},
+        {"action": "monitor", "ip": "10.0.1.2", "username": "u", "password": "secret2"},
+        {"action": "monitor", "ip": "10.0.1.9"},
+    ]
+
+
+def test_agent_without_a_monitor_is_asked_for_its_nodes_status(pair: Pair) -> None:
+    """That of the outlet which the node is on; off is an answer too."""
+    pair.san.actions = "status off on reboot metadata"
+    more = "node2=fence_x,ip=10.0.1.9,pcmk_host_map=node1:6;node2:7"
+    pair.run(pair.first, replace(GIVEN, fencing=[*GIVEN.fencing, more], dry_run=True))
+    (asked,) = (each for each in pair.san.asked if each["ip"] == "10.0.1.9")
+    assert asked == {"action": "status", "ip": "10.0.1.9", "nodename": "node2", "port": "7"}
+
+
+def test_agent_that_repeats_a_password_does_not_get_it_shown(pair: Pair) -> None:
+    """Its words are told, with node and device."""
+    pair.san.broken["10.0.1.2"] = "Invalid password {password} for {username}"
+    said = Said()
+    with pytest.raises(RefusedError):
+        cluster.work(pair.first.world(pair.pacemaker, said), GIVEN)
+    assert (
+        "FAILED   fencing node2  fence-node2 does not answer: 'fence_ipmilan' failed" in said.text
+    )
+    assert "Invalid password *** for u" in said.text
+    assert "secret2" not in said.text
+
+
+def test_fence_devices_are_asked_all_at_once(pair: Pair) -> None:
+    """Sixteen nodes whose BMCs are silent for a minute each cost one minute."""
+    together, one = threading.Barrier(2, timeout=30), pair.first._fence
+
+    def asked(argv: tuple[str, ...], stdin: bytes) -> Outcome:
+        together.wait()
+        return one(argv, stdin)
+
+    pair.first.node.model("fence_ipmilan", asked)
+    assert "fence-node2 (fence_ipmilan) answers" in pair.run(
+        pair.first, replace(GIVEN, dry_run=True)
+    )
+
+
+def test_own_bmc_that_does_not_answer_is_a_warning(pair: Pair) -> None:
+    """One that shares the network port of its machine answers all others, who are to use it."""
+    pair.san.broken["10.0.1.1"] = "timed out"
+    said = pair.run(pair.first, replace(GIVEN, dry_run=True))
+    assert "warning  fencing node1  fence-node1 does not answer here: 'fence_ipmilan'" in said
 
 
 def test_other_settings_of_a_formed_cluster_are_refused(pair: Pair) -> None:

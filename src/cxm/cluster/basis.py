@@ -273,17 +273,24 @@ def _constraints() -> list[Element]:
     return [nowhere, *around_locks(TEMPLATE, LOCKS)]
 
 
+def named(fencing: Sequence[FenceDevice]) -> list[tuple[str, FenceDevice]]:
+    """Fence devices and the ids of their resources: those of a node are counted."""
+    found: list[tuple[str, FenceDevice]] = []
+    for device in fencing:
+        number = 1 + sum(other.node == device.node for _name, other in found)
+        found.append((f"fence-{device.node}" + (f"-{number}" if number > 1 else ""), device))
+    return found
+
+
 def _fencing(configuration: Element, basis: Basis) -> None:
     """The devices, where each may run, and which is tried first."""
     resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
     if basis.sbd is not None:
         merge(resources, _sbd(basis, basis.sbd))
     for node in basis.nodes:
-        devices = [each for each in basis.fencing if each.node == node]
-        names = [
-            f"fence-{node}" + (f"-{nr}" if nr > 1 else "") for nr in range(1, len(devices) + 1)
-        ]
-        for name, device in zip(names, devices, strict=True):
+        devices = [each for each in named(basis.fencing) if each[1].node == node]
+        names = [name for name, _device in devices]
+        for name, device in devices:
             known = {"pcmk_host_list": node} if "pcmk_host_map" not in device.parameters else {}
             tie = len(basis.nodes) == _PAIR and node == basis.nodes[0]
             # As a mapping: 2.1.5 complains of a value that is none at every fencing.

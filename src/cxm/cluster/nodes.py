@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what the CIB says of the nodes: attributes, capacity, fencing devices. Pure, as ``cib``."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +28,9 @@ COUNTING: Final = ("utilization", "minimal", "balanced")
 _OF_MEMBERS: Final = ("pcmk_host_list", "pcmk_delay_base")
 
 
+# A parameter of a fence agent that nobody shall read: password, snmp_priv_passwd, api_token, ...
+_SECRET: Final = re.compile(r"pass|pwd|secret|token|key|community", re.IGNORECASE)
+MASK: Final = "***"
 # Of each node: its devices, each with id, agent and parameters.
 Means = Mapping[str, Sequence[tuple[str, str, Mapping[str, str]]]]
 
@@ -154,6 +158,11 @@ def _devices(cib: Element) -> Iterator[tuple[Device, Element]]:
         if primitive.get("class") == "stonith" and meta.get("target-role") != "Stopped":
             given = pairs(primitive, "instance_attributes")
             yield Device(primitive.get("id", ""), _targets(given)), primitive
+
+
+def is_secret(parameter: str) -> bool:
+    """Whether the value of a fence agent's parameter is never shown."""
+    return _SECRET.search(parameter) is not None
 
 
 def means(cib: Element) -> Means:

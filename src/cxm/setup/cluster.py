@@ -253,7 +253,7 @@ def work(world: World, options: Options) -> None:
         changing.check_join(host, membership.cluster, membership.authkey)
     cluster = membership.cluster
     me = clustercheck.own_name(host, cluster)
-    found = clustercheck.checks(host, me, cluster, is_first=told is not None)
+    found = clustercheck.checks(host, me, cluster, told.basis.fencing if told else None)
     say(report.table(found))
     report.require(found, "cxm-setup cluster")
     changing.require(world, cluster)
