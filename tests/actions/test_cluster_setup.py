@@ -8,12 +8,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree.ElementTree import tostring
 
 import pytest
 
+from cxm.cluster import nodes
 from cxm.cluster.pacemaker import Failure
 from cxm.errors import CxmError, RefusedError, UsageError
-from cxm.setup import cluster, clustercheck, corosync, jointoken, main
+from cxm.setup import cluster, clustercheck, corosync, forming, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
 from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
@@ -164,10 +166,77 @@ def test_dry_run_changes_nothing_and_shows_no_secret(pair: Pair) -> None:
     assert _files(pair.first.node.root) == before
     assert "+    cluster_name: lab" in said
     assert "systemctl mask xendomains.service" in said
+    assert "  + properties: stonith-enabled true, " in said
+    assert "  + primitive fence-node2: agent stonith:fence_ipmilan, pcmk_host_list node2, " in said
+    assert "ip 10.0.1.2, username u, password ***, " in said
+    assert "secret2" not in said
+    assert "  + node node1: cxm-address 10.0.0.1, cxm-hostkey ssh-ed25519 AAAAhost, " in said
+    assert (
+        f"\nvgcreate --shared --setautoactivation n --metadatasize 16m LVM_XEN {DEVICE}\n" in said
+    )
     assert "systemctl stop pacemaker.service" in said
     assert "write the secret" in said
     assert "PRIVATE KEY" not in said
     assert "xendomains.service" in pair.first.enabled
+
+
+def _prove(pair: Pair) -> None:
+    for name in ("node1", "node2"):
+        nodes.set_attribute(pair.pacemaker.cib, name, nodes.FENCING, "1700000000")
+
+
+def _other_bmc() -> Options:
+    other = GIVEN.fencing[1].replace("10.0.1.2", "10.0.1.7").replace("secret2", "another2")
+    return replace(GIVEN, fencing=[GIVEN.fencing[0], other])
+
+
+def test_dry_run_on_a_formed_cluster_shows_what_differs(pair: Pair) -> None:
+    """On either node nothing; another BMC, by which a node's proof goes, and no password."""
+    pair.form()
+    _prove(pair)
+    for node, given in ((pair.first, GIVEN), (pair.second, Options(join=pair.token()))):
+        assert pair.run(node, replace(given, dry_run=True)).endswith("Nothing to change.\n")
+    before = tostring(pair.pacemaker.cib)
+    said = pair.run(pair.first, replace(_other_bmc(), dry_run=True))
+    assert said.split("This would be done:\n")[1].splitlines() == [
+        "in Pacemaker's configuration:",
+        "  ~ node node2: cxm-fencing is taken away",
+        "  ~ primitive fence-node2: ip 10.0.1.2 -> 10.0.1.7, password *** -> another",
+        forming.to_be_proven(["node2"]),
+        "",
+    ]
+    assert tostring(pair.pacemaker.cib) == before
+
+
+def test_other_device_has_to_be_proven_and_that_is_said(pair: Pair) -> None:
+    """Once: the same command again changes nothing, the new proof neither."""
+    pair.form()
+    _prove(pair)
+    said = pair.run(pair.first, _other_bmc())
+    assert "The cluster lab is formed" in said
+    assert "the fence devices of node2 change" in said
+    assert "cxm fence --test node2" in said
+    proven = {name for name, each in nodes.facts(pair.pacemaker.cib).items() if each.proven}
+    assert proven == {"node1"}
+    _prove(pair)
+    assert "Nothing to change" in pair.run(pair.first, _other_bmc())
+    assert nodes.facts(pair.pacemaker.cib)["node2"].proven
+
+
+def test_dry_run_without_pacemaker_looks_at_what_it_had(pair: Pair) -> None:
+    """Its services are stopped: they would be started, and nothing else is to be done."""
+    pair.form()
+    pair.first.write("var/lib/pacemaker/cib/cib.xml", tostring(pair.pacemaker.cib, "unicode"))
+    pair.pacemaker.answers = False
+    pair.first.active -= {"corosync.service", "pacemaker.service"}
+    said = pair.run(pair.first, replace(GIVEN, dry_run=True))
+    assert said.split("This would be done:\n")[1].splitlines() == [
+        "systemctl enable --now corosync.service",
+        "systemctl enable --now pacemaker.service",
+        "",
+    ]
+    os.unlink(pair.first.node.path("var/lib/pacemaker/cib/cib.xml"))
+    assert "+ primitive fence-node2" in pair.run(pair.first, replace(GIVEN, dry_run=True))
 
 
 def test_example_cluster_of_the_packages_is_taken_down_first(pair: Pair) -> None:

@@ -98,6 +98,11 @@ class FakePacemaker:
             failures=tuple(self.failures),
         )
 
+    def query(self, _runner: Runner) -> Element:
+        if not self.answers:
+            raise RefusedError("Pacemaker does not run here")
+        return self.cib
+
     def change(self, _runner: Runner, edit: Callable[[Element], None], _what: str) -> bool:
         before = tostring(self.cib)
         edit(self.cib)
@@ -196,7 +201,7 @@ class FakeClusterNode:
             pacemaker.remove,
             self._settings,
             sleep,
-            lambda _runner: pacemaker.cib,
+            pacemaker.query,
         )
 
     def _settings(self, _host: Host, node: str) -> str:

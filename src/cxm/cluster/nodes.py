@@ -28,8 +28,9 @@ COUNTING: Final = ("utilization", "minimal", "balanced")
 _OF_MEMBERS: Final = ("pcmk_host_list", "pcmk_delay_base")
 
 
-# A parameter of a fence agent that nobody shall read: password, snmp_priv_passwd, api_token, ...
-_SECRET: Final = re.compile(r"pass|pwd|secret|token|key|community", re.IGNORECASE)
+# Parameters of fence agents that nobody shall read: password, snmp_priv_passwd, api_token, ... The
+# key of a host, a node's attribute, is public.
+_SECRET: Final = re.compile(r"pass|pwd|secret|token|(?<!host)key|community", re.IGNORECASE)
 MASK: Final = "***"
 # Of each node: its devices, each with id, agent and parameters.
 Means = Mapping[str, Sequence[tuple[str, str, Mapping[str, str]]]]
@@ -161,7 +162,7 @@ def _devices(cib: Element) -> Iterator[tuple[Device, Element]]:
 
 
 def is_secret(parameter: str) -> bool:
-    """Whether the value of a fence agent's parameter is never shown."""
+    """Whether the value of a parameter is never shown."""
     return _SECRET.search(parameter) is not None
 
 

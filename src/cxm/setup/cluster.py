@@ -21,6 +21,7 @@ from cxm.setup import (
     clusterfiles,
     corosync,
     files,
+    forecast,
     forming,
     jointoken,
     original,
@@ -261,7 +262,11 @@ def work(world: World, options: Options) -> None:
         membership, told = _with_sbd(host, _with_secrets(host, membership), told)
     plan = _planned(host, me, membership)
     if options.dry_run:
-        say("Nothing to change." if plan.is_empty else f"This would be done:\n{plan.shown(host)}")
+        basis, wanted = (told.basis, told.datastore) if told else (None, None)
+        later = forecast.lines(world, me, cluster, basis, wanted)
+        text = plan.shown(host) + "".join(f"{line}\n" for line in later)
+        is_done = plan.is_empty and not later
+        say("Nothing to change." if is_done else f"This would be done:\n{text}")
         return
     _do(host, plan, say)
     changed = not plan.is_empty
