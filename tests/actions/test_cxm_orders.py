@@ -287,6 +287,26 @@ def test_node_that_was_told_of_its_fencing_and_not_reset_is_found_out(
     assert "IT WAS NOT RESET" in capsys.readouterr().err
 
 
+def test_device_that_is_changed_meanwhile_is_not_proven(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """cxm-setup has taken the old proof away, and this one is of the old device."""
+    later = crm.node.later
+
+    def changed() -> None:
+        later()
+        if "being reset" not in crm.text:
+            return
+        for primitive in crm.cib.iterfind(".//primitive[@id='fence-node2']"):
+            primitive.set("type", "fence_other")
+        nodes.set_attribute(crm.cib, "node2", "cxm-fencing", None)
+
+    crm.node.later = changed
+    assert _run(crm, "fence --test --yes node2") == RefusedError.code
+    assert "the fence devices of node2 were changed" in capsys.readouterr().err
+    assert crm.attribute("node2", "cxm-fencing") is None
+
+
 def test_device_of_another_machine_is_noticed(
     crm: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
+from xml.etree.ElementTree import Element
 
 from cxm.cli import evacuate
 from cxm.cli.world import World
@@ -163,12 +164,22 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
     try:
         told = _peer(world, name)
         before = told.boot_id()
+        means = nodes.means(world.look()[1]).get(name)
         world.say(f"{name}: being reset by {member.device} ...")
         pacemaker.fence(world.runner, name, how="reboot", timeout_s=_FENCE_S)
         world.say(f"{name}: was fenced; waiting until it is back ...")
         _await_return(world, told, before, boot_s)
-        what = f"fencing of {name} was proven"
-        world.set_attribute(name, nodes.FENCING, f"{world.now():.0f}", what=what)
+
+        def note(cib: Element) -> None:
+            if nodes.means(cib).get(name) != means:
+                raise RefusedError(
+                    f"the fence devices of {name} were changed while it was fenced: "
+                    "those that it has now are not proven",
+                    hint=f"cxm fence --test {name}",
+                )
+            nodes.set_attribute(cib, name, nodes.FENCING, f"{world.now():.0f}")
+
+        pacemaker.change(world.runner, note, what=f"fencing of {name} was proven")
         world.say(f"{name}: was reset, and is back")
     finally:
         if ours:

@@ -2,7 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what the CIB says of the nodes: attributes, capacity, fencing devices. Pure, as ``cib``."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
@@ -24,6 +25,17 @@ MAINTENANCE: Final = "maintenance"
 # A value of placement-strategy with which Pacemaker looks at memory.
 COUNTING: Final = ("utilization", "minimal", "balanced")
 _TRUE: Final = ("true", "on", "yes", "y", "1")
+# Parameters of a fencing device that change with the cluster's members, not with what it does to a
+# node: whom else it is for, and how long it lets others go first.
+_OF_MEMBERS: Final = ("pcmk_host_list", "pcmk_delay_base")
+
+
+# Parameters of fence agents that nobody shall read: password, snmp_priv_passwd, api_token, ... The
+# key of a host, a node's attribute, is public.
+_SECRET: Final = re.compile(r"pass|pwd|secret|token|(?<!host)key|community", re.IGNORECASE)
+MASK: Final = "***"
+# Of each node: its devices, each with id, agent and parameters.
+Means = Mapping[str, Sequence[tuple[str, str, Mapping[str, str]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +177,51 @@ def set_attribute(cib: Element, name: str, key: str, value: str | None) -> None:
 
 def devices(cib: Element) -> list[Device]:
     """What can fence, but for what is switched off."""
-    found = []
+    return [device for device, _primitive in _devices(cib)]
+
+
+def _devices(cib: Element) -> Iterator[tuple[Device, Element]]:
     for primitive in cib.iterfind("configuration/resources//primitive"):
         meta = pairs(primitive, "meta_attributes")
         if primitive.get("class") == "stonith" and meta.get("target-role") != "Stopped":
             given = pairs(primitive, "instance_attributes")
-            found.append(Device(primitive.get("id", ""), _targets(given)))
+            yield Device(primitive.get("id", ""), _targets(given)), primitive
+
+
+def is_secret(parameter: str) -> bool:
+    """Whether the value of a parameter is never shown."""
+    return _SECRET.search(parameter) is not None
+
+
+def means(cib: Element) -> Means:
+    """By what each node is fenced.
+
+    It is what a proof is a proof of: with another device or parameter nothing is proven any more.
+    """
+    found: dict[str, list[tuple[str, str, dict[str, str]]]] = {name: [] for name in facts(cib)}
+    for device, primitive in _devices(cib):
+        given = pairs(primitive, "instance_attributes")
+        parameters = {name: value for name, value in given.items() if name not in _OF_MEMBERS}
+        for name in filter(device.fences, found):
+            found[name].append((device.id, primitive.get("type", ""), parameters))
     return found
+
+
+def unprove(cib: Element, before: Means) -> None:
+    """Take away the proof of each node that is fenced by something else than ``before``."""
+    for name, now in means(cib).items():
+        if before.get(name) != now:
+            set_attribute(cib, name, FENCING, None)
+
+
+def unproven(before: Element, after: Element) -> list[str]:
+    """The nodes whose proof a change of the CIB takes away."""
+    now = facts(after)
+    return [
+        name
+        for name, each in facts(before).items()
+        if FENCING in each.attributes and name in now and FENCING not in now[name].attributes
+    ]
 
 
 def _targets(given: dict[str, str]) -> tuple[str, ...] | None:

@@ -105,6 +105,12 @@ class Status:
         """The node of this name."""
         return next((node for node in self.nodes if node.name == name), None)
 
+    def works(self, resource: str) -> bool:
+        """Whether nothing is wrong with it; a device that merely has no node to run on may work."""
+        found = self.resources.get(resource)
+        failed = any(failure.resource == resource for failure in self.failures)
+        return found is None or not failed or (found.role == "Started" and not found.failed)
+
     @property
     def dc(self) -> str:
         """The node that decides at the moment; empty while none does."""

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 
 from cxm.cluster import basis
 from cxm.cluster.cib import parse_id
-from cxm.cluster.pacemaker import Status
+from cxm.cluster.pacemaker import Node, Status
 from cxm.errors import CxmError, RefusedError
 from cxm.run import Runner
 from cxm.setup import corosync, files, services
@@ -25,6 +25,7 @@ from cxm.setup.nodecheck import Host
 
 _TIMEOUT_S: Final = 60.0
 _PAUSE_S: Final = 2.0
+RELOAD: Final = ("corosync-cfgtool", "-R")
 _LOADED: Final = re.compile(r"^nodelist\.node\.\d+\.name \(str\) = (\S+)$", re.MULTILINE)
 
 
@@ -131,7 +132,7 @@ def load(world: World, me: str, cluster: Cluster) -> bool:
             told = missing
         world.sleep(_PAUSE_S)
     _require_all(world, before, cluster)
-    runner.run(["corosync-cfgtool", "-R"], timeout_s=_TIMEOUT_S)
+    runner.run(RELOAD, timeout_s=_TIMEOUT_S)
     world.say(f"loaded on all nodes: the members are {listed(list(cluster.nodes))}")
     return True
 
@@ -145,12 +146,17 @@ def _has_same(world: World, node: str) -> bool:
         return False
 
 
+def gone(world: World, cluster: Cluster) -> list[Node]:
+    """Those that Pacemaker still knows, and that are no nodes of the cluster any more."""
+    known = [each for each in world.status(world.host.runner).nodes if each.member]
+    return [each for each in known if each.name not in cluster.nodes]
+
+
 def forget(world: World, cluster: Cluster) -> bool:
     """Take out of Pacemaker what has been taken out of Corosync; whether there was any."""
     runner = world.host.runner
-    known = [each for each in world.status(runner).nodes if each.member]
-    gone = [each for each in known if each.name not in cluster.nodes]
-    for node in gone:
+    left = gone(world, cluster)
+    for node in left:
         if node.online or node.unclean:
             raise RefusedError(
                 f"{node.name} is no node of {cluster.name} any more, and not known to be off",
@@ -163,7 +169,7 @@ def forget(world: World, cluster: Cluster) -> bool:
         world.change(runner, edit, f"{node.name} is no node any more")
         world.remove(runner, node.name)
         world.say(f"taken out: {node.name}")
-    return bool(gone)
+    return bool(left)
 
 
 def check_join(host: Host, cluster: Cluster, authkey: str) -> None:

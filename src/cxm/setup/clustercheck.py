@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from cxm import run
+from cxm.cluster.basis import FenceDevice
 from cxm.cluster.datastore import Kind
 from cxm.config import CLUSTER_MARKER
 from cxm.errors import CommandError, CxmError, UsageError
-from cxm.setup import corosync, files, nodecheck, sbd, shareddisk, sharedfs
+from cxm.setup import corosync, fenceagents, files, nodecheck, sbd, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.corosync import Present
 from cxm.setup.nodecheck import Host
@@ -188,8 +189,13 @@ def _sshd(host: Host) -> Check:
     return ok("sshd", "other nodes can ask by a forced command")
 
 
-def checks(host: Host, me: str, cluster: Cluster, *, is_first: bool) -> Sequence[Check]:
-    """All that is looked at; without root, only that."""
+def checks(
+    host: Host, me: str, cluster: Cluster, fencing: Sequence[FenceDevice] | None
+) -> Sequence[Check]:
+    """All that is looked at; without root, only that.
+
+    Only the first node knows the fence devices, None elsewhere: their passwords stay with it.
+    """
     first = _root(host)
     if host.uid != 0:
         return [first]
@@ -201,8 +207,9 @@ def checks(host: Host, me: str, cluster: Cluster, *, is_first: bool) -> Sequence
         _dom0(host),
         _sshd(host),
         shareddisk.check(host, cluster.device, cluster.vg),
-        *(sbd.checks(host, cluster, is_first=is_first) if cluster.sbd else []),
+        *(sbd.checks(host, cluster, is_first=fencing is not None) if cluster.sbd else []),
         *([sharedfs.check(host, cluster.directory)] if cluster.datastore else []),
         _corosync(host, cluster),
         _marker(host, cluster),
+        *fenceagents.checks(host, me, fencing or []),
     ]
