@@ -52,10 +52,7 @@ def save(call: Call, *, vm: VmId) -> dict[str, Any]:
     domain = running(settled(here))
     group = here.group()
     found = store.find(call.machine, group, here.owner, CHECKPOINT)
-    if domain is not None:
-        name = _save(here, domain, group, found)
-    else:
-        name = _saved_before(here, group, found)
+    name = _saved_before(here, found) if domain is None else _save(here, domain, group, found)
     note(here, Life.STOPPED, "its memory was saved")
     release(here)
     seconds = call.machine.monotonic() - begun
@@ -92,10 +89,7 @@ def checkpoint(vm: Vm, domain: Domain, group: Group, found: Owned | None) -> str
 
 @contextmanager
 def _runs_on(vm: Vm, domain: Domain) -> Iterator[None]:
-    """Record that the VM is about to go; when it runs on after a failure, nothing is left of it.
-
-    When it does not, what was saved of it stays: the next call may find that it is complete.
-    """
+    """Record that the VM is about to go; when it runs on after a failure, nothing is left of it."""
     before = vm.record()
     note(vm, Life.STOPPED, "its memory is being saved")
     try:
@@ -122,21 +116,17 @@ def _complete(device: str) -> None:
         opened.sync()
 
 
-def _saved_before(vm: Vm, group: Group, found: Owned | None) -> str:
-    """The checkpoint of a VM without a domain: an earlier call was cut short near its end."""
+def _saved_before(vm: Vm, found: Owned | None) -> str:
+    """The checkpoint of a VM without a domain: an earlier call was cut short at its end."""
     if found is None:
         raise RefusedError(f"VM {vm.vm} does not run here, so its memory cannot be saved")
-    if found.tags.state is State.FILLING:
-        machine = vm.machine
-        with store.activated(machine, group, found) as device:
-            try:
-                _complete(device)
-            except DataError as error:
-                raise RefusedError(
-                    f"VM {vm.vm} does not run here, and its saved memory is incomplete",
-                    hint=_ONLY_MEMORY,
-                ) from error
-        _retag(vm, group, found.name, found.tags, State.READY)
+    if found.tags.state is not State.READY:
+        # Its end record proves nothing: below a save that was cut off lies the one before it, and
+        # memory that was restored once is complete, too.
+        raise RefusedError(
+            f"VM {vm.vm} does not run here, and its saved memory is incomplete or used up",
+            hint=_ONLY_MEMORY,
+        )
     return found.name
 
 
