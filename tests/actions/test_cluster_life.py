@@ -16,6 +16,7 @@ from tests.fakes.domains import checkpoint
 from tests.fakes.machine import CLOUD, Fault, How, KilledError
 from tests.fakes.pair import Pair, kills
 from tests.fakes.scheduler import Order
+from tests.fakes.xen import FakeDomain
 
 NAME = "user-vm7.home.net"
 RECURRING = {"interval": "10000", "timeout": "60000"}
@@ -39,6 +40,12 @@ def rest(pair: Pair, node: str = "node1", **changes: object) -> None:
         pair.xens[node].put(replace(made, volumes=()))
     else:
         pair.xens[node].put(made)
+
+
+def _domain(pair: Pair) -> FakeDomain:
+    """What runs of the VM, or did."""
+    (found,) = filter(None, (xen.of_vm(7) for xen in pair.xens.values()))
+    return found
 
 
 def life(pair: Pair) -> tuple[bool, Life]:
@@ -322,6 +329,22 @@ class TestMemory:
         assert pair.runs_on() == []
         assert life(pair) == (False, Life.STOPPED)
         assert pair.locks() == {}
+
+    def test_nothing_that_fails_after_the_guest_runs_ends_it(self) -> None:
+        """Pacemaker would start it cold: whatever is left to do is only told, and done later."""
+        before, ran = _domain(_running()).memory, _restored(None).xens["node1"].node.ran
+        (woken,) = [step for step, words in enumerate(ran) if words[:2] == ("xl", "unpause")]
+        assert len(ran) > woken + 1
+        for step in range(woken + 1, len(ran)):
+            pair = _restored(Fault(step, How.FAIL))
+            host = pair.xens["node1"]
+            assert pair.runs_on() == ["node1"]
+            assert _domain(pair).memory == before
+            assert checkpoint(host) == "filling"
+            pair.stop("node1")
+            assert pair.locks("lv-one-7-checkpoint") == {}
+            pair.start("node2")
+            assert checkpoint(host) is None
 
     @pytest.mark.extensive
     def test_agent_killed_while_it_restores(self) -> None:

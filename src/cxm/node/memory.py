@@ -200,11 +200,14 @@ def wake(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
     """Start a VM that has no domain from its checkpoint, which is worthless from then on.
 
     By its stored configuration, or by ``spec`` where there is none. Raises RefusedError for a
-    checkpoint that is not there or not complete.
+    checkpoint that is not there or not complete. Once the guest runs nothing is left here that may
+    fail; :func:`throw_away` comes next.
     """
     machine = vm.machine
     group, found = kept(vm)
-    with store.activated(machine, group, found) as device:
+    # Afterwards it is not deactivated by itself: that may fail, and would end the guest that runs.
+    with activated(vm, group, [found]):
+        device = machine.device(found.name)
         checked = _check(vm, device)
         stored = vm.stored()
         if stored:
@@ -243,8 +246,17 @@ def _let_run(vm: Vm, group: Group, found: Owned, domain: Domain) -> None:
 
 
 def throw_away(vm: Vm) -> None:
-    """Remove the used checkpoint; one that stays is removed by the next save or cold start."""
+    """Remove the used checkpoint, active or not.
+
+    One that stays is told; a stop deactivates it, the next save or cold start removes it.
+    """
+
+    def look(group: Group) -> list[Owned]:
+        found = store.find(vm.machine, group, vm.owner, CHECKPOINT)
+        return [] if found is None else [found]
+
     try:
-        drop_checkpoint(vm, vm.group())
+        group, _found = store.released(vm.machine, vm.owner, look)
+        drop_checkpoint(vm, group)
     except CxmError as error:
         _log.warning("the used checkpoint of VM %d could not be removed: %s", vm.vm, error.message)
