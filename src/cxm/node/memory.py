@@ -234,15 +234,28 @@ def wake(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
 
 
 def _let_run(vm: Vm, group: Group, found: Owned, domain: Domain) -> None:
-    """Let the restored domain run; from this moment its checkpoint is worthless."""
+    """Let the restored domain run; from this moment its checkpoint is worthless.
+
+    When that fails it is good again, but only if the guest has not run: it may have written.
+    """
     used = _retag(vm, group, found.name, found.tags, State.FILLING)
     try:
         xl.unpause(vm.machine.runner, domain.domid)
     except BaseException:
         with undoing("the checkpoint"):
+            # An unpause that was cut by its time limit or a signal may have done its work.
+            waits = _waits(vm.present(), domain)
             end(vm)
-            _retag(vm, group, found.name, used, State.READY)
+            if waits:
+                _retag(vm, group, found.name, used, State.READY)
+            else:
+                _log.warning("VM %d may have run: its saved memory is used up", vm.vm)
         raise
+
+
+def _waits(present: list[Domain], restored: Domain) -> bool:
+    """Whether a domain that was restored is still there as it was made, and nothing else is."""
+    return [each.domid for each in present] == [restored.domid] and never_ran(present[0])
 
 
 def throw_away(vm: Vm) -> None:
