@@ -193,6 +193,36 @@ def test_stop_does_not_wait_for_a_guest_whose_node_has_died(pair: Pair) -> None:
     assert ("kill", "-KILL", "4000") in other.node.ran
 
 
+@pytest.mark.parametrize("half", [None, f"{NAME}--incoming"])
+def test_start_does_not_wait_for_a_guest_whose_node_has_died(pair: Pair, half: str | None) -> None:
+    """The failover begins at once, whether the receiver has a part of the guest yet or not."""
+    other = pair.xens["node2"]
+    unit = f"unit:cxm-{CLOUD}-7-4711"
+    life, name = ("gap", NAME) if half is None else ("half", half)
+    rest(pair, "node2", name=name, life=life, ran=False, keeper=4000, config=unit)
+    pair.xens["node1"].boot_host()
+    pair.xens["node1"].node.lose()
+    before = other.clock
+    assert pair.agent("node2", "start", timeout="300000") == Ocf.SUCCESS
+    assert pair.runs_on() == ["node2"]
+    assert other.clock - before <= 5
+    (there,) = other.state.domains
+    assert there.keeper != 4000  # the receiver is gone
+
+
+def test_start_waits_for_a_guest_that_has_come(pair: Pair) -> None:
+    """Its receiver is about to let it run: its memory is not thrown away."""
+    other = pair.xens["node2"]
+    unit = f"unit:cxm-{CLOUD}-7-4711"
+    made = replace(_domain(pair), life="building", ran=False, until=other.clock + 2.0, config=unit)
+    pair.xens["node1"].boot_host()
+    pair.xens["node1"].node.lose()
+    other.put(replace(made, keeper=4000, memory="of before", volumes=()))
+    assert pair.agent("node2", "start", timeout="300000") == Ocf.SUCCESS
+    (there,) = other.state.domains
+    assert (there.life, there.memory) == ("running", "of before")
+
+
 @pytest.mark.parametrize("action", ["start", "stop", "monitor", "migrate_to", "migrate_from"])
 def test_agent_without_parameters(pair: Pair, action: str) -> None:
     """Is not configured; an unknown action is unimplemented."""
