@@ -118,13 +118,20 @@ class Peer:
 
     def _unreachable(self, error: CommandError) -> CxmError:
         """What a failed ssh means: the node was not reached, or what it ran there failed."""
-        if error.exit_code != _SSH_FAILED:
-            return error
-        return UnreachableError(
-            f"the node {self.node} cannot be reached from {self.machine.hostname}: "
-            f"{' '.join(error.stderr.split()) or 'no reason given'}",
-            hint="'cxm check' tries the connections between the nodes",
-        )
+        here, code = self.machine.hostname, error.exit_code
+        if code == _SSH_FAILED:
+            said = " ".join(error.stderr.split()) or error.message
+            message = f"the node {self.node} cannot be reached from {here}: {said}"
+        elif code is None or code < 0:  # it was ended: by its time limit
+            message = f"the node {self.node} did not answer {here}: {error.message}"
+        else:
+            return CommandError(
+                f"the node {self.node} failed to answer {here}: {error.message}",
+                argv=error.argv,
+                exit_code=code,
+                stderr=error.stderr,
+            )
+        return UnreachableError(message, hint="'cxm check' tries the connections between the nodes")
 
 
 def find(machine: Machine, root: Element, node: str) -> Peer:
