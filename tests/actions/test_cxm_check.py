@@ -113,8 +113,7 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (_device, "fencing node2", "no device can fence it"),
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "cxm-fencing", None), "fencing node2",
      "fence-node2, never proven"),
-    (lambda crm: crm.add_node("node3", memory=0, cxm_fencing=f"{NOW:.0f}",
-                              cxm_address="10.0.0.2", cxm_hostkey="k"), "size of node3",
+    (lambda crm: crm.add_node("node3", memory=0, cxm_fencing=f"{NOW:.0f}"), "size of node3",
      "its memory is not known"),
     (lambda crm: os.rmdir(crm.node.path("sys/class/net/xenbr0")), "bridges",
      "xenbr0 is missing here; old.home.net, web.home.net, db.home.net need it"),
@@ -193,8 +192,7 @@ def test_warnings(
 
 def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:
     """It takes VMs in the order of their ids, and may leave down what would fit."""
-    crm.add_node("node3", memory=2100, cxm_fencing=f"{NOW:.0f}", cxm_address="10.0.0.2",
-                 cxm_hostkey="k")  # fmt: skip
+    crm.add_node("node3", memory=2100, cxm_fencing=f"{NOW:.0f}")
     crm.add_vm(8, "node1", memory=2000)
     crm.add_vm(1, "node1", memory=1000)
     _code, found = _check(crm)

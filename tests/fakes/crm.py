@@ -8,6 +8,7 @@ takes a step: VMs leave a node that is in standby, and a node that was reset com
 """
 
 import io
+import json
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -70,6 +71,7 @@ class FakeCluster:
     lies: bool = False  # the fencing device reports success and resets nothing
     hits: str = ""  # the fencing device resets this node instead
     unreachable: bool = False  # for ssh
+    missing: list[str] = field(default_factory=list)  # bridges that no other node has
     asked: list[tuple[str, int]] = field(default_factory=list)  # what guests were asked
     deaf: set[int] = field(default_factory=set)  # VMs whose guests do not listen
     broken: set[str] = field(default_factory=set)  # devices, and nodes without locks
@@ -126,7 +128,8 @@ class FakeCluster:
             if value:
                 pair = {"id": f"{name}-u-{key}", "name": key, "value": str(value)}
                 SubElement(size, "nvpair", pair)
-        for key, text in facts.items():
+        known = {"cxm_address": f"10.0.0.{len(self.members)}", "cxm_hostkey": "ssh-ed25519 AAAA"}
+        for key, text in (known | facts).items():
             nodes.set_attribute(self.cib, name, key.replace("_", "-"), text)
         resources = self.cib.find("configuration/resources")
         assert resources is not None
@@ -331,9 +334,14 @@ class FakeCluster:
         root = Element("pacemaker-result")
         given = argv[4].partition("=")[2] if argv[4].startswith("--node-fail=") else ""
         rows = SubElement(SubElement(root, "revised_cluster_status"), "resources")
-        for rid in self._left_down(cib, given):
-            SubElement(rows, "resource", {"id": rid, "role": "Stopped"})
         actions = SubElement(root, "actions")
+        for rid, target in self._placed(cib, given).items():
+            if target:
+                known = next(each for each in documents.resources(cib) if each.id == rid)
+                row = {"action": "migrate" if known.migratable else "move", "resource": rid}
+                SubElement(actions, "rsc_action", row | {"dest": target})
+            else:
+                SubElement(rows, "resource", {"id": rid, "role": "Stopped"})
         for known in documents.resources(cib):
             target = self._confined(cib, known.id)
             if known.started and target and self._takes(target):
@@ -343,8 +351,11 @@ class FakeCluster:
                 SubElement(actions, "rsc_action", row)
         return Outcome(ET.tostring(root, encoding="unicode"))
 
-    def _left_down(self, cib: Element, dead: str) -> list[str]:
-        """As Pacemaker does it: in the order of their ids, each where most is free."""
+    def _placed(self, cib: Element, dead: str) -> dict[str, str]:
+        """Where what must go would go, empty for nowhere.
+
+        As Pacemaker does it: in the order of their ids, each where most is free.
+        """
         known = {each.id: each for each in documents.resources(cib)}
         known_nodes = nodes.facts(cib)
         out = {name for name, facts in known_nodes.items() if facts.attributes.get("standby")}
@@ -356,16 +367,16 @@ class FakeCluster:
         for rid, place in self.places.items():
             if place.nodes and place.nodes[0] in free:
                 free[place.nodes[0]] -= known[rid].memory_mib
-        left = []
+        placed = {}
         for rid in sorted(
             rid for rid, place in self.places.items() if {dead, *out} & set(place.nodes)
         ):
             best = max(free, key=lambda name: free[name], default="")
-            if best and free[best] >= known[rid].memory_mib:
+            fits = best and free[best] >= known[rid].memory_mib
+            placed[rid] = best if fits else ""
+            if fits:
                 free[best] -= known[rid].memory_mib
-            else:
-                left.append(rid)
-        return left
+        return placed
 
     def _xl(self, argv: tuple[str, ...], given: bytes) -> Outcome:
         if argv[1] not in ("shutdown", "reboot"):
@@ -380,6 +391,8 @@ class FakeCluster:
         if self.unreachable:
             return Outcome(stderr="Connection timed out", code=255)
         place = self.places.get(f"cxm-{cloud}-{vm}")
+        if word == "bridges":
+            return Outcome(json.dumps({"missing": self.missing}))
         running = place is not None and bool(place.nodes)
         if word != "state":
             assert argv[argv.index("--") - 1] == "root@10.0.0.2"
@@ -446,9 +459,8 @@ def uuid(vm: int) -> str:
 def two_nodes(path: str) -> FakeCluster:
     """node1, which is this one, and node2; one VM on each, one that is off."""
     made = FakeCluster(FakeNode(path))
-    made.add_node("node1", cxm_fencing=f"{NOW - 86400 * 3:.0f}", cxm_address="10.0.0.1")
-    made.add_node("node2", cxm_fencing=f"{NOW - 3600 * 5:.0f}", cxm_address="10.0.0.2")
-    nodes.set_attribute(made.cib, "node2", "cxm-hostkey", "ssh-ed25519 AAAA")
+    made.add_node("node1", cxm_fencing=f"{NOW - 86400 * 3:.0f}")
+    made.add_node("node2", cxm_fencing=f"{NOW - 3600 * 5:.0f}")
     made.add_vm(7, "node1", name="web.home.net", memory=1024)
     made.add_vm(42, "node2", name="db.home.net", memory=2048)
     made.add_vm(4, None, name="old.home.net", reason="its guest switched itself off")

@@ -8,7 +8,7 @@ is not (docs/design/0010). The other end is :mod:`cxm.cluster.peerserver`.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +26,20 @@ _CONNECT_S: Final = 10
 _TIMEOUT_S: Final = 60.0
 _COPY_S: Final = 240.0  # of a kernel or ramdisk; an agent's start, which may fetch two, has 300 s
 _SSH_FAILED: Final = 255
+_SAYS: Final = "cxm-peer: "
+
+
+def refused(answer: Mapping[str, Any]) -> str:
+    """What a node says on its error output when it does not do what it was asked."""
+    return f"{_SAYS}{' '.join(str(answer['error']).split())}\n"
+
+
+def refusal(error: CxmError) -> str:
+    """What another node said in the midst of a command's error output; empty for nothing."""
+    said = error.stderr if isinstance(error, CommandError) else ""
+    return next(
+        (line.removeprefix(_SAYS) for line in said.splitlines() if line.startswith(_SAYS)), ""
+    )
 
 
 def others(machine: Machine, status: Status) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 from cxm import log, names, run
-from cxm.cluster import agent, bootfiles, moving, request
+from cxm.cluster import agent, bootfiles, destination, moving, peer, request
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
 from cxm.node import kernels
 from cxm.node.life import Vm
@@ -36,7 +36,7 @@ def _release(vm: Vm) -> dict[str, Any]:
 
 
 def _bridges(vm: Vm) -> dict[str, Any]:
-    return {"missing": moving.missing_bridges(vm, agent.resource_of(vm))}
+    return {"missing": destination.missing_bridges(vm.machine, agent.resource_of(vm))}
 
 
 def _ordered(vm: Vm) -> dict[str, Any]:
@@ -154,4 +154,7 @@ def main(environ: Mapping[str, str]) -> int:
         sys.stdin.buffer,
     )
     sys.stdout.write(json.dumps(answer) + "\n")
+    if "error" in answer:
+        # Whoever asked to receive is xl, which reads no answer and hands this on.
+        sys.stderr.write(peer.refused(answer))
     return CxmError.code if "error" in answer else 0
