@@ -111,12 +111,12 @@ def observe(world: World, cluster: Cluster, cib: Element) -> Here:
     )
 
 
-def check(world: World, *, json: bool) -> int:
+def check(world: World) -> int:
     """What is wrong, and what to do about it; fails when something is."""
     cluster, cib = world.look()
     here = observe(world, cluster, cib)
     found = judge(cluster, here, _lost(world, cluster, cib))
-    if json:
+    if world.as_json:
         world.show_json(
             [
                 {
@@ -134,7 +134,7 @@ def check(world: World, *, json: bool) -> int:
     return _WRONG if errors(found) else 0
 
 
-def check_cpu(world: World, *, json: bool) -> int:
+def check_cpu(world: World) -> int:
     """Whether a guest finds the same processor on every node; notes this node's own."""
     mine = xl.info(world.runner).hw_caps
     if not mine:
@@ -145,7 +145,7 @@ def check_cpu(world: World, *, json: bool) -> int:
     found = cpus.compare(
         {each.name: each.facts.attributes.get(nodes.CPU) for each in cluster.nodes}
     )
-    if json:
+    if world.as_json:
         rows = [
             {"node": row.node, "same": row.same, "known": row.known, "text": row.text}
             for row in found

@@ -151,10 +151,14 @@ def eject(world: World, *, node: str | None, back_: bool, restart: bool, timeout
     member = world.cluster().node(name)
     if back_:
         changed = back(world, name)
-        world.say(f"{name} takes VMs {'again' if changed else 'already'}")
+        said = f"{name} takes VMs {'again' if changed else 'already'}"
+        world.end(said, {"node": name, "takes_vms": True, "changed": changed})
         return 0
     if member.state is NodeState.OFFLINE:
         raise RefusedError(f"{name} is offline: there is nothing to move")
-    evacuate(world, name, restart=restart, timeout_s=timeout_s)
-    world.say(f"{name} is empty and takes no VMs until 'cxm eject --back {name}'")
+    ours = evacuate(world, name, restart=restart, timeout_s=timeout_s)
+    world.end(
+        f"{name} is empty and takes no VMs until 'cxm eject --back {name}'",
+        {"node": name, "takes_vms": False, "changed": ours},
+    )
     return 0

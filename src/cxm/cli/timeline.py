@@ -79,10 +79,10 @@ def _json(event: Event) -> dict[str, Any]:
     }
 
 
-def run(world: World, *, since_: str, json: bool) -> int:
+def run(world: World, *, since_: str) -> int:
     """The subcommand."""
     events = collect(world, since(since_, world.now()))
-    if json:
+    if world.as_json:
         world.show_json([_json(event) for event in events])
         return 0
     world.show(table(events, world.looks()))

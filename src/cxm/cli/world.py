@@ -49,6 +49,8 @@ class World:
     runner: run.Runner = field(default_factory=run.System)
     root: str = "/"  # where the node's files are
     out: TextIO = field(default_factory=lambda: sys.stdout)
+    err: TextIO = field(default_factory=lambda: sys.stderr)
+    as_json: bool = False  # the output is one document, for a program
     typed: Callable[[str], str] = input  # asks a question; raises EOFError where nobody is
     uid: int = field(default_factory=os.geteuid)
     style: Style | None = None
@@ -63,9 +65,10 @@ class World:
         return os.path.join(self.root, name.lstrip("/"))
 
     def say(self, text: str) -> None:
-        """A line for the reader, at once."""
-        self.out.write(f"{text}\n")
-        self.out.flush()
+        """A line for the reader, at once; on the error output where the output is a document."""
+        stream = self.err if self.as_json else self.out
+        stream.write(f"{text}\n")
+        stream.flush()
 
     def show(self, text: str) -> None:
         """A text of several lines."""
@@ -75,6 +78,13 @@ class World:
     def show_json(self, value: Any) -> None:
         """A result for a program."""
         self.show(json.dumps(value, indent=1) + "\n")
+
+    def end(self, text: str, value: Any) -> None:
+        """What came of an order: a line for the reader, or the document for a program."""
+        if self.as_json:
+            self.show_json(value)
+        else:
+            self.say(text)
 
     def looks(self) -> Style:
         """How text looks here."""
@@ -131,7 +141,9 @@ class World:
         )
 
     def confirm(self, question: str, wanted: str) -> None:
-        """Have the reader type one word; raises UsageError for any other."""
+        """Have the reader type one word; raises UsageError for any other, and for a program."""
+        if self.as_json:
+            raise UsageError("with --json nobody is asked, so nothing was done", hint="--yes")
         self.say(question)
         try:
             typed = self.typed(f"Type '{wanted}' to go on: ")
