@@ -2,18 +2,20 @@
 # Copyright The cxm for OpenNebula authors
 """What ``cxm check`` finds: one thing wrong at a time, and nothing else is said to be."""
 
+import io
 import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import SubElement
 
 import pytest
 
 from cxm.cli import main
 from cxm.cluster import cib as documents
-from cxm.cluster import nodes
+from cxm.cluster import nodes, peerserver
 from cxm.cluster.guestdisks import needs
 from cxm.errors import UsageError
 from cxm.names import VmId
@@ -279,3 +281,67 @@ def test_timeline_of_everything(crm: FakeCluster) -> None:
     crm.said.seek(0)
     assert main.main(["timeline", "--json", "--since", "1min"], crm.world()) == 0
     assert [each["kind"] for each in json.loads(crm.text)] == ["log"]
+
+
+def _told(message: str, node: str, at: float, ident: str = "cxm") -> str:
+    row = {"MESSAGE": message, "__REALTIME_TIMESTAMP": f"{at:.0f}000000", "_HOSTNAME": node,
+           "PRIORITY": "5", "SYSLOG_IDENTIFIER": ident}  # fmt: skip
+    return json.dumps(row)
+
+
+def _asked_of(crm: FakeCluster, text: str) -> dict[str, Any]:
+    """What a node answers whose log, programs and files are those of the model."""
+    machine = crm.world().machine()
+    own = replace(machine, cluster_marker=crm.node.path("etc/cxm/cluster"))
+    return peerserver.answered(lambda: own, text, lambda _argv: None, io.BytesIO())
+
+
+def test_who_ordered_is_seen_from_every_node(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is logged where the order was given; OpenNebula gives its own on the VM's node."""
+    crm.journal = "\n".join(
+        [
+            _told("ann (as root): cxm migrate db node1", "node2", NOW - 60),
+            _told("VM 42 moves from node2 to node1", "node2", NOW - 50, "cxm-helper"),
+        ]
+    )
+    crm.answers["journal"] = _asked_of(crm, f"journal {NOW - 3600:.0f}")
+    crm.journal = _told("root: cxm eject node2", "node1", NOW - 20)
+    assert main.main(["timeline", "--since", "1d"], crm.world()) == 0
+    assert [line[21:] for line in crm.text.splitlines()] == [
+        "NODE   WHAT (WHY)",
+        "node2  ann (as root): cxm migrate db node1",
+        "node2  VM 42 moves from node2 to node1 (for OpenNebula)",
+        "node1  root: cxm eject node2",
+    ]
+    crm.unreachable = True
+    crm.said.truncate(0)
+    crm.said.seek(0)
+    assert main.main(["timeline", "--since", "1d", "--json"], crm.world()) == 0
+    assert len(json.loads(crm.text)) == 1
+    assert "what cxm did on node2 is not known: the node node2" in capsys.readouterr().err
+
+
+def test_what_is_not_known_is_said(crm: FakeCluster) -> None:
+    """A node that is away, one that tells only its newest messages, one that tells nonsense."""
+    crm.add_node("node3")
+    crm.members["node3"].online = False
+    event = {"at": NOW, "node": "node2", "what": "x", "why": "", "kind": "log", "bad": False}
+    crm.answers["journal"] = {"events": [event] * 500}
+    assert main.main(["timeline"], crm.world()) == 0
+    assert "of node2 only the last 500 messages are told" in crm.text
+    assert "what cxm did on node3 is in the log there" in crm.text
+    crm.answers["journal"] = {"events": [{"at": NOW}]}
+    assert main.main(["timeline"], crm.world()) == 0
+    assert "what cxm did on node2 is not known: node2 does not tell its log" in crm.text
+
+
+def test_what_a_node_tells_is_bounded(crm: FakeCluster) -> None:
+    """In number and length; and the word takes a moment, nothing else."""
+    crm.journal = _told("x" * 1000, "node2", NOW)
+    (event,) = _asked_of(crm, "journal 0")["events"]
+    assert len(event["what"]) == 300
+    assert crm.node.ran[-1][-2:] == ("-n", "500")
+    for text in ("journal", "journal yesterday", "journal 1 2"):
+        assert "since a moment" in _asked_of(crm, text)["error"]

@@ -107,13 +107,13 @@ def test_nothing_is_sent_where_it_cannot_go_on(
     world = crm.world(runner=crm.node)
     crm.node.model("crm_node", lambda _argv, _in: Outcome("node3\n"))
     crm.add_node("node3", memory=100)
-    crm.missing = ["xenbr1"]
+    crm.answers["bridges"] = {"missing": ["xenbr1"]}
     assert main.main(line.split(), world) == RefusedError.code
     assert (
         "Pacemaker would send web.home.net (VM 7) to node2, but node2 lacks xenbr1, a bridge "
         "that VM 7 needs" in capsys.readouterr().err
     )
-    crm.missing = []
+    crm.answers["bridges"] = {"missing": []}
     for node, caps in (("node1", "07:1f"), ("node2", "07:0f")):
         nodes.set_attribute(crm.cib, node, nodes.CPU, caps)
     assert main.main(line.split(), world) == RefusedError.code
@@ -131,10 +131,10 @@ def test_vm_that_is_stopped_and_started_needs_only_its_bridges(
     crm.places["cxm-cloudone1-7"].nodes = ("node2",)
     for node, caps in (("node1", "07:1f"), ("node2", "07:0f")):
         nodes.set_attribute(crm.cib, node, nodes.CPU, caps)
-    crm.missing = ["xenbr1"]
+    crm.answers["bridges"] = {"missing": ["xenbr1"]}
     assert _run(crm, "eject --restart") == RefusedError.code
     assert "Pacemaker would send pv (VM 9) to node2" in capsys.readouterr().err
-    crm.missing = []
+    crm.answers["bridges"] = {"missing": []}
     assert _run(crm, "eject --restart") == 0
 
 

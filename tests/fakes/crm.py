@@ -71,7 +71,9 @@ class FakeCluster:
     lies: bool = False  # the fencing device reports success and resets nothing
     hits: str = ""  # the fencing device resets this node instead
     unreachable: bool = False  # for ssh
-    missing: list[str] = field(default_factory=list)  # bridges that no other node has
+    answers: dict[str, Any] = field(  # of every other node, by the word that it is asked
+        default_factory=lambda: {"bridges": {"missing": []}, "journal": {"events": []}}
+    )
     asked: list[tuple[str, int]] = field(default_factory=list)  # what guests were asked
     deaf: set[int] = field(default_factory=set)  # VMs whose guests do not listen
     broken: set[str] = field(default_factory=set)  # devices, and nodes without locks
@@ -387,12 +389,13 @@ class FakeCluster:
 
     def _ssh(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         """What another node is asked by its forced command."""
-        word, cloud, vm = argv[argv.index("--") + 1 :]
+        word, *rest = argv[argv.index("--") + 1 :]
         if self.unreachable:
             return Outcome(stderr="Connection timed out", code=255)
+        if word in self.answers:
+            return Outcome(json.dumps(self.answers[word]))
+        cloud, vm = rest
         place = self.places.get(f"cxm-{cloud}-{vm}")
-        if word == "bridges":
-            return Outcome(json.dumps({"missing": self.missing}))
         running = place is not None and bool(place.nodes)
         if word != "state":
             assert argv[argv.index("--") - 1] == "root@10.0.0.2"

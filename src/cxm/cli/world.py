@@ -125,6 +125,11 @@ class World:
         """This node's name."""
         return pacemaker.local_node(self.runner)
 
+    def asking(self) -> Machine:
+        """This node as it asks the others: without its settings, which may be broken."""
+        bare = this_machine(runner=self.runner)
+        return replace(bare, hostname=self.here(), run_dir=self.path("/run/cxm"))
+
     def machine(self) -> Machine:
         """This node as the verbs use it, for its volumes and locks."""
         own = self.settings or settings(self.path(config.NODE_FILE))[0]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import nodes
+from cxm.cluster import journal, nodes
+from cxm.cluster.history import Event
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CommandError, CxmError, DataError, RefusedError, UnreachableError
 from cxm.names import CloudId, VmId
@@ -109,6 +110,12 @@ class Peer:
     def settings_digest(self) -> str:
         """The SHA-256 of its corosync.conf."""
         return str(self._answer(["corosync"], timeout_s=_TIMEOUT_S)["sha256"])
+
+    def journal(self, since: float) -> list[Event]:
+        """What its cxm has done since a moment, as its log has it."""
+        return journal.heard(
+            self._answer(["journal", f"{since:.0f}"], timeout_s=_TIMEOUT_S), self.node
+        )
 
     def _answer(self, words: list[str], *, timeout_s: float, content: Iterable[bytes] = ()) -> Any:
         argv, ok = self.command(words), (0, CxmError.code)
