@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """What ``cxm`` does to nodes and volumes, on a model of a cluster."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,10 +344,40 @@ def test_one_node_of_many_does_not_make_a_majority(
 ) -> None:
     """Where three are needed, that one is off changes nothing, and nothing is done."""
     crm.add_node("node3")
-    crm.members["node2"].online, crm.quorate = False, False
+    for name in ("node2", "node3"):
+        crm.members[name].online = False
+    crm.quorate = False
     assert _run(crm, "fence --confirmed --yes node2") == RefusedError.code
-    assert "bring more nodes back" in capsys.readouterr().err
+    assert "start node2 or node3: one is enough" in capsys.readouterr().err
     assert ("stonith_admin", "--confirm", "node2") not in crm.node.ran
+
+
+@pytest.mark.parametrize(
+    ("nodes_", "away", "text", "advice"),
+    [
+        (3, 2, "1 of 3 nodes, 2 are needed; away: node2, node3",
+         "start node2 or node3: one is enough; 'cxm fence --confirmed' does not help"),
+        (5, 4, "1 of 5 nodes, 3 are needed; away: node2, node3, node4, node5",
+         "start 2 of node2, node3, node4, node5; 'cxm fence --confirmed' does not help"),
+        (4, 2, "2 of 4 nodes, 3 are needed; away: node2, node3",
+         "start node2 or node3: one is enough; 'cxm fence"),
+        (3, 0, "this part of the cluster may start nothing", "'corosync-quorumtool -s'"),
+    ],
+)  # fmt: skip
+def test_nodes_without_a_majority_say_whom_they_wait_for(
+    crm: FakeCluster, nodes_: int, away: int, text: str, advice: str
+) -> None:
+    """And how many are enough; of a pair another sentence says it."""
+    for number in range(3, nodes_ + 1):
+        crm.add_node(f"node{number}")
+    for number in range(2, away + 2):
+        crm.members[f"node{number}"].online = False
+    crm.quorate = False
+    assert _run(crm, "infos --json") == 0
+    alarm = json.loads(crm.text)["alarms"][0]
+    assert alarm["text"].startswith("NOT QUORATE: ")
+    assert alarm["text"].endswith(text)
+    assert advice in alarm["advice"]
 
 
 # --- VMs ------------------------------------------------------------------------------------------

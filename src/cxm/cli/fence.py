@@ -7,6 +7,7 @@ from typing import Any, Final
 from cxm.cli import evacuate
 from cxm.cli.world import World
 from cxm.cluster import corosync, nodes, pacemaker
+from cxm.cluster.alarms import lacks_majority
 from cxm.cluster.amounts import count
 from cxm.cluster.model import UP, Cluster, Member, NodeState
 from cxm.errors import CommandError, CxmError, LockTimeoutError, RefusedError, UsageError
@@ -90,7 +91,7 @@ def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> 
     if not cluster.quorate and cluster.awaited != member.name:
         raise RefusedError(
             "the cluster is not quorate: that one node is off does not help it",
-            hint="bring more nodes back",
+            hint=lacks_majority(cluster),
         )
     if not yes:
         world.confirm(
