@@ -104,6 +104,7 @@ class FakeCluster:
             "crm_simulate": self._crm_simulate,
             "ssh": self._ssh,
             "xl": self._xl,
+            "crm_resource": lambda _argv, _in: Outcome(),  # there is nothing to forget
             "crm_node": lambda _argv, _in: Outcome("node1\n"),
             "stonith_admin": self._stonith_admin,
             "corosync-cmapctl": self._corosync_cmapctl,
