@@ -6,20 +6,23 @@ import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import SubElement
 
 import pytest
 
+from cxm import __version__
 from cxm.cli import main
 from cxm.cluster import cib as documents
 from cxm.cluster import nodes, peerserver
 from cxm.cluster.guestdisks import needs
+from cxm.cluster.nodefindings import ahead
 from cxm.errors import UsageError
 from cxm.names import VmId
-from tests.fakes.crm import NOW, FakeCluster, Place, two_nodes
+from cxm.setup.report import Check, failed, warning
+from tests.fakes.crm import NOW, VERSIONS, FakeCluster, Place, two_nodes
 from tests.fakes.machine import CLOUD
 
 HEALTHY = {
@@ -102,6 +105,10 @@ def _strange_tags(crm: FakeCluster) -> None:
     crm.node.add_lv("lv-one-9-0", 4, tags=["cxm.vm=9"], content=b"")
 
 
+def _found(crm: FakeCluster, *findings: Check) -> None:
+    crm.answers["check"]["findings"] = [asdict(each) for each in findings]
+
+
 ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: setattr(crm, "quorate", False), "state", "NOT QUORATE"),
     (lambda crm: crm.places.update({"cxm-cloudone1-7": Place((), "Stopped")}), "state",
@@ -141,6 +148,10 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: crm.units.update({"xendomains.service": "enabled"}), "xendomains", "enabled"),
     (lambda crm: crm.units.update({"cxm-tend.service": "enabled"}), "cxm-tend", "enabled"),
     (_sbd, "sbd", "inactive: nobody reads its disk here"),
+    (lambda crm: _found(crm, failed("bridges", "xenbr1 is missing here", "make it")), "bridges",
+     "node2: xenbr1 is missing here"),
+    (lambda crm: crm.answers.update({"check": {"versions": {}}}), "connections",
+     "node2 does not tell what it found as this node does"),
 ]  # fmt: skip
 
 WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
@@ -163,6 +174,16 @@ WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: _lv(crm, 5, "ready"), "volumes", "VMs that the cluster does not know: lv-one-5"),
     (lambda crm: setattr(crm, "clock", "no"), "clock", "not synchronised"),
     (lambda crm: crm.broken.add("cxm-watch"), "watch", "cxm-watch runs nowhere"),
+    (lambda crm: crm.answers["check"]["versions"].update({"xen": "4.19.1"}), "versions",
+     "xen is 4.17.5-pre on node1, 4.19.1 on node2"),
+    (lambda crm: crm.answers["check"]["versions"].pop("cxm"), "versions",
+     f"cxm is {__version__} on node1, none on node2"),
+    (lambda crm: crm.answers["check"].update({"began": NOW - 9, "ended": NOW - 9}), "clock",
+     "the clock of node2 is 9 s behind that of node1"),
+    (lambda crm: crm.answers["check"].update({"began": NOW + 60, "ended": NOW + 61}), "clock",
+     "the clock of node2 is 61 s ahead of that of node1"),
+    (lambda crm: _found(crm, warning("volumes", "active here without their VM: lv-one-5-0", "x")),
+     "volumes", "node2: active here without their VM: lv-one-5-0"),
 ]  # fmt: skip
 
 
@@ -190,6 +211,49 @@ def test_warnings(
     wrong = [each for each in found if each["level"] == "warning" and text in each["found"]]
     assert [each["name"] for each in wrong] == [name], found
     assert wrong[0]["advice"]
+
+
+def test_what_a_node_finds_is_found_from_every_other(crm: FakeCluster) -> None:
+    """Each looks at itself, also for what is wrong with all; what all see alike is said once."""
+    os.rmdir(crm.node.path("sys/class/net/xenbr0"))
+    crm.xen.vm(66, 99)
+    crm.node.run(["lvchange", "-a", "ey", "LVM_XEN/lv-one-42-0"])
+    _lv(crm, 5, "delete-requested")
+    answer = _asked_of(crm, "check")
+    assert answer["versions"] == VERSIONS
+    assert answer["began"] <= answer["ended"]
+    crm.xen.rows.pop()
+    crm.deactivate("lv-one-42-0")
+    crm.answers["check"] = answer
+    code, found = _check(crm)
+    assert code == 1
+    lacks = "xenbr0 is missing here; old.home.net, web.home.net, db.home.net need it"
+    assert [each["found"] for each in found if each["level"] != "ok"][1:] == [
+        lacks,
+        "to be deleted: lv-one-5-0",
+        "node2: one-66 (VM 66) is here, but the cluster does not know it",
+        f"node2: {lacks}",
+        "node2: active here without their VM: lv-one-42-0",
+    ]
+    assert "on node2: no other node can use it" in found[-1]["advice"]
+    assert main.main(["check"], crm.world()) == 1
+    assert crm.text.endswith("\nSeen from node1 and node2.\n")
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "off"),
+    [(100, 130, 0), (90, 120, -10), (110, 150, 10), (99, 131, -1)],
+)
+def test_clocks_are_compared_while_a_node_looks(began: float, ended: float, off: float) -> None:
+    """It takes long, so only what cannot be otherwise is said: asked at 100, answered at 140."""
+    assert ahead(100, began, ended, 140) == off
+
+
+def test_a_vlan_of_open_vswitch_is_its_bridge(crm: FakeCluster) -> None:
+    """As the move of a guest sees it."""
+    _config(crm, "vif = ['bridge=xenbr0.42', 'bridge=xenbr0:1,2']\n")
+    _code, found = _check(crm)
+    assert {each["level"] for each in found if each["name"] == "bridges"} == {"ok"}
 
 
 def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:

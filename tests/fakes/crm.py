@@ -15,6 +15,7 @@ from typing import Any, Final
 from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element, SubElement
 
+from cxm import __version__
 from cxm.cli.text import Style
 from cxm.cli.world import World
 from cxm.cluster import cib as documents
@@ -25,6 +26,12 @@ from tests.fakes.machine import CLOUD, FakeNode, Outcome
 from tests.fakes.xl_list import Xen
 
 NOW: Final = 1_795_700_000.0
+VERSIONS: Final = {
+    "cxm": __version__,
+    "xen": "4.17.5-pre",
+    "pacemaker": "2.1.5",
+    "corosync": "3.1.7",
+}
 CONFIG: Final = """name = '{name}'
 type = 'pvh'
 memory = {memory}
@@ -72,7 +79,11 @@ class FakeCluster:
     hits: str = ""  # the fencing device resets this node instead
     unreachable: bool = False  # for ssh
     answers: dict[str, Any] = field(  # of every other node, by the word that it is asked
-        default_factory=lambda: {"bridges": {"missing": []}, "journal": {"events": []}}
+        default_factory=lambda: {
+            "bridges": {"missing": []},
+            "journal": {"events": []},
+            "check": {"versions": dict(VERSIONS), "findings": []},
+        }
     )
     asked: list[tuple[str, int]] = field(default_factory=list)  # what guests were asked
     deaf: set[int] = field(default_factory=set)  # VMs whose guests do not listen
@@ -394,7 +405,9 @@ class FakeCluster:
         if self.unreachable:
             return Outcome(stderr="Connection timed out", code=255)
         if word in self.answers:
-            return Outcome(json.dumps(self.answers[word]))
+            now = NOW + self.node.clock
+            clock = {"began": now, "ended": now} if word == "check" else {}
+            return Outcome(json.dumps(clock | self.answers[word]))
         cloud, vm = rest
         place = self.places.get(f"cxm-{cloud}-{vm}")
         running = place is not None and bool(place.nodes)

@@ -116,7 +116,7 @@ VERBS: Final = (
     Verb("search", "VMs by a part of their name", show.search, (_name, _json)),
     Verb("top", "the cluster, live", show.top, (_top, _json)),
     Verb("timeline", "what the cluster did, and why", timeline.run, (_since, _json)),
-    Verb("check", "what is wrong with the cluster and this node", check.check, (_json,)),
+    Verb("check", "what is wrong with the cluster and its nodes", check.check, (_json,)),
     Verb("check-cpu", "whether guests can move between the nodes' processors", check.check_cpu,
          (_json,), changes=True),
     Verb("migrate", "move a VM while it runs", orders.migrate, (_vm, _to, _json), changes=True),

@@ -11,16 +11,15 @@ import pwd
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TextIO
 from xml.etree.ElementTree import Element
 
 from cxm import config, run
 from cxm.cli.text import Style
-from cxm.cluster import model, nodes, pacemaker
+from cxm.cluster import nodes, pacemaker, survey
 from cxm.cluster.model import Cluster
-from cxm.errors import CxmError, RefusedError, UsageError
+from cxm.errors import RefusedError, UsageError
 from cxm.node.machine import Caller, Machine, settings, this_machine
 
 _WITHOUT: Final = "this machine is not a node of a cxm cluster: there is no {path}"
@@ -102,12 +101,7 @@ class World:
 
     def look(self) -> tuple[Cluster, Element]:
         """The cluster as it is now, and its CIB."""
-        status = pacemaker.status(self.runner)
-        # crm_mon may leave out what succeeded, and with it that a failed fencing was made good.
-        with suppress(CxmError):
-            status = replace(status, fencing=pacemaker.fencing_history(self.runner))
-        cib = pacemaker.cib(self.runner, local=not status.quorate)
-        return model.build(status, cib), cib
+        return survey.cluster(self.runner)
 
     def cluster(self) -> Cluster:
         """The cluster as it is now."""

@@ -7,7 +7,6 @@ for Pacemaker makes some that nobody ordered.
 """
 
 import os
-import re
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -56,20 +55,20 @@ def has_bridges(machine: Machine, resource: Resource) -> None:
 
 def missing_bridges(machine: Machine, resource: Resource) -> list[str]:
     """The bridges that this node lacks for a guest that is to come."""
-    net = os.path.join(machine.sys_dir, "class", "net")
     wanted = guestdisks.needs(resource, machine.config.vg_name).bridges
-    # Open vSwitch takes bridge.vlan and bridge:trunks for a bridge.
-    names = {name: {name, *re.split("[.:]", name)[:1]} for name in sorted(wanted)}
-    return [
-        name
-        for name, known in names.items()
-        if not any(os.path.isdir(os.path.join(net, each)) for each in known)
-    ]
+    return guestdisks.lacking(wanted, interfaces(machine))
+
+
+def interfaces(machine: Machine) -> frozenset[str]:
+    """What may be a bridge on this node: one of Open vSwitch looks like any interface."""
+    net = os.path.join(machine.sys_dir, "class", "net")
+    names = os.listdir(net) if os.path.isdir(net) else []
+    return frozenset(names) - {"lo"}
 
 
 def _require(missing: list[str], vm: VmId, node: str) -> None:
     if missing:
         raise RefusedError(
             f"{node} lacks {' and '.join(missing)}, a bridge that VM {vm} needs",
-            hint=f"make it there; 'cxm check' on {node} lists what is missing",
+            hint="make it there; 'cxm check' lists what is missing",
         )

@@ -26,6 +26,7 @@ _ALIVE: Final = ("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
 _CONNECT_S: Final = 10
 _TIMEOUT_S: Final = 60.0
 _COPY_S: Final = 240.0  # of a kernel or ramdisk; an agent's start, which may fetch two, has 300 s
+_CHECK_S: Final = 180.0
 _SSH_FAILED: Final = 255
 _SAYS: Final = "cxm-peer: "
 
@@ -110,6 +111,10 @@ class Peer:
     def settings_digest(self) -> str:
         """The SHA-256 of its corosync.conf."""
         return str(self._answer(["corosync"], timeout_s=_TIMEOUT_S)["sha256"])
+
+    def report(self) -> Any:
+        """What it finds when it looks at itself (:func:`cxm.cluster.survey.heard` reads it)."""
+        return self._answer(["check"], timeout_s=_CHECK_S)
 
     def journal(self, since: float) -> list[Event]:
         """What its cxm has done since a moment, as its log has it."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 from cxm import log, names, run
-from cxm.cluster import agent, bootfiles, destination, journal, moving, peer, request
+from cxm.cluster import agent, bootfiles, destination, journal, moving, peer, request, survey
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
 from cxm.node import kernels
 from cxm.node.life import Vm
@@ -106,10 +106,15 @@ def _journal(machine: Machine, words: list[str]) -> dict[str, Any]:
     return journal.told(machine.runner, float(words[0]))
 
 
+def _check(machine: Machine, _words: list[str]) -> dict[str, Any]:
+    return survey.told(machine)
+
+
 _OF_NODE: Final[Mapping[str, Callable[[Machine, list[str]], dict[str, Any]]]] = {
     "lacks": _lacks,
     "corosync": _corosync,
     "journal": _journal,
+    "check": _check,
 }
 
 
