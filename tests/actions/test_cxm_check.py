@@ -395,18 +395,22 @@ def test_who_ordered_is_seen_from_every_node(
     crm.answers["journal"] = _asked_of(crm, f"journal {NOW - 3600:.0f}")
     crm.journal = _told("root: cxm eject node2", "node1", NOW - 20)
     assert main.main(["timeline", "--since", "1d"], crm.world()) == 0
-    assert [line[21:] for line in crm.text.splitlines()] == [
+    *lines, told_by = crm.text.splitlines()
+    assert [line[21:] for line in lines] == [
         "NODE   WHAT (WHY)",
         "node2  ann (as root): cxm migrate db node1",
         "node2  VM 42 moves from node2 to node1 (for OpenNebula)",
         "node1  root: cxm eject node2",
     ]
+    assert told_by == "Messages of cxm are those of node1 and node2."
     crm.unreachable = True
     crm.said.truncate(0)
     crm.said.seek(0)
     assert main.main(["timeline", "--since", "1d", "--json"], crm.world()) == 0
     assert len(json.loads(crm.text)) == 1
-    assert "what cxm did on node2 is not known: the node node2" in capsys.readouterr().err
+    assert (
+        "those of node2 are not known: the node node2 cannot be reached" in capsys.readouterr().err
+    )
 
 
 def test_what_is_not_known_is_said(crm: FakeCluster) -> None:
@@ -416,11 +420,12 @@ def test_what_is_not_known_is_said(crm: FakeCluster) -> None:
     event = {"at": NOW, "node": "node2", "what": "x", "why": "", "kind": "log", "bad": False}
     crm.answers["journal"] = {"events": [event] * 500}
     assert main.main(["timeline"], crm.world()) == 0
-    assert "of node2 only the last 500 messages are told" in crm.text
-    assert "what cxm did on node3 is in the log there" in crm.text
+    assert (
+        "; of node2 only the last 500 are told; those of node3 are in the log there.\n" in crm.text
+    )
     crm.answers["journal"] = {"events": [{"at": NOW}]}
     assert main.main(["timeline"], crm.world()) == 0
-    assert "what cxm did on node2 is not known: node2 does not tell its log" in crm.text
+    assert "those of node2 are not known: node2 does not tell its log" in crm.text
 
 
 def test_what_a_node_tells_is_bounded(crm: FakeCluster) -> None:

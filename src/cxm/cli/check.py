@@ -2,45 +2,36 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the subcommands ``check`` and ``check-cpu``: looking at all nodes for what they judge."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
 from cxm.cli.text import Cell, Tint
 from cxm.cli.world import World
-from cxm.cluster import cpus, nodes, pacemaker, peer, survey
+from cxm.cluster import cpus, nodes, pacemaker, survey
 from cxm.cluster.findings import errors, judge
 from cxm.cluster.model import UP, Cluster, Vm
 from cxm.cluster.nodefindings import Told
-from cxm.errors import CxmError, RefusedError
-from cxm.node.machine import Machine
+from cxm.cluster.peer import Peer
+from cxm.errors import RefusedError
 from cxm.setup import report
 from cxm.xen import xl
 
 _WRONG: Final = 1
-# Each node looks at its Xen, its volumes and its services meanwhile.
-_AT_ONCE: Final = 8
 
 
-def _others(
-    world: World, cluster: Cluster, cib: Element, machine: Machine
-) -> dict[str, Told | str]:
+def _others(world: World, cluster: Cluster, cib: Element, here: str) -> dict[str, Told | str]:
     """What the other nodes say of themselves, or why they cannot be asked."""
 
-    def ask(name: str) -> Told | str:
+    def told(other: Peer) -> Told:
         asked = world.now()
-        try:
-            answer = peer.find(machine, cib, name).report()
-            return survey.heard(answer, name, asked, world.now())
-        except CxmError as error:
-            return error.message
+        return survey.heard(other.report(), other.node, asked, world.now())
 
-    names = [
-        each.name for each in cluster.nodes if each.name != machine.hostname and each.state in UP
-    ]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(ask, names), strict=True))
+    names = [each.name for each in cluster.nodes if each.name != here and each.state in UP]
+    answers = world.ask(cib, names, told)
+    return {
+        name: said if isinstance(said, Told) else said.message for name, said in answers.items()
+    }
 
 
 def _lost(world: World, cluster: Cluster, cib: Element) -> dict[str, list[Vm]]:
@@ -59,12 +50,9 @@ def _lost(world: World, cluster: Cluster, cib: Element) -> dict[str, list[Vm]]:
 def check(world: World) -> int:
     """What is wrong, and what to do about it; fails when something is."""
     cluster, cib = world.look()
-    machine = replace(world.machine(), hostname=world.here())
-    here = replace(
-        survey.node(machine, cluster, root=world.root),
-        others=_others(world, cluster, cib, machine),
-        mixed=len(nodes.abilities(cib)) > 1,
-    )
+    own = survey.node(world.machine(), cluster, root=world.root)
+    others = _others(world, cluster, cib, own.node)
+    here = replace(own, others=others, mixed=len(nodes.abilities(cib)) > 1)
     found = judge(cluster, here, _lost(world, cluster, cib))
     if world.as_json:
         world.show_json(

@@ -3,13 +3,14 @@
 """Owns the subcommand ``timeline``: what the cluster did and why, the newest last."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
 from cxm.cli.text import Style, Tint, moment
 from cxm.cli.world import World
 from cxm.cluster import cib as documents
-from cxm.cluster import history, journal, pacemaker, peer
+from cxm.cluster import history, journal, pacemaker
 from cxm.cluster.history import Event
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CxmError, UsageError
@@ -31,28 +32,35 @@ def since(text: str, now: float) -> float:
 def _others(
     world: World, status: Status, cib: Element, start: float
 ) -> tuple[list[Event], list[str]]:
-    """What the other nodes' cxm has done, and what is not known of it."""
+    """What the other nodes' cxm has done, and notes: of whom it is told, what is missing."""
+    here = world.here()
+    up = [node.name for node in status.nodes if node.online and node.name != here]
+    answers = world.ask(cib, up, lambda other: other.journal(start))
     events: list[Event] = []
-    unknown = []
-    machine = world.asking()
-    for node in peer.others(machine, status):
-        try:
-            found = peer.find(machine, cib, node).journal(start)
-        except CxmError as error:
-            unknown.append(f"what cxm did on {node} is not known: {error.message}")
+    notes = [f"Messages of cxm are those of {' and '.join([here, *_answered(answers)])}"]
+    for node, said in answers.items():
+        if isinstance(said, CxmError):
+            notes.append(f"those of {node} are not known: {said.message}")
             continue
-        events += found
-        if len(found) >= journal.MOST:
-            unknown.append(f"of {node} only the last {journal.MOST} messages are told")
-    return events, unknown
+        events += said
+        if len(said) >= journal.MOST:
+            notes.append(f"of {node} only the last {journal.MOST} are told")
+    away = [node.name for node in status.nodes if not node.online]
+    if away:
+        notes.append(f"those of {' and '.join(away)} are in the log there")
+    return events, notes
 
 
-def collect(world: World, start: float) -> tuple[list[Event], list[str]]:
-    """Everything that is known since a moment, and what is not."""
+def _answered(answers: Mapping[str, list[Event] | CxmError]) -> list[str]:
+    return [node for node, said in answers.items() if not isinstance(said, CxmError)]
+
+
+def collect(world: World, start: float) -> tuple[list[Event], str]:
+    """Everything that is known since a moment, and a sentence on where it is from."""
     status = pacemaker.status(world.runner)
     cib = pacemaker.cib(world.runner, local=not status.quorate)
     names = {each.id: f"{each.name} (VM {each.vm})" for each in documents.resources(cib)}
-    told, unknown = _others(world, status, cib, start)
+    told, notes = _others(world, status, cib, start)
     events = history.timeline(
         [
             *history.of_fencing(pacemaker.fencing_history(world.runner), world.now()),
@@ -62,10 +70,7 @@ def collect(world: World, start: float) -> tuple[list[Event], list[str]]:
         ],
         since=start,
     )
-    offline = [node.name for node in status.nodes if not node.online]
-    if offline:
-        unknown.append(f"what cxm did on {' and '.join(offline)} is in the log there")
-    return events, unknown
+    return events, f"{'; '.join(notes)}."
 
 
 def table(events: list[Event], style: Style) -> str:
@@ -96,11 +101,10 @@ def _json(event: Event) -> dict[str, Any]:
 
 def run(world: World, *, since_: str) -> int:
     """The subcommand."""
-    events, unknown = collect(world, since(since_, world.now()))
+    events, told_by = collect(world, since(since_, world.now()))
     if world.as_json:
         world.show_json([_json(event) for event in events])
     else:
         world.show(table(events, world.looks()))
-    for sentence in unknown:
-        world.say(sentence)
+    world.say(told_by)
     return 0

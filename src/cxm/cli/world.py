@@ -10,18 +10,22 @@ import os
 import pwd
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, TypeVar
 from xml.etree.ElementTree import Element
 
 from cxm import config, run
 from cxm.cli.text import Style
-from cxm.cluster import nodes, pacemaker, survey
+from cxm.cluster import nodes, pacemaker, peer, survey
 from cxm.cluster.model import Cluster
-from cxm.errors import RefusedError, UsageError
+from cxm.cluster.peer import Peer
+from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.node.machine import Caller, Machine, settings, this_machine
 
+_T = TypeVar("_T")
+_AT_ONCE: Final = 8
 _WITHOUT: Final = "this machine is not a node of a cxm cluster: there is no {path}"
 
 
@@ -119,10 +123,23 @@ class World:
         """This node's name."""
         return pacemaker.local_node(self.runner)
 
-    def asking(self) -> Machine:
-        """This node as it asks the others: without its settings, which may be broken."""
+    def ask(
+        self, cib: Element, names: Iterable[str], question: Callable[[Peer], _T]
+    ) -> dict[str, _T | CxmError]:
+        """What other nodes answer, or why one does not; all are asked at the same time."""
+        # Without its settings, which may be broken.
         bare = this_machine(runner=self.runner)
-        return replace(bare, hostname=self.here(), run_dir=self.path("/run/cxm"))
+        machine = replace(bare, hostname=self.here(), run_dir=self.path("/run/cxm"))
+
+        def one(name: str) -> _T | CxmError:
+            try:
+                return question(peer.find(machine, cib, name))
+            except CxmError as error:
+                return error
+
+        asked = list(names)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return dict(zip(asked, pool.map(one, asked), strict=True))
 
     def machine(self) -> Machine:
         """This node as the verbs use it, for its volumes and locks."""

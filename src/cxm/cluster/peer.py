@@ -27,6 +27,7 @@ _CONNECT_S: Final = 10
 _TIMEOUT_S: Final = 60.0
 _COPY_S: Final = 240.0  # of a kernel or ramdisk; an agent's start, which may fetch two, has 300 s
 _CHECK_S: Final = 180.0
+_JOURNAL_S: Final = 30.0  # whoever looks back does not wait for a node that hangs
 _SSH_FAILED: Final = 255
 _SAYS: Final = "cxm-peer: "
 
@@ -122,9 +123,8 @@ class Peer:
 
     def journal(self, since: float) -> list[Event]:
         """What its cxm has done since a moment, as its log has it."""
-        return journal.heard(
-            self._answer(["journal", f"{since:.0f}"], timeout_s=_TIMEOUT_S), self.node
-        )
+        answer = self._answer(["journal", f"{since:.0f}"], timeout_s=_JOURNAL_S)
+        return journal.heard(answer, self.node)
 
     def _answer(self, words: list[str], *, timeout_s: float, content: Iterable[bytes] = ()) -> Any:
         argv, ok = self.command(words), (0, CxmError.code)
