@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 from cxm.cluster.pacemaker import Failure, Node, Placed, Status
-from cxm.errors import RefusedError
+from cxm.errors import RefusedError, UnreachableError
 from cxm.run import Runner, System
 from cxm.setup import corosync
 from cxm.setup.corosync import CONF
@@ -128,6 +128,7 @@ class FakeClusterNode:
         self.masked: set[str] = set()
         self.steps: list[Callable[[], None]] = []
         self.loaded = ""  # the corosync.conf that Corosync runs with
+        self.unreachable = ""  # why ssh to another node fails
         san.machines[name] = self
         for path in (f"usr/lib/ocf/resource.d/{each}" for each in _AGENTS):
             self.write(path, "#!/bin/sh\n")
@@ -193,7 +194,13 @@ class FakeClusterNode:
             lambda _runner: pacemaker.cib,
         )
 
+    def restart(self) -> None:
+        """Corosync starts again, with the file that is there."""
+        self.loaded = self.text(CONF)
+
     def _settings(self, _host: Host, node: str) -> str:
+        if self.unreachable:
+            raise UnreachableError(f"the node {node} cannot be reached: {self.unreachable}")
         return hashlib.sha256(self.san.machines[node].text(CONF).encode()).hexdigest()
 
     def _cmapctl(self, _argv: tuple[str, ...], _in: bytes) -> Outcome:
@@ -201,6 +208,13 @@ class FakeClusterNode:
         for index, (name, each) in enumerate(corosync.members(self.loaded).items()):
             lines.append(f"nodelist.node.{index}.name (str) = {name}")
             lines.append(f"nodelist.node.{index}.ring0_addr (str) = {each.address}")
+            machine = self.san.machines[name]
+            key = f"runtime.members.{each.number}"
+            if machine.loaded:
+                version = corosync.version(machine.loaded)
+                is_up = "corosync.service" in machine.active
+                lines.append(f"{key}.config_version (u64) = {version}")
+                lines.append(f"{key}.status (str) = {'joined' if is_up else 'left'}")
         return Outcome("\n".join(lines) + "\n")
 
     def _cfgtool(self, argv: tuple[str, ...], _in: bytes) -> Outcome:

@@ -268,14 +268,14 @@ def work(world: World, options: Options) -> None:
     if told is None:
         changed |= forming.join(world, me, cluster)
     else:
-        if changing.is_due(world, cluster) or not forming.is_whole(world, me, cluster):
+        whole = forming.is_whole(world, me, cluster)
+        if not (whole and changing.is_settled(world, me, cluster)):
             say(
                 "On each other node, also on those that are members already (whoever has this "
                 f"line can be a node: keep it secret):\n"
                 f"cxm-setup cluster --join {jointoken.pack(membership)}"
             )
-        changed |= changing.load(world, me, cluster)
-        forming.gathered(world, cluster)
+            changed |= changing.gather(world, me, cluster)
         changed |= changing.forget(world, cluster)
         changed |= forming.form(world, me, cluster, told.basis, told.datastore)
     say(_end(me, membership, changed=changed, first=told is not None))

@@ -57,7 +57,7 @@ class World:
     cib: Callable[[Runner], Element] = pacemaker.cib
 
 
-def _wait(world: World, lacking: Callable[[Status], str]) -> Status:
+def wait(world: World, lacking: Callable[[Status], str]) -> Status:
     """Wait until nothing is lacking; says what is, whenever that changes."""
     told = ""
     while True:
@@ -101,9 +101,9 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
             return "waiting for other nodes: these are too few to decide anything"
         return ""
 
-    _wait(world, lacking)
+    wait(world, lacking)
     if cluster.sbd:
-        _wait(world, lambda _status: _sbd(world, me))
+        wait(world, lambda _status: _sbd(world, me))
     attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(world.host)}
     attributes |= _extras(cluster)
     info = xl.info(world.host.runner)
@@ -145,12 +145,7 @@ def _sbd(world: World, me: str) -> str:
 def is_whole(world: World, me: str, cluster: Cluster) -> bool:
     """Whether all nodes are there already, and all others have been told of everything."""
     status = _status(world)
-    return status is not None and not (_missing(cluster, status) or _untold(world, me, cluster))
-
-
-def gathered(world: World, cluster: Cluster) -> None:
-    """Wait until all nodes are there."""
-    _wait(world, lambda status: _missing(cluster, status))
+    return status is not None and not (missing(cluster, status) or _untold(world, me, cluster))
 
 
 def _untold(world: World, me: str, cluster: Cluster) -> str:
@@ -173,22 +168,22 @@ def form(
 ) -> bool:
     """Make the cluster whole from its first node; whether anything was changed."""
     runner = world.host.runner
-    gathered(world, cluster)
+    wait(world, lambda status: missing(cluster, status))
     changed = join(world, me, cluster)
-    _wait(world, lambda _status: _untold(world, me, cluster))
+    wait(world, lambda _status: _untold(world, me, cluster))
     if world.change(runner, lambda cib: basis.edit(cib, given), f"the basis of {cluster.name}"):
         world.say("written: what every cluster has in Pacemaker's configuration")
         changed = True
         for failure in world.status(runner).failures:
             world.clean_up(runner, failure.resource)
-    _wait(world, lambda status: _not_on_all(cluster, status, _LVMLOCKD))
+    wait(world, lambda status: _not_on_all(cluster, status, _LVMLOCKD))
     if not shareddisk.has_group(runner, cluster.vg):
         while not shareddisk.make_group(runner, cluster.vg, cluster.device):
             world.sleep(_PAUSE_S)
         world.say(f"made: the shared volume group {cluster.vg} on {cluster.device}")
         changed = True
-    _wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))
-    _wait(world, lambda status: _fencing(given, status))
+    wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))
+    wait(world, lambda status: _fencing(given, status))
     if wanted is not None:
         changed |= _datastore(world, cluster, given, wanted)
     return changed
@@ -211,7 +206,7 @@ def _datastore(world: World, cluster: Cluster, given: Basis, wanted: Wanted) -> 
         for failure in world.status(runner).failures:
             if failure.resource.startswith(datastore.GROUP):
                 world.clean_up(runner, failure.resource)
-    _wait(world, lambda status: _mounted(cluster, status))
+    wait(world, lambda status: _mounted(cluster, status))
     if sharedfs.own(world.host, ours.directory):
         world.say(f"{ours.directory} belongs to oneadmin now")
         changed = True
@@ -231,17 +226,18 @@ def _mounted(cluster: Cluster, status: Status) -> str:
     return lacks.replace("the locks", "the system datastore")
 
 
-def _missing(cluster: Cluster, status: Status) -> str:
+def missing(cluster: Cluster, status: Status) -> str:
+    """Which nodes are waited for; empty when all are there and can decide."""
     online = {node.name for node in status.nodes if node.online and not node.pending}
-    missing = [name for name in cluster.nodes if name not in online]
-    if missing:
-        return f"waiting for {listed(missing)}: run there 'cxm-setup cluster --join ...'"
+    away = [name for name in cluster.nodes if name not in online]
+    if away:
+        return f"waiting for {listed(away)}: run there 'cxm-setup cluster --join ...'"
     return "" if status.dc and status.quorate else "waiting until the nodes agree"
 
 
 def _not_on_all(cluster: Cluster, status: Status, resource: str) -> str:
-    if missing := _missing(cluster, status):
-        return missing
+    if lacks := missing(cluster, status):
+        return lacks
     placed = status.resources.get(resource)
     nodes = () if placed is None else placed.nodes
     # A resource that is being started has its node already.
