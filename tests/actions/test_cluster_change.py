@@ -14,7 +14,7 @@ import pytest
 
 from cxm.cluster import nodes
 from cxm.errors import RefusedError
-from cxm.setup import cluster, corosync, jointoken
+from cxm.setup import cluster, corosync, jointoken, sbd
 from cxm.setup.cluster import Options
 from cxm.setup.corosync import CONF
 from tests.actions.test_cluster_setup import GIVEN, Pair
@@ -47,7 +47,10 @@ class Three(Pair):
         """What the first node prints."""
         host = self.first.host()
         membership, told = cluster._first(host, given)
-        membership, _told = cluster._with_sbd(host, cluster._with_secrets(host, membership), told)
+        membership = cluster._with_secrets(host, membership)
+        if membership.cluster.sbd:
+            disk = sbd.look(host, membership.cluster, is_first=True)
+            membership, _told = cluster._with_sbd(membership, told, disk)
         return jointoken.pack(membership)
 
     def join(self, node: FakeClusterNode, token: str) -> str:

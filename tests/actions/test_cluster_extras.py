@@ -18,6 +18,7 @@ from cxm.setup.install import Account
 from tests.actions.test_cluster_setup import GIVEN, Pair, _files
 from tests.actions.test_setup import Said
 from tests.fakes.clusternode import DEVICE, SBD
+from tests.fakes.machine import Outcome
 
 DIRECTORY = "/var/lib/one/datastores/100"
 BY_DISK = replace(GIVEN, fencing=(), sbd=SBD)
@@ -115,11 +116,22 @@ def _signature(pair: Pair) -> None:
 
 
 def _others(pair: Pair) -> None:
-    pair.san.sbd, pair.san.slots = (15, 30), ["node1", "web7"]
+    pair.san.make_sbd(15, 30)
+    pair.san.slots = ["node1", "web7"]
 
 
 def _short(pair: Pair) -> None:
-    pair.san.sbd = (5, 10)
+    pair.san.make_sbd(5, 10)
+
+
+def _without_an_answer(pair: Pair) -> None:
+    pair.san.make_sbd(15, 30)
+    pair.first.sbd_fails = True
+
+
+def _unreadable(pair: Pair) -> None:
+    _no_disk(pair)
+    os.mkdir(pair.first.node.path(SBD.lstrip("/")))
 
 
 def _no_disk(pair: Pair) -> None:
@@ -145,6 +157,8 @@ def _full(pair: Pair) -> None:
         (_signature, BY_DISK, "is in use: ext4"),
         (_others, BY_DISK, "is used by web7"),
         (_short, BY_DISK, "has a watchdog of 5 s"),
+        (_without_an_answer, BY_DISK, f"-> can {SBD} be read?"),
+        (_unreadable, BY_DISK, "Is a directory"),
         (_no_disk, BY_DISK, "is not there"),
         (_same_disk, BY_DISK, "is the disk of --device"),
         (_no_watchdog, BY_DISK, "modprobe xen_wdt"),
@@ -156,11 +170,27 @@ def test_failed_check_changes_nothing(
 ) -> None:
     """Whatever is on a disk stays, and no file of a VM is hidden."""
     fault(pair)
-    before, told = _files(pair.first.node.root), Said()
+    before, times, told = _files(pair.first.node.root), pair.san.sbd, Said()
     with pytest.raises(RefusedError):
         cluster.work(pair.first.world(pair.pacemaker, told), given)
     assert said in told.text
-    assert _files(pair.first.node.root) == before
+    assert (_files(pair.first.node.root), pair.san.sbd) == (before, times)
+
+
+def test_disk_is_made_by_what_the_check_saw(pair: Pair) -> None:
+    """A second look that fails would take a live disk for an empty one."""
+    pair.given = BY_DISK
+    pair.form()
+    looks = []
+
+    def once(argv: tuple[str, ...], stdin: bytes) -> Outcome:
+        looks.append(argv[-1])
+        pair.first.sbd_fails = looks.count("dump") > 1
+        return pair.first._sbd(argv, stdin)
+
+    pair.first.node.model("sbd", once)
+    assert "Nothing to change" in pair.run(pair.first, BY_DISK)
+    assert looks == ["dump", "list"]
 
 
 def test_other_node_makes_no_disk(pair: Pair) -> None:

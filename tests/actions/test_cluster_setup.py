@@ -15,7 +15,7 @@ from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.setup import cluster, clustercheck, corosync, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
-from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
+from tests.fakes.clusternode import DEVICE, SBD_HEADER, FakeClusterNode, FakePacemaker, San
 
 GIVEN = Options(
     name="lab",
@@ -199,6 +199,15 @@ def _signature(pair: Pair) -> None:
     pair.san.signature = "ext4"
 
 
+def _sbd(pair: Pair) -> None:
+    pair.first.write(DEVICE, SBD_HEADER)
+
+
+def _unreadable(pair: Pair) -> None:
+    _disk(pair)
+    os.mkdir(pair.first.node.path(DEVICE.lstrip("/")))
+
+
 def _group(pair: Pair) -> None:
     pair.san.group = "other"
 
@@ -232,6 +241,8 @@ def _user(pair: Pair) -> None:
         (_address, "address"),
         (_disk, "shared disk"),
         (_signature, "shared disk"),
+        (_sbd, "shared disk"),
+        (_unreadable, "shared disk"),
         (_group, "shared disk"),
         (_other, "corosync"),
         (_resources, "corosync"),

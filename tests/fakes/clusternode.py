@@ -26,6 +26,7 @@ from tests.fakes.xl_list import HEAD
 
 DEVICE = "/dev/disk/by-id/virtio-SAN"
 SBD = "/dev/disk/by-id/virtio-SBD"
+SBD_HEADER = "SBD_SBD_\x02" + "\0" * 503
 EXAMPLE = (
     "totem {\n\tcluster_name: debian\n}\nnodelist {\n\tnode {\n\t\tring0_addr: 127.0.0.1\n\t}\n}\n"
 )
@@ -47,10 +48,16 @@ class San:
     signature: str = ""
     lock_type: str = "dlm"
     machines: dict[str, "FakeClusterNode"] = field(default_factory=dict)
-    sbd: tuple[int, int] | None = None  # the times on SBD's: watchdog, msgwait
+    sbd: tuple[int, int] | None = None  # the times on SBD's: watchdog, msgwait; see make_sbd
     sbd_signature: str = ""
     slots: list[str] = field(default_factory=list)  # who has used it
     made: list[tuple[str, ...]] = field(default_factory=list)  # file systems
+
+    def make_sbd(self, watchdog: int, msgwait: int) -> None:
+        """Make SBD's disk."""
+        self.sbd, self.slots = (watchdog, msgwait), []
+        for machine in self.machines.values():
+            machine.write(SBD, SBD_HEADER)
 
 
 @dataclass(slots=True)
@@ -128,6 +135,7 @@ class FakeClusterNode:
         self.masked: set[str] = set()
         self.steps: list[Callable[[], None]] = []
         self.loaded = ""  # the corosync.conf that Corosync runs with
+        self.sbd_fails = False  # the program
         self.unreachable = ""  # why ssh to another node fails
         san.machines[name] = self
         for path in (f"usr/lib/ocf/resource.d/{each}" for each in _AGENTS):
@@ -274,9 +282,9 @@ class FakeClusterNode:
         assert argv[1:3] == ("-d", SBD)
         if argv[-1] == "create":
             assert (argv[3], argv[5]) == ("-1", "-4")
-            self.san.sbd, self.san.slots = (int(argv[4]), int(argv[6])), []
+            self.san.make_sbd(int(argv[4]), int(argv[6]))
             return Outcome()
-        if self.san.sbd is None:
+        if self.san.sbd is None or self.sbd_fails:
             return Outcome(f"==Header on disk {SBD} NOT dumped\n", code=1)
         if argv[-1] == "list":
             rows = [f"{n}\t{name}\tclear\t\n" for n, name in enumerate(self.san.slots)]

@@ -162,15 +162,11 @@ def _first(host: Host, options: Options) -> tuple[Membership, _Told]:
     return Membership(cluster, "", ""), _Told(basis, wanted)
 
 
-def _with_sbd(host: Host, given: Membership, told: _Told) -> tuple[Membership, _Told]:
+def _with_sbd(given: Membership, told: _Told, disk: sbd.Disk) -> tuple[Membership, _Told]:
     """The same, with what is on SBD's disk or will be: the times, nodes that have left."""
     cluster = given.cluster
-    if not cluster.sbd:
-        return given, told
-    there = sbd.on_disk(host.runner, cluster.sbd)
-    former = sbd.others(host.runner, cluster) if there else []
-    times = there or sbd.times(cluster.token_ms)
-    membership = replace(given, cluster=replace(cluster, former=former))
+    times = disk.times or sbd.times(cluster.token_ms)
+    membership = replace(given, cluster=replace(cluster, former=disk.others))
     return membership, replace(told, basis=replace(told.basis, sbd=Sbd(cluster.sbd, times.msgwait)))
 
 
@@ -185,7 +181,7 @@ def _with_secrets(host: Host, given: Membership) -> Membership:
     )
 
 
-def _planned(host: Host, me: str, membership: Membership) -> _Plan:
+def _planned(host: Host, me: str, membership: Membership, disk: sbd.Disk | None) -> _Plan:
     cluster = membership.cluster
     text = files.read(host.path(corosync.CONF))
     is_new = corosync.present(text, cluster) not in _OURS
@@ -196,13 +192,12 @@ def _planned(host: Host, me: str, membership: Membership) -> _Plan:
     # Before what has it started.
     wishes = (_SBD, *_SERVICES) if cluster.sbd else _SERVICES
     unmet = services.unmet(host.runner, wishes)
-    empty = cluster.sbd and sbd.on_disk(host.runner, cluster.sbd) is None
     again = [each for each in _SERVICES if each.name in stopped and each not in unmet]
     return _Plan(
         tuple(stopped),
         tuple(os.path.join(left, name) for name in removed),
         clusterfiles.planned(host, me, membership),
-        (sbd.create(cluster),) if empty else (),
+        (sbd.create(cluster),) if disk and disk.is_empty else (),
         (*unmet, *again),
     )
 
@@ -253,13 +248,16 @@ def work(world: World, options: Options) -> None:
         changing.check_join(host, membership.cluster, membership.authkey)
     cluster = membership.cluster
     me = clustercheck.own_name(host, cluster)
-    found = clustercheck.checks(host, me, cluster, is_first=told is not None)
+    disk = sbd.look(host, cluster, is_first=told is not None) if cluster.sbd else None
+    found = clustercheck.checks(host, me, cluster, disk)
     say(report.table(found))
     report.require(found, "cxm-setup cluster")
     changing.require(world, cluster)
     if told is not None:
-        membership, told = _with_sbd(host, _with_secrets(host, membership), told)
-    plan = _planned(host, me, membership)
+        membership = _with_secrets(host, membership)
+        if disk is not None:
+            membership, told = _with_sbd(membership, told, disk)
+    plan = _planned(host, me, membership, disk)
     if options.dry_run:
         say("Nothing to change." if plan.is_empty else f"This would be done:\n{plan.shown(host)}")
         return

@@ -188,8 +188,8 @@ def _sshd(host: Host) -> Check:
     return ok("sshd", "other nodes can ask by a forced command")
 
 
-def checks(host: Host, me: str, cluster: Cluster, *, is_first: bool) -> Sequence[Check]:
-    """All that is looked at; without root, only that."""
+def checks(host: Host, me: str, cluster: Cluster, disk: sbd.Disk | None) -> Sequence[Check]:
+    """All that is looked at, with what was found on SBD's disk; without root, only that."""
     first = _root(host)
     if host.uid != 0:
         return [first]
@@ -201,7 +201,7 @@ def checks(host: Host, me: str, cluster: Cluster, *, is_first: bool) -> Sequence
         _dom0(host),
         _sshd(host),
         shareddisk.check(host, cluster.device, cluster.vg),
-        *(sbd.checks(host, cluster, is_first=is_first) if cluster.sbd else []),
+        *(sbd.checks(host, disk) if disk else []),
         *([sharedfs.check(host, cluster.directory)] if cluster.datastore else []),
         _corosync(host, cluster),
         _marker(host, cluster),
