@@ -124,6 +124,10 @@ def _short(pair: Pair) -> None:
     pair.san.make_sbd(5, 10)
 
 
+def _long(pair: Pair) -> None:
+    pair.san.make_sbd(42, 85)
+
+
 def _without_an_answer(pair: Pair) -> None:
     pair.san.make_sbd(15, 30)
     pair.first.sbd_fails = True
@@ -156,7 +160,8 @@ def _full(pair: Pair) -> None:
     [
         (_signature, BY_DISK, "is in use: ext4"),
         (_others, BY_DISK, "is used by web7"),
-        (_short, BY_DISK, "has a watchdog of 5 s"),
+        (_short, BY_DISK, "has watchdog 5 s, msgwait 10 s: the watchdog must be 15 s at least"),
+        (_long, BY_DISK, "systemd ends it after 90 s"),
         (_without_an_answer, BY_DISK, f"-> can {SBD} be read?"),
         (_unreadable, BY_DISK, "Is a directory"),
         (_no_disk, BY_DISK, "is not there"),

@@ -32,6 +32,8 @@ _TIMEOUT_S: Final = 60.0
 # Shorter, and a SAN that changes its path resets nodes.
 _LEAST_WATCHDOG_S: Final = 15
 _TOKENS: Final = 3
+# A node waits for msgwait before its sbd has started, and systemd for 90 s.
+_MOST_MSGWAIT_S: Final = 85
 _MS: Final = 1000
 
 
@@ -154,11 +156,18 @@ def _used(cluster: Cluster, found: Times, strangers: set[str]) -> Check:
     if strangers:
         advice = "another --sbd: on a disk of two clusters it is not clear who is meant"
         return failed(_DISK, f"{cluster.sbd} is used by {', '.join(sorted(strangers))}", advice)
-    if found.watchdog < times(cluster.token_ms).watchdog or found.msgwait < 2 * found.watchdog:
-        text = f"{cluster.sbd} has a watchdog of {found.watchdog} s, msgwait of {found.msgwait} s"
+    text = f"watchdog {found.watchdog} s, msgwait {found.msgwait} s"
+    least = times(cluster.token_ms).watchdog
+    is_short = found.watchdog < least or found.msgwait < 2 * found.watchdog
+    if is_short or found.msgwait >= _MOST_MSGWAIT_S:
+        wrong = (
+            f"the watchdog must be {least} s at least, msgwait twice the watchdog"
+            if is_short
+            else "sbd waits for msgwait when it starts, and systemd ends it after 90 s"
+        )
         advice = f"while Pacemaker is stopped on all nodes: {' '.join(create(cluster))}"
-        return failed(_DISK, text, advice)
-    return ok(_DISK, f"{cluster.sbd}, watchdog {found.watchdog} s, msgwait {found.msgwait} s")
+        return failed(_DISK, f"{cluster.sbd} has {text}: {wrong}", advice)
+    return ok(_DISK, f"{cluster.sbd}, {text}")
 
 
 def _watchdog(host: Host) -> Check:
