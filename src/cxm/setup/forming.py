@@ -28,6 +28,7 @@ from cxm.xen import xl
 
 _PAUSE_S: Final = 2.0
 _PERCENT: Final = 100
+_FENCE: Final = "fence-"
 _LVMLOCKD, _LOCKSPACE = "cxm-lvmlockd", "cxm-lockspace"
 
 _Change = Callable[[Runner, Callable[[Element], None], str], bool]
@@ -174,8 +175,10 @@ def form(
     if world.change(runner, lambda cib: basis.edit(cib, given), f"the basis of {cluster.name}"):
         world.say("written: what every cluster has in Pacemaker's configuration")
         changed = True
-        for failure in world.status(runner).failures:
-            world.clean_up(runner, failure.resource)
+        _forget(world, "")
+    else:
+        # The same command once more is a new try: of a BMC that was repaired, for example.
+        _forget(world, _FENCE)
     wait(world, lambda status: _not_on_all(cluster, status, _LVMLOCKD))
     if not shareddisk.has_group(runner, cluster.vg):
         while not shareddisk.make_group(runner, cluster.vg, cluster.device):
@@ -202,15 +205,20 @@ def _datastore(world: World, cluster: Cluster, given: Basis, wanted: Wanted) -> 
         world.say(f"written: {ours.directory} is mounted on every node")
         changed = True
     else:
-        # The same command once more is a new try.
-        for failure in world.status(runner).failures:
-            if failure.resource.startswith(datastore.GROUP):
-                world.clean_up(runner, failure.resource)
+        _forget(world, datastore.GROUP)
     wait(world, lambda status: _mounted(cluster, status))
     if sharedfs.own(world.host, ours.directory):
         world.say(f"{ours.directory} belongs to oneadmin now")
         changed = True
     return changed
+
+
+def _forget(world: World, prefix: str) -> None:
+    """Have Pacemaker try again what has failed of the resources that are called so."""
+    runner = world.host.runner
+    failed = {each.resource for each in world.status(runner).failures}
+    for resource in sorted(each for each in failed if each.startswith(prefix)):
+        world.clean_up(runner, resource)
 
 
 def _mounted(cluster: Cluster, status: Status) -> str:
@@ -250,7 +258,7 @@ def _not_on_all(cluster: Cluster, status: Status, resource: str) -> str:
 
 def _fencing(given: Basis, status: Status) -> str:
     """Raises CxmError for a device that does not answer: no guest would ever be safe."""
-    names = [name for name in status.resources if name.startswith("fence-")]
+    names = [name for name in status.resources if name.startswith(_FENCE)]
     waiting = [name for name in names if status.resources[name].role != "Started"]
     for failure in status.failures:
         # One that has started since has forgotten nothing, but works.
@@ -258,7 +266,7 @@ def _fencing(given: Basis, status: Status) -> str:
             raise CxmError(
                 f"the fence device {failure.resource} does not work from {failure.node}: "
                 f"{failure.reason}",
-                hint="correct --fence and run this again; everything else is in place",
+                hint="repair it, or correct --fence, and run this again; all else is in place",
             )
     if len(names) < len(given.fencing) + (given.sbd is not None) or waiting:
         return f"waiting for the fence devices {listed(waiting)}"
