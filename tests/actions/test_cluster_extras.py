@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree.ElementTree import tostring
 
 import pytest
 
@@ -17,7 +18,7 @@ from cxm.setup.cluster import Options
 from cxm.setup.install import Account
 from tests.actions.test_cluster_setup import GIVEN, Pair, _files
 from tests.actions.test_setup import Said
-from tests.fakes.clusternode import DEVICE, SBD
+from tests.fakes.clusternode import DEVICE, SBD, SBD_HEADER, running_sbd
 from tests.fakes.machine import Outcome
 
 DIRECTORY = "/var/lib/one/datastores/100"
@@ -100,6 +101,57 @@ def test_sbd_is_no_fence_device_before_it_runs_everywhere(pair: Pair) -> None:
     assert "waiting for node2" in said
     assert _values(pair, "fence-sbd")
     assert "fence-sbd" in started
+
+
+OTHER = "/dev/disk/by-id/virtio-SBD2"
+
+
+def test_another_disk_is_no_fence_device_while_the_old_one_is_read(pair: Pair) -> None:
+    """Whoever sent a message there would take for dead who never saw it."""
+    pair.given = BY_DISK
+    pair.form()
+    for node in pair.nodes:
+        node.write(OTHER, "")
+    before = _files(pair.first.node.root)
+    with pytest.raises(RefusedError, match=rf"read {SBD}, so a message on {OTHER} would kill no"):
+        pair.run(pair.first, replace(BY_DISK, sbd=OTHER))
+    token = jointoken.unpack(pair.token())
+    other = replace(token, cluster=replace(token.cluster, sbd=OTHER))
+    pair.second.write(OTHER, SBD_HEADER)
+    pair.second.node.model(
+        "sbd", lambda argv, _in: pair.second._sbd((*argv[:2], SBD, argv[-1]), _in)
+    )
+    with pytest.raises(RefusedError, match="kill nobody"):
+        pair.run(pair.second, Options(join=jointoken.pack(other)))
+    assert _files(pair.first.node.root) == before
+    assert f'SBD_DEVICE="{SBD}"' in pair.second.text("etc/default/sbd")
+    assert _values(pair, "fence-sbd")["devices"] == SBD
+
+
+def test_disk_that_pacemaker_did_not_name_at_first_is_refused_before_it_is_told(pair: Pair) -> None:
+    """It was not up yet when the command began."""
+    pair.given = BY_DISK
+    pair.form()
+    (devices,) = pair.pacemaker.cib.iterfind(".//primitive[@id='fence-sbd']//*[@name='devices']")
+    devices.set("value", OTHER)
+    pair.first.active.discard("pacemaker.service")
+    before = tostring(pair.pacemaker.cib)
+    with pytest.raises(RefusedError, match=f"read {OTHER}, so a message on {SBD} would"):
+        pair.run(pair.first, BY_DISK)
+    assert tostring(pair.pacemaker.cib) == before
+
+
+def test_node_whose_sbd_reads_another_disk_does_not_say_that_it_has_this_one(pair: Pair) -> None:
+    """It runs, with what its settings named when it started."""
+    pair.given = BY_DISK
+    pair.form()
+    pair.first.write(OTHER, "")
+    running_sbd(pair.first.node, OTHER)
+    facts = nodes.facts(pair.pacemaker.cib)
+    nodes.set_attribute(pair.pacemaker.cib, "node1", nodes.SBD, None)
+    said = pair.run(pair.first, BY_DISK, lambda: running_sbd(pair.first.node, SBD))
+    assert f"which starts with Corosync and does not read {SBD} before it starts again" in said
+    assert nodes.facts(pair.pacemaker.cib) == facts
 
 
 def test_dry_run_shows_what_becomes_of_the_disk(pair: Pair) -> None:

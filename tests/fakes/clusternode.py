@@ -40,6 +40,18 @@ _AGENTS = (
 )
 
 
+def running_sbd(node: FakeNode, disk: str) -> None:
+    """The processes of an sbd that reads a disk, under the number 700."""
+    for name in ("700/task/700", "701/fd", "702/fd"):
+        os.makedirs(node.path(f"proc/{name}"), exist_ok=True)
+    with open(node.path("proc/700/task/700/children"), "w", encoding="ascii") as file:
+        file.write("701 702 703 ")
+    link = node.path("proc/702/fd/4")
+    if os.path.lexists(link):
+        os.unlink(link)
+    os.symlink(node.path(disk.lstrip("/")), link)
+
+
 @dataclass(slots=True)
 class San:
     """The disks, as every node sees them."""
@@ -249,6 +261,9 @@ class FakeClusterNode:
         if verb == "is-enabled":
             state = "masked" if name in self.masked else "disabled"
             return Outcome("enabled\n" if name in self.enabled else f"{state}\n", code=1)
+        if verb == "show":
+            assert argv[2:] == ("--property=MainPID", "--value", "sbd.service")
+            return Outcome("700\n" if name in self.active else "0\n")
         if verb == "is-active":
             return Outcome(code=0 if name in self.active else 3)
         if verb == "mask":
@@ -275,6 +290,7 @@ class FakeClusterNode:
             assert self.san.sbd is not None, "it fails on a disk that is not made"
             assert f'SBD_DEVICE="{SBD}"' in self.text("etc/default/sbd")
             self.active.add("sbd.service")
+            running_sbd(self.node, SBD)
             if self.name not in self.san.slots:
                 self.san.slots.append(self.name)
 

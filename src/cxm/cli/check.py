@@ -11,7 +11,8 @@ from xml.etree.ElementTree import Element
 from cxm import __version__, lvm
 from cxm.cli.text import Cell, Tint
 from cxm.cli.world import World
-from cxm.cluster import cpus, nodes, pacemaker, peer
+from cxm.cluster import cpus, nodes, pacemaker, peer, sbd
+from cxm.cluster.basis import optional
 from cxm.cluster.findings import errors, judge
 from cxm.cluster.guestdisks import needs
 from cxm.cluster.model import UP, Cluster, Vm
@@ -60,6 +61,12 @@ def _group(world: World, vg: str) -> Group | str:
         return error.sentence()
 
 
+def _unread(world: World, cib: Element) -> str:
+    """The disk by which the cluster fences, where this node's sbd does not read it."""
+    disk, _directory = optional(cib)
+    return disk if disk and not sbd.reads(world.runner, disk, world.root) else ""
+
+
 def _peers(world: World, cluster: Cluster, cib: Element, here: str) -> dict[str, str]:
     """Whether the other nodes do what this one asks; they are asked for a VM that nobody has."""
     machine = replace(world.machine(), hostname=here)
@@ -106,7 +113,8 @@ def observe(world: World, cluster: Cluster, cib: Element) -> Here:
         clock=_said(world, list(_CLOCK)),
         xendomains=_said(world, ["systemctl", "is-enabled", "xendomains.service"]),
         tend=_said(world, ["systemctl", "is-enabled", "cxm-tend.service"]),
-        sbd=_said(world, ["systemctl", "is-active", "sbd.service"]),
+        sbd=_said(world, ["systemctl", "is-active", sbd.SERVICE]),
+        unread=_unread(world, cib),
         now=world.now(),
     )
 

@@ -16,7 +16,7 @@ from cxm.cluster import corosync as engine
 from cxm.cluster.cib import parse_id
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CxmError, RefusedError
-from cxm.setup import corosync, files, forming
+from cxm.setup import corosync, files, forming, services
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.corosync import Present
 from cxm.setup.forming import World, listed
@@ -45,10 +45,18 @@ def numbered(text: str | None, cluster: Cluster) -> Cluster:
 
 
 def require(world: World, cluster: Cluster) -> None:
-    """Raise RefusedError unless the change that this node's corosync.conf would get is safe."""
-    text = files.read(world.host.path(corosync.CONF))
-    if text is not None and corosync.present(text, cluster) is Present.CHANGED:
+    """Raise RefusedError unless the changes that this node's files would get are safe."""
+    text, runner = files.read(world.host.path(corosync.CONF)), world.host.runner
+    present = corosync.present(text, cluster)
+    if text is not None and present is Present.CHANGED:
         _require_all(world, set(corosync.members(text)), cluster)
+    elif present is Present.OURS and services.is_active(runner, "pacemaker"):
+        try:
+            cib = world.cib(runner)
+        except CxmError:
+            # It is starting; it is asked again before the CIB is changed.
+            return
+        forming.require_disk(cib, cluster)
 
 
 def _require_all(world: World, before: set[str], cluster: Cluster) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from cxm import config
 from cxm.cluster.basis import Basis, Sbd
+from cxm.cluster.sbd import SERVICE as SBD_SERVICE
 from cxm.errors import NotFoundError, UsageError
 from cxm.setup import (
     changing,
@@ -54,7 +55,7 @@ _SERVICES: Final = (
 )
 _OURS: Final = (Present.OURS, Present.CHANGED)
 # It refuses to be started by hand: Corosync or Pacemaker has it started.
-_SBD: Final = Change(sbd.SERVICE, Wish.ENABLED)
+_SBD: Final = Change(SBD_SERVICE, Wish.ENABLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import basis, datastore, nodes, pacemaker, peer
+from cxm.cluster import basis, datastore, nodes, pacemaker, peer, sbd
 from cxm.cluster.basis import Basis
 from cxm.cluster.pacemaker import Status
 from cxm.config import NodeConfig
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
 from cxm.node.machine import ROOT, Machine
 from cxm.run import Runner
-from cxm.setup import files, sbd, services, shareddisk, sharedfs
+from cxm.setup import files, services, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.clustercheck import HOST_KEY
 from cxm.setup.nodecheck import Host
@@ -104,7 +104,7 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
 
     wait(world, lacking)
     if cluster.sbd:
-        wait(world, lambda _status: _sbd(world, me))
+        wait(world, lambda _status: _sbd(world, me, cluster.sbd))
     attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(world.host)}
     attributes |= _extras(cluster)
     info = xl.info(world.host.runner)
@@ -133,14 +133,29 @@ def _extras(cluster: Cluster) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _sbd(world: World, me: str) -> str:
-    """A message on the disk kills nobody whose sbd does not run: then it would be no fencing."""
-    if services.is_active(world.host.runner, sbd.SERVICE):
+def _sbd(world: World, me: str, disk: str) -> str:
+    """A message on the disk kills nobody whose sbd does not read it: it would be no fencing."""
+    runner = world.host.runner
+    if sbd.reads(runner, disk, world.host.root):
         return ""
+    is_active = services.is_active(runner, sbd.SERVICE)
+    other = f" and does not read {disk} before it starts again" if is_active else ""
     return (
-        f"waiting for sbd, which starts with Corosync: 'cxm eject {me}', "
+        f"waiting for sbd, which starts with Corosync{other}: 'cxm eject {me}', "
         f"'systemctl restart corosync pacemaker', 'cxm eject --back {me}' in another terminal"
     )
+
+
+def require_disk(cib: Element, cluster: Cluster) -> None:
+    """Raise RefusedError for another disk of SBD than the one by which the cluster fences."""
+    disk, _directory = basis.optional(cib)
+    if disk and cluster.sbd and disk != cluster.sbd:
+        raise RefusedError(
+            f"the nodes of {cluster.name} read {disk}, so a message on {cluster.sbd} would kill "
+            "nobody and be taken for a death",
+            hint=f"--sbd {disk}; docs/cluster.md, 'Changing a cluster', says how another takes "
+            "its place",
+        )
 
 
 def is_whole(world: World, me: str, cluster: Cluster) -> bool:
@@ -172,6 +187,7 @@ def form(
     wait(world, lambda status: missing(cluster, status))
     changed = join(world, me, cluster)
     wait(world, lambda _status: _untold(world, me, cluster))
+    require_disk(world.cib(runner), cluster)
     if world.change(runner, lambda cib: basis.edit(cib, given), f"the basis of {cluster.name}"):
         world.say("written: what every cluster has in Pacemaker's configuration")
         changed = True

@@ -22,7 +22,6 @@ from cxm.setup.nodecheck import Host
 from cxm.setup.report import Check, failed, ok, warning
 
 CONF: Final = "/etc/default/sbd"
-SERVICE: Final = "sbd.service"
 WATCHDOG: Final = "/dev/watchdog"
 _IDENTITY: Final = "/sys/class/watchdog/watchdog0/identity"
 _SOFTDOG: Final = "Software Watchdog"
