@@ -187,7 +187,7 @@ def _create_both(stage: Stage, images: tuple[int, int]) -> list[int]:
             f'CONTEXT=[NETWORK="YES",SET_HOSTNAME="{name}"]'
         )
         for name, image_id, address, memory_mib, how in (
-            ("web", images[0], _PVH, 80, direct),
+            ("web", images[0], _PVH, 104, direct),
             ("db", images[1], _PV, 176, 'XEN_TYPE="pv"'),
         )
     ]

@@ -20,7 +20,7 @@ from lab.story import Story
 from lab.town import NODES
 
 _ADDRESS = "10.77.1.160"
-_MEMORY_MIB = 80  # little is to be sent when it moves
+_MEMORY_MIB = 104  # less does not boot; what there is must be sent when it moves
 _EJECT_S = 900.0
 _FAILOVER_S = 300.0
 _SHOWN = 14  # lines of the timeline

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Protocol
@@ -332,6 +332,55 @@ class Dialogue:
                 self._child.stdin.close()
         self._child.has_ended(patience_s=5.0)
         self._child.abandon()
+
+
+class Within:
+    """A :class:`Runner` whose commands end within ``seconds``, all of them together.
+
+    Each gets one second at least. ``clock`` tells seconds that only go forward.
+    """
+
+    def __init__(self, runner: Runner, seconds: float, clock: Callable[[], float]) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._end = clock() + seconds
+
+    def _limit(self, timeout_s: float | None) -> float:
+        left = max(1.0, self._end - self._clock())
+        return left if timeout_s is None else min(timeout_s, left)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        timeout_s: float = 60.0,
+        ok: Sequence[int] = (0,),
+    ) -> Result:
+        """See :class:`Runner`."""
+        return self._runner.run(argv, stdin=stdin, timeout_s=self._limit(timeout_s), ok=ok)
+
+    def feed(
+        self,
+        argv: Sequence[str],
+        chunks: Iterable[bytes],
+        *,
+        timeout_s: float | None = None,
+        ok: Sequence[int] = (0,),
+    ) -> Result:
+        """See :class:`Runner`."""
+        return self._runner.feed(argv, chunks, timeout_s=self._limit(timeout_s), ok=ok)
+
+    def produce(
+        self,
+        argv: Sequence[str],
+        *,
+        chunks: Iterable[bytes] | None = None,
+        timeout_s: float | None = None,
+        ok: Sequence[int] = (0,),
+    ) -> Producer:
+        """See :class:`Runner`."""
+        return self._runner.produce(argv, chunks=chunks, timeout_s=self._limit(timeout_s), ok=ok)
 
 
 class System:

@@ -125,6 +125,22 @@ def test_third_node_is_taken_up_while_the_pair_runs(three: Three) -> None:
     assert "Nothing to change" in three.run(three.first, THREE)
 
 
+def test_dry_run_says_how_a_node_comes_and_goes(three: Three) -> None:
+    """Corosync's new members, the devices; what is for pairs goes and comes."""
+    said = three.run(three.first, replace(THREE, dry_run=True))
+    assert "\nwhen all nodes have this corosync.conf: corosync-cfgtool -R\n" in said
+    assert "  + primitive fence-node3: " in said
+    assert "  ~ properties: priority-fencing-delay is taken away\n" in said
+    three.grow()
+    three.go_away()
+    before = cib(three)
+    said = three.run(three.first, replace(GIVEN, dry_run=True))
+    assert "\ncrm_node --remove node3 --force\n" in said
+    assert "  - primitive fence-node3\n" in said
+    assert "  ~ properties: priority-fencing-delay 15s\n" in said
+    assert cib(three) == before
+
+
 def test_node_is_taken_out_and_the_rest_is_a_pair_again(three: Three) -> None:
     """Its fence device, preferences for it and its name go; numbers stay."""
     three.grow()
@@ -295,6 +311,8 @@ def test_first_node_that_started_again_half_way_tells_the_others(three: Three) -
     """It has the new members in mind, and the other neither has them nor was given them."""
     _half(three, THREE, joined=False)
     assert set(corosync.members(three.first.loaded)) == {"node1", "node2", "node3"}
+    dry = three.run(three.first, replace(THREE, dry_run=True))
+    assert "when all nodes have this corosync.conf: corosync-cfgtool -R" in dry
     said = three.grow()
     assert "waiting for node2: run there" in said
     assert "loaded on all nodes: the members are node1, node2, node3" in said

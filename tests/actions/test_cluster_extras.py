@@ -304,6 +304,28 @@ def test_gfs2_is_made_once_and_mounted_everywhere(pair: Pair) -> None:
     assert len(pair.san.made) == 1
 
 
+def test_dry_run_says_what_becomes_of_the_datastore(pair: Pair) -> None:
+    """Volume, file system, mount, owner; nothing once they are there."""
+    lines = [
+        f"make the volume LVM_XEN/{VOLUME} of 4096 MiB",
+        f"mkfs.gfs2 -O -p lock_dlm -t lab:cxm-system -j 16 -J 32 /dev/LVM_XEN/{VOLUME}",
+        f"give {DIRECTORY} to oneadmin, once it is mounted",
+    ]
+    dry = replace(GFS2, dry_run=True)
+    assert "\n".join(lines) in pair.run(pair.first, dry)
+    pair.form()
+    said = pair.run(pair.first, dry)
+    assert "\n".join(lines) in said
+    assert "vgcreate" not in said
+    assert f"device /dev/LVM_XEN/{VOLUME}, directory {DIRECTORY}, fstype gfs2" in said
+    pair.given = GFS2
+    pair.run(pair.second, Options(join=pair.token()))
+    pair.run(pair.first, GFS2, lambda: _mounted(pair))
+    assert pair.run(pair.first, dry).endswith("Nothing to change.\n")
+    with pytest.raises(RefusedError, match=r"on .* already"):
+        pair.run(pair.first, replace(NFS, dry_run=True))
+
+
 def test_file_system_that_was_broken_off_is_made_anew(pair: Pair) -> None:
     """The volume is there already, and nobody else has it."""
     pair.first.node.model("mkfs.gfs2", lambda _argv, _in: pytest.fail("killed"))

@@ -4,12 +4,14 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
+from cxm.cluster import peer
 from cxm.cluster.agent import Ocf
 from cxm.cluster.cib import Wish
-from cxm.errors import CxmError, RefusedError
+from cxm.errors import CxmError, RefusedError, UnreachableError
 from cxm.names import VmId
 from cxm.node.guests import Life
 from tests.fakes.domains import checkpoint
@@ -184,6 +186,19 @@ def test_stop_does_not_wait_for_a_guest_whose_node_has_died(pair: Pair) -> None:
     assert pair.agent("node2", "stop") == Ocf.SUCCESS
     assert other.of_vm(7) is None
     assert ("kill", "-KILL", "4000") in other.node.ran
+
+
+def test_nodes_tell_each_other_which_boot_they_are_in(pair: Pair) -> None:
+    """That is how a test of fencing knows a reset; a node that is down says nothing."""
+    here = pair.xens["node1"].machine()
+    told = peer.find(here, fromstring(pair.pacemaker.text), "node2")
+    before = told.boot_id()
+    assert told.boot_id() == before
+    pair.fail("node2")
+    with pytest.raises(UnreachableError, match="the node node2 cannot be reached from node1"):
+        told.boot_id()
+    pair.come_back("node2")
+    assert told.boot_id() not in ("", before)
 
 
 @pytest.mark.parametrize("action", ["start", "stop", "monitor", "migrate_to", "migrate_from"])

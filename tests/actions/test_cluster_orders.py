@@ -3,11 +3,14 @@
 """Orders about a VM of a cluster, on two modelled nodes and Pacemaker's real scheduler."""
 
 import os
-from xml.etree.ElementTree import Element
+from dataclasses import replace
+from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from cxm.cluster import basis
+from cxm.cluster import basis, cib, elements
+from cxm.cluster.pacemaker import Failure, Node, Placed, Status
+from cxm.cluster.view import View, ready
 from cxm.errors import CxmError, RefusedError
 from cxm.node.guests import Life
 from tests.fakes.machine import KilledError
@@ -26,6 +29,12 @@ def state(pair: Pair) -> tuple[bool, Life, str]:
     known = pair.resource()
     assert known is not None
     return known.started, known.life, known.reason
+
+
+def _status(*, online: bool = True) -> Status:
+    """Two nodes, node1 up."""
+    both = (Node("node1", online=True), Node("node2", online=online))
+    return Status(both, quorate=True, fencing_enabled=True)
 
 
 class TestStart:
@@ -131,6 +140,41 @@ class TestStart:
         with pytest.raises(RefusedError, match=what):
             pair.start("node1")
         assert pair.resource() is None
+
+    @pytest.mark.parametrize("gone", ["removed", "switched off"])
+    def test_proof_of_a_device_that_is_not_there_any_more_counts_for_nothing(
+        self, pair: Pair, gone: str
+    ) -> None:
+        """Somebody has taken it away, or switched it off, with Pacemaker's own tools."""
+        root = fromstring(pair.pacemaker.text)
+        ready(View(RID, _status(), root, None), "node1")
+        if gone == "removed":
+            cib.remove(root, "fence-node2")
+        else:
+            (device,) = root.iterfind(".//primitive[@id='fence-node2']")
+            device.append(elements.attributes("meta", "x", {"target-role": "Stopped"}))
+        with pytest.raises(RefusedError, match="no device can fence node2 any more"):
+            ready(View(RID, _status(), root, None), "node1")
+
+    @pytest.mark.parametrize(
+        ("role", "online", "refused"),
+        [("Stopped", True, True), ("Started", True, False), ("Stopped", False, False)],
+    )
+    def test_device_that_does_not_answer_counts_for_nothing(
+        self, pair: Pair, role: str, online: bool, refused: bool
+    ) -> None:
+        """One that works again does; of a node that is off none is needed."""
+        status = replace(
+            _status(online=online),
+            resources={"fence-node2": Placed("fence-node2", role)},
+            failures=(Failure("fence-node2", "monitor", "node1", "x", "now"),),
+        )
+        view = View(RID, status, fromstring(pair.pacemaker.text), None)
+        if refused:
+            with pytest.raises(RefusedError, match="node2 cannot be fenced at the moment: fence-n"):
+                ready(view, "node1")
+        else:
+            ready(view, "node1")
 
     def test_refused_where_pacemaker_does_not_answer(self, pair: Pair) -> None:
         """A node of a cluster never falls back to acting alone."""

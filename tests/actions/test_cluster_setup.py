@@ -4,18 +4,22 @@
 
 import os
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree.ElementTree import tostring
 
 import pytest
 
+from cxm.cluster import nodes
 from cxm.cluster.pacemaker import Failure
 from cxm.errors import CxmError, RefusedError, UsageError
-from cxm.setup import cluster, clustercheck, corosync, jointoken, main
+from cxm.setup import cluster, clustercheck, corosync, forming, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
 from tests.fakes.clusternode import DEVICE, SBD_HEADER, FakeClusterNode, FakePacemaker, San
+from tests.fakes.machine import Outcome
 
 GIVEN = Options(
     name="lab",
@@ -162,10 +166,77 @@ def test_dry_run_changes_nothing_and_shows_no_secret(pair: Pair) -> None:
     assert _files(pair.first.node.root) == before
     assert "+    cluster_name: lab" in said
     assert "systemctl mask xendomains.service" in said
+    assert "  + properties: stonith-enabled true, " in said
+    assert "  + primitive fence-node2: agent stonith:fence_ipmilan, pcmk_host_list node2, " in said
+    assert "ip 10.0.1.2, username u, password ***, " in said
+    assert "secret2" not in said
+    assert "  + node node1: cxm-address 10.0.0.1, cxm-hostkey ssh-ed25519 AAAAhost, " in said
+    assert (
+        f"\nvgcreate --shared --setautoactivation n --metadatasize 16m LVM_XEN {DEVICE}\n" in said
+    )
     assert "systemctl stop pacemaker.service" in said
     assert "write the secret" in said
     assert "PRIVATE KEY" not in said
     assert "xendomains.service" in pair.first.enabled
+
+
+def _prove(pair: Pair) -> None:
+    for name in ("node1", "node2"):
+        nodes.set_attribute(pair.pacemaker.cib, name, nodes.FENCING, "1700000000")
+
+
+def _other_bmc() -> Options:
+    other = GIVEN.fencing[1].replace("10.0.1.2", "10.0.1.7").replace("secret2", "another2")
+    return replace(GIVEN, fencing=[GIVEN.fencing[0], other])
+
+
+def test_dry_run_on_a_formed_cluster_shows_what_differs(pair: Pair) -> None:
+    """On either node nothing; another BMC, by which a node's proof goes, and no password."""
+    pair.form()
+    _prove(pair)
+    for node, given in ((pair.first, GIVEN), (pair.second, Options(join=pair.token()))):
+        assert pair.run(node, replace(given, dry_run=True)).endswith("Nothing to change.\n")
+    before = tostring(pair.pacemaker.cib)
+    said = pair.run(pair.first, replace(_other_bmc(), dry_run=True))
+    assert said.split("This would be done:\n")[1].splitlines() == [
+        "in Pacemaker's configuration:",
+        "  ~ node node2: cxm-fencing is taken away",
+        "  ~ primitive fence-node2: ip 10.0.1.2 -> 10.0.1.7, password *** -> another",
+        forming.to_be_proven(["node2"]),
+        "",
+    ]
+    assert tostring(pair.pacemaker.cib) == before
+
+
+def test_other_device_has_to_be_proven_and_that_is_said(pair: Pair) -> None:
+    """Once: the same command again changes nothing, the new proof neither."""
+    pair.form()
+    _prove(pair)
+    said = pair.run(pair.first, _other_bmc())
+    assert "The cluster lab is formed" in said
+    assert "the fence devices of node2 change" in said
+    assert "cxm fence --test node2" in said
+    proven = {name for name, each in nodes.facts(pair.pacemaker.cib).items() if each.proven}
+    assert proven == {"node1"}
+    _prove(pair)
+    assert "Nothing to change" in pair.run(pair.first, _other_bmc())
+    assert nodes.facts(pair.pacemaker.cib)["node2"].proven
+
+
+def test_dry_run_without_pacemaker_looks_at_what_it_had(pair: Pair) -> None:
+    """Its services are stopped: they would be started, and nothing else is to be done."""
+    pair.form()
+    pair.first.write("var/lib/pacemaker/cib/cib.xml", tostring(pair.pacemaker.cib, "unicode"))
+    pair.pacemaker.answers = False
+    pair.first.active -= {"corosync.service", "pacemaker.service"}
+    said = pair.run(pair.first, replace(GIVEN, dry_run=True))
+    assert said.split("This would be done:\n")[1].splitlines() == [
+        "systemctl enable --now corosync.service",
+        "systemctl enable --now pacemaker.service",
+        "",
+    ]
+    os.unlink(pair.first.node.path("var/lib/pacemaker/cib/cib.xml"))
+    assert "+ primitive fence-node2" in pair.run(pair.first, replace(GIVEN, dry_run=True))
 
 
 def test_example_cluster_of_the_packages_is_taken_down_first(pair: Pair) -> None:
@@ -229,6 +300,10 @@ def _login(pair: Pair) -> None:
     pair.first.xen.sshd += "permitrootlogin no\n"
 
 
+def _bmc(pair: Pair) -> None:
+    pair.san.broken["10.0.1.2"] = "Unable to connect/login to fencing device"
+
+
 def _user(pair: Pair) -> None:
     pair.first.uid = 1000
 
@@ -248,6 +323,7 @@ def _user(pair: Pair) -> None:
         (_resources, "corosync"),
         (_marker, "membership"),
         (_login, "sshd"),
+        (_bmc, "fencing node2"),
         (_user, "root"),
     ],
 )
@@ -263,6 +339,62 @@ def test_failed_check_changes_nothing(
     assert "FAILED" in said.text
     assert "->" in said.text
     assert _files(pair.first.node.root) == before
+
+
+def test_fence_devices_are_asked_before_anything_is_changed(pair: Pair) -> None:
+    """With what they were given, but what is for Pacemaker, nor an action of somebody's own."""
+    more = "node2=fence_x,ip=10.0.1.9,pcmk_host_map=node2:7,action=off"
+    given = replace(GIVEN, fencing=[*GIVEN.fencing, more], dry_run=True)
+    said = pair.run(pair.first, given)
+    assert "fence-node2-2 (fence_x) answers" in said
+    assert sorted(pair.san.asked, key=lambda each: each["ip"]) == [
+        {"action": "monitor", "ip": "10.0.1.1", "username": "u", "password": "secret1"},
+        {"action": "monitor", "ip": "10.0.1.2", "username": "u", "password": "secret2"},
+        {"action": "monitor", "ip": "10.0.1.9"},
+    ]
+
+
+def test_agent_without_a_monitor_is_asked_for_its_nodes_status(pair: Pair) -> None:
+    """That of the outlet which the node is on; off is an answer too."""
+    pair.san.actions = "status off on reboot metadata"
+    more = "node2=fence_x,ip=10.0.1.9,pcmk_host_map=node1:6;node2:7"
+    pair.run(pair.first, replace(GIVEN, fencing=[*GIVEN.fencing, more], dry_run=True))
+    (asked,) = (each for each in pair.san.asked if each["ip"] == "10.0.1.9")
+    assert asked == {"action": "status", "ip": "10.0.1.9", "nodename": "node2", "port": "7"}
+
+
+def test_agent_that_repeats_a_password_does_not_get_it_shown(pair: Pair) -> None:
+    """Its words are told, with node and device."""
+    pair.san.broken["10.0.1.2"] = "Invalid password {password} for {username}"
+    said = Said()
+    with pytest.raises(RefusedError):
+        cluster.work(pair.first.world(pair.pacemaker, said), GIVEN)
+    assert (
+        "FAILED   fencing node2  fence-node2 does not answer: 'fence_ipmilan' failed" in said.text
+    )
+    assert "Invalid password *** for u" in said.text
+    assert "secret2" not in said.text
+
+
+def test_fence_devices_are_asked_all_at_once(pair: Pair) -> None:
+    """Sixteen nodes whose BMCs are silent for a minute each cost one minute."""
+    together, one = threading.Barrier(2, timeout=30), pair.first._fence
+
+    def asked(argv: tuple[str, ...], stdin: bytes) -> Outcome:
+        together.wait()
+        return one(argv, stdin)
+
+    pair.first.node.model("fence_ipmilan", asked)
+    assert "fence-node2 (fence_ipmilan) answers" in pair.run(
+        pair.first, replace(GIVEN, dry_run=True)
+    )
+
+
+def test_own_bmc_that_does_not_answer_is_a_warning(pair: Pair) -> None:
+    """One that shares the network port of its machine answers all others, who are to use it."""
+    pair.san.broken["10.0.1.1"] = "timed out"
+    said = pair.run(pair.first, replace(GIVEN, dry_run=True))
+    assert "warning  fencing node1  fence-node1 does not answer here: 'fence_ipmilan'" in said
 
 
 def test_other_settings_of_a_formed_cluster_are_refused(pair: Pair) -> None:

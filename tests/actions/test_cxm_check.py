@@ -159,6 +159,9 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
 WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "standby", "on"), "state",
      "node2 takes no VMs: standby"),
+    (lambda crm: setattr(crm.members["node2"], "online", False), "state", "node2 is offline"),
+    (lambda crm: setattr(crm.members["node2"], "pending", True), "state",
+     "node node2 has not joined Pacemaker: no VM can start on it"),
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "cxm-fencing", "1700000000"),
      "fencing node2", "proven 1108 days ago"),
     (lambda crm: crm.add_vm(8, "node1", memory=3000), "N+1",
@@ -205,6 +208,14 @@ def test_warnings(
     assert wrong[0]["advice"]
 
 
+@pytest.mark.parametrize(("field", "value"), [("online", False), ("pending", True)])
+def test_cluster_that_lacks_a_node_is_not_well(crm: FakeCluster, field: str, value: bool) -> None:
+    """Dead, or heard by Corosync only: nothing of it may read as if all were there."""
+    setattr(crm.members["node2"], field, value)
+    _code, found = _check(crm)
+    assert [each["level"] for each in found if each["name"] == "state"] == ["warning"]
+
+
 def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:
     """It takes VMs in the order of their ids, and may leave down what would fit."""
     crm.add_node("node3", memory=2100, cxm_fencing=f"{NOW:.0f}", cxm_address="10.0.0.2",
@@ -216,6 +227,17 @@ def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:
     assert about["level"] == "warning"
     assert about["found"] == "if node1 dies, no place is left for one-8 (2000 MiB)"
     assert "packed more tightly" in about["advice"]
+
+
+def test_death_that_costs_the_quorum_is_told(crm: FakeCluster) -> None:
+    """Pacemaker's simulation starts all again: it does not know of votes."""
+    crm.add_node("node3", cxm_fencing=f"{NOW:.0f}")
+    crm.members["node3"].online = False
+    _code, found = _check(crm)
+    (about,) = [each for each in found if each["name"] == "N+1"]
+    assert about["level"] == "warning"
+    assert "the rest has no quorum" in about["found"]
+    assert about["advice"].startswith("start the nodes that are away")
 
 
 def test_nodes_of_different_versions(crm: FakeCluster) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from cxm.cli import ctl, main
-from cxm.errors import CommandError, LockTimeoutError, NotFoundError, RefusedError, UsageError
+from cxm.cluster import nodes
+from cxm.errors import (
+    CommandError,
+    LockTimeoutError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from tests.fakes.crm import NOW, FakeCluster, two_nodes
 
 NOTHING = ("crm_diff", "cibadmin --patch", "stonith_admin", "lvchange")
@@ -46,6 +54,40 @@ def test_eject_empties_a_node_and_tells_how(crm: FakeCluster) -> None:
     assert crm.attribute("node2", "standby") is None
     assert _run(crm, "eject --back node2") == 0
     assert crm.text.endswith("node2 takes VMs already\n")
+
+
+BY_HAND = {
+    ("standby", "reboot"): "'crm_standby --node node2 --lifetime reboot --delete'",
+    ("maintenance", "reboot"):
+        "'crm_attribute --node node2 --name maintenance --lifetime reboot --delete'",
+    ("maintenance", "forever"): "'crm_attribute --node node2 --name maintenance --delete'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "order"), BY_HAND.items())
+def test_node_that_another_order_holds_is_not_given_back(
+    crm: FakeCluster, what: tuple[str, str], order: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own standby goes; that it takes VMs would not be true, and check says how to end it."""
+    key, lifetime = what
+    nodes.set_attribute(crm.cib, "node2", "standby", "on")
+    if lifetime == "reboot":
+        crm.until_reboot("node2", key)
+    else:
+        nodes.set_attribute(crm.cib, "node2", key, "on")
+    for _again in range(2):
+        assert _run(crm, "eject --back node2") == RefusedError.code
+        said = capsys.readouterr().err
+        assert f"node2 takes no VMs yet: it is in {key} by another order ({order} ends" in said
+    assert crm.attribute("node2", "standby") is None
+    assert "again" not in crm.text
+    assert main.main(["check"], crm.world()) == 0
+    assert f"{order} when that is over" in crm.text
+
+
+def test_node_that_a_failure_holds_is_given_back_by_a_cleanup() -> None:
+    """An operation with on-fail=standby leaves no attribute."""
+    assert nodes.give_back(nodes.Facts("node2")) == "'crm_resource --cleanup --node node2'"
 
 
 def test_eject_means_this_node(crm: FakeCluster) -> None:
@@ -178,14 +220,18 @@ def test_fence_refuses(
     assert not _changed(crm)
 
 
-def test_fencing_is_proven_by_a_node_that_falls_silent_and_comes_back(crm: FakeCluster) -> None:
+def _third(crm: FakeCluster) -> None:
+    crm.add_node("node3", cxm_address="10.0.0.3", cxm_hostkey="ssh-ed25519 BBBB")
+
+
+def test_fencing_is_proven_by_a_node_that_comes_back_from_another_boot(crm: FakeCluster) -> None:
     """Emptied first, given back at the end; the time is noted where everybody sees it."""
     crm.answer = "node2"
     assert _run(crm, "fence --test node2") == 0
     assert crm.text.splitlines()[-4:] == [
         "node2: being reset by fence-node2 ...",
-        "node2: was reset; waiting until it is back ...",
-        "node2: is back",
+        "node2: was fenced; waiting until it is back ...",
+        "node2: was reset, and is back",
         "fencing is proven: node2",
     ]
     proven = float(crm.attribute("node2", "cxm-fencing") or 0)
@@ -196,41 +242,97 @@ def test_fencing_is_proven_by_a_node_that_falls_silent_and_comes_back(crm: FakeC
 
 def test_all_other_nodes_are_proven_one_by_one(crm: FakeCluster) -> None:
     """This one must be tried from another."""
-    crm.add_node("node3")
+    _third(crm)
     crm.answer = "all"
     assert _run(crm, "fence --test") == 0
     assert "fencing is proven: node2, node3" in crm.text
     assert "cxm fence --test node1" in crm.text
 
 
+def test_node_that_boots_before_its_device_is_done_was_reset(crm: FakeCluster) -> None:
+    """SBD waits for half a minute and more, and then a fast machine answers again."""
+    crm.fast = True
+    assert _run(crm, "fence --test --yes node2") == 0
+    assert crm.members["node2"].online  # a member again, not only booted
+
+
+@pytest.mark.parametrize("fast", [True, False])
 def test_device_that_lies_proves_nothing(
-    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+    crm: FakeCluster, fast: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It reports success, and the node goes on to answer."""
+    """It reports success, and the node goes on in the boot that it was in."""
     before = crm.attribute("node2", "cxm-fencing")
-    crm.lies = True
+    crm.lies, crm.fast = True, fast
     assert _run(crm, "fence --test --yes node2") == CommandError.code
-    assert "10.0.0.2 never stopped to answer: IT WAS NOT RESET" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the fencing of node2 was reported as done, but 90 s later it is in the same" in said
+    assert "IT WAS NOT RESET" in said
     assert crm.attribute("node2", "cxm-fencing") == before
     assert crm.attribute("node2", "standby") is None
+
+
+def test_node_that_was_told_of_its_fencing_and_not_reset_is_found_out(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Pacemaker ends itself when it hears that; what runs there goes on."""
+    crm.lies, crm.fast = True, True
+
+    def told() -> None:
+        crm.step()
+        if crm.node.clock > 20:
+            crm.members["node2"].pending = True
+
+    crm.node.later = told
+    assert _run(crm, "fence --test --yes node2") == CommandError.code
+    assert "IT WAS NOT RESET" in capsys.readouterr().err
+
+
+def test_device_that_is_changed_meanwhile_is_not_proven(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """cxm-setup has taken the old proof away, and this one is of the old device."""
+    later = crm.node.later
+
+    def changed() -> None:
+        later()
+        if "being reset" not in crm.text:
+            return
+        for primitive in crm.cib.iterfind(".//primitive[@id='fence-node2']"):
+            primitive.set("type", "fence_other")
+        nodes.set_attribute(crm.cib, "node2", "cxm-fencing", None)
+
+    crm.node.later = changed
+    assert _run(crm, "fence --test --yes node2") == RefusedError.code
+    assert "the fence devices of node2 were changed" in capsys.readouterr().err
+    assert crm.attribute("node2", "cxm-fencing") is None
 
 
 def test_device_of_another_machine_is_noticed(
     crm: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The cables of two BMCs are changed round."""
-    crm.add_node("node3")
+    _third(crm)
     crm.hits = "node3"
     assert _run(crm, "fence --test --yes node2") == CommandError.code
-    assert "never stopped to answer" in capsys.readouterr().err
+    assert "while node2 was fenced, node3 became offline" in capsys.readouterr().err
     assert crm.attribute("node2", "cxm-fencing") == f"{NOW - 3600 * 5:.0f}"
+
+
+def test_node_that_cannot_say_its_boot_is_not_emptied(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing could be proven by its reset."""
+    crm.unreachable = True
+    assert _run(crm, "fence --test --yes node2") == UnreachableError.code
+    assert "the node node2 cannot be reached from node1" in capsys.readouterr().err
+    assert not _changed(crm)
 
 
 def test_node_that_dies_together_with_the_fenced_one_is_noticed(
     crm: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One device for two machines, or a cable that both hang on."""
-    crm.add_node("node3")
+    _third(crm)
 
     def together() -> None:
         crm.step()

@@ -64,6 +64,10 @@ class San:
     sbd_signature: str = ""
     slots: list[str] = field(default_factory=list)  # who has used it
     made: list[tuple[str, ...]] = field(default_factory=list)  # file systems
+    # What a BMC at an address says that does not answer, and which actions were asked for.
+    broken: dict[str, str] = field(default_factory=dict)
+    actions: str = "monitor status off on reboot metadata"  # of the fence agents
+    asked: list[dict[str, str]] = field(default_factory=list)
 
     def make_sbd(self, watchdog: int, msgwait: int) -> None:
         """Make SBD's disk."""
@@ -112,6 +116,11 @@ class FakePacemaker:
             resources=resources,
             failures=tuple(self.failures),
         )
+
+    def query(self, _runner: Runner) -> Element:
+        if not self.answers:
+            raise RefusedError("Pacemaker does not run here")
+        return self.cib
 
     def change(self, _runner: Runner, edit: Callable[[Element], None], _what: str) -> bool:
         before = tostring(self.cib)
@@ -174,6 +183,8 @@ class FakeClusterNode:
             "sbd": self._sbd,
             "mkfs.gfs2": self._mkfs_gfs2,
             "lvcreate": self._lvcreate,
+            "fence_ipmilan": self._fence,
+            "fence_x": self._fence,
         }
         for command, handler in models.items():
             self.node.model(command, handler)
@@ -211,7 +222,7 @@ class FakeClusterNode:
             pacemaker.remove,
             self._settings,
             sleep,
-            lambda _runner: pacemaker.cib,
+            pacemaker.query,
         )
 
     def restart(self) -> None:
@@ -310,6 +321,20 @@ class FakeClusterNode:
         times = {"watchdog": watchdog, "allocate": 2, "loop": 1, "msgwait": msgwait}
         rows = [f"Timeout {f'({name})':<10} : {value}\n" for name, value in times.items()]
         return Outcome(f"==Dumping header on disk {SBD}\nSector size        : 512\n{''.join(rows)}")
+
+    def _fence(self, argv: tuple[str, ...], stdin: bytes) -> Outcome:
+        assert len(argv) == 1, "everybody reads command lines"
+        given = dict(line.partition("=")[::2] for line in stdin.decode().splitlines())
+        if given["action"] == "metadata":
+            rows = "".join(f'<action name="{each}" />' for each in self.san.actions.split())
+            return Outcome(f"<resource-agent><actions>{rows}</actions></resource-agent>")
+        assert given["action"] in ("monitor", "status"), "nobody is to be fenced"
+        assert given["action"] in self.san.actions
+        self.san.asked.append(given)
+        words = self.san.broken.get(given.get("ip", ""))
+        if words is not None:
+            return Outcome(stderr=words.format(**given), code=1)
+        return Outcome(code=2 if given["action"] == "status" else 0)
 
     def _lvcreate(self, argv: tuple[str, ...], stdin: bytes) -> Outcome:
         # The model fills every new volume with a former tenant's bytes.

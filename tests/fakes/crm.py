@@ -43,7 +43,8 @@ class Member:
     online: bool = True
     unclean: bool = False
     pending: bool = False
-    away: int = 0  # for how many steps more it is booting
+    away: int = 0  # for how many steps more it is booting, or kept out
+    boots: int = 0
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ class FakeCluster:
     journal: str = ""
     lies: bool = False  # the fencing device reports success and resets nothing
     hits: str = ""  # the fencing device resets this node instead
+    fast: bool = False  # a node that was reset has booted before its device says that it is done
     unreachable: bool = False  # for ssh
     asked: list[tuple[str, int]] = field(default_factory=list)  # what guests were asked
     deaf: set[int] = field(default_factory=set)  # VMs whose guests do not listen
@@ -105,7 +107,6 @@ class FakeCluster:
             "stonith_admin": self._stonith_admin,
             "corosync-cmapctl": self._corosync_cmapctl,
             "journalctl": lambda _argv, _in: Outcome(self.journal),
-            "ping": self._ping,
             "timedatectl": lambda _argv, _in: Outcome(f"{self.clock}\n"),
             "systemctl": self._systemctl,
             "pacemakerd": lambda _argv, _in: Outcome("Pacemaker 2.1.5\nWritten by ...\n"),
@@ -168,6 +169,18 @@ class FakeCluster:
     def attribute(self, node: str, key: str) -> str | None:
         """A node's attribute as it is in the CIB."""
         return nodes.facts(self.cib)[node].attributes.get(key)
+
+    def until_reboot(self, node: str, key: str) -> None:
+        """Set an attribute as ``--lifetime reboot`` does: it ends with the node's membership."""
+        parent = self.cib.find("status")
+        assert parent is not None
+        state = SubElement(parent, "node_state", {"uname": node})
+        group = SubElement(SubElement(state, "transient_attributes"), "instance_attributes")
+        SubElement(group, "nvpair", {"name": key, "value": "on"})
+
+    def _is(self, node: str, key: str) -> bool:
+        known = nodes.facts(self.cib)[node]
+        return "on" in (known.attributes.get(key), known.fleeting.get(key))
 
     def world(self, **changes: Any) -> World:
         """What a subcommand sees."""
@@ -248,7 +261,7 @@ class FakeCluster:
         return ""
 
     def _takes(self, name: str) -> bool:
-        return self.members[name].online and self.attribute(name, "standby") != "on"
+        return self.members[name].online and not self._is(name, "standby")
 
     # --- the programs --------------------------------------------------------------------------
 
@@ -305,7 +318,8 @@ class FakeCluster:
             row = {
                 "name": name,
                 "online": str(member.online).lower(),
-                "standby": str(self.attribute(name, "standby") == "on").lower(),
+                "standby": str(self._is(name, "standby")).lower(),
+                "maintenance": str(self._is(name, "maintenance")).lower(),
                 "unclean": str(member.unclean).lower(),
                 "pending": str(member.pending).lower(),
                 "is_dc": str(name == decider).lower(),
@@ -377,16 +391,26 @@ class FakeCluster:
 
     def _ssh(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         """What another node is asked by its forced command."""
-        word, cloud, vm = argv[argv.index("--") + 1 :]
+        name, word, *rest = argv[argv.index("--") - 1], *argv[argv.index("--") + 1 :]
         if self.unreachable:
             return Outcome(stderr="Connection timed out", code=255)
+        if word == "boot":
+            return self._boot(name.removeprefix("root@"))
+        cloud, vm = rest
         place = self.places.get(f"cxm-{cloud}-{vm}")
         running = place is not None and bool(place.nodes)
         if word != "state":
-            assert argv[argv.index("--") - 1] == "root@10.0.0.2"
+            assert name == "root@10.0.0.2"
             assert cloud == CLOUD
             self._asked(word, int(vm))
         return Outcome(f'{{"running": {str(running).lower()}, "domains": {int(running)}}}')
+
+    def _boot(self, address: str) -> Outcome:
+        name = next(each for each in self.members if self.attribute(each, "cxm-address") == address)
+        member = self.members[name]
+        if not (member.online or self.fast):
+            return Outcome(stderr="Connection timed out", code=255)
+        return Outcome(f'{{"id": "{name}, boot {member.boots}"}}')
 
     def _asked(self, word: str, vm: int) -> None:
         """A guest listens, unless it is deaf."""
@@ -411,26 +435,13 @@ class FakeCluster:
         assert argv[3] == "--timeout"
         if not self.lies:
             hit = self.members[self.hits or argv[2]]
-            hit.online, hit.away = False, 8
+            hit.online, hit.away, hit.boots = False, 8, hit.boots + 1
         return Outcome()
 
     def _corosync_cmapctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         assert argv[1:] == ("-s", "quorum.cancel_wait_for_all", "u8", "1")
         self.quorate = True
         return Outcome()
-
-    def _ping(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
-        assert argv[1:6] == ("-n", "-c", "1", "-W", "1")
-        name = next(
-            (
-                each
-                for each in self.members
-                if argv[6] in (each, self.attribute(each, "cxm-address"))
-            ),
-            None,
-        )
-        assert name is not None, argv
-        return Outcome(code=0 if self.members[name].online else 1)
 
     def _systemctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         if argv[1] == "is-active":

@@ -31,6 +31,7 @@ from cxm.run import System
 from tests.fakes import copies
 from tests.fakes.call import request, typed
 from tests.fakes.machine import CLOUD, FakeNode, KilledError, Outcome
+from tests.fakes.san import San, SanNode
 
 FRONTEND: Final = "front"
 
@@ -57,9 +58,9 @@ def _no_domains(_argv: tuple[str, ...], _input: bytes) -> Outcome:
 
 
 class Cloud:
-    """A frontend with its files, oned's records, and hosts by name."""
+    """A frontend with its files, oned's records, and hosts by name; with a SAN they share that."""
 
-    def __init__(self, root: Path, *hosts: str) -> None:
+    def __init__(self, root: Path, *hosts: str, san: San | None = None) -> None:
         self.root = root
         self.front = root / FRONTEND
         (self.front / "datastores" / "1").mkdir(parents=True)
@@ -67,8 +68,9 @@ class Cloud:
         (self.front / "tmp").mkdir()
         self.hosts: dict[str, FakeNode] = {}
         for number, name in enumerate(hosts):
-            node = FakeNode(str(root / name))
-            node.uuid = f"uuid-of-group-{number}"
+            path = str(root / name)
+            node = FakeNode(path) if san is None else SanNode(path, name, san)
+            node.uuid = f"uuid-of-group-{0 if san else number}"
             node.model("xl", _no_domains)
             self.hosts[name] = node
         self.vms: dict[int, str] = {}

@@ -115,6 +115,7 @@ class PairXen(FakeXen):
         more = {
             "hostname": self.node.name,
             "cluster_marker": self.node.path("state", "cluster"),
+            "cib_file": pair.pacemaker.file,
             "sleep": pair.sleep,
             "now": lambda: BEGIN + self.clock,
         }
@@ -138,6 +139,7 @@ class Pair:
         self.said: list[str] = []
         self._quiet = 0
         self.pacemaker = FakePacemaker(self._act, self._fence)
+        self.pacemaker.file = str(root / "cib.xml")
         for name in NODES:
             node = PairNode(str(root / name), name, self.san)
             node.pair, node.own = self, []
@@ -181,6 +183,11 @@ class Pair:
     def restore(self, node: str = "node1") -> Answer:
         """domain-restore."""
         return self.ask(node, "domain-restore", vm=7, dir=self.directory(node), guest=None)
+
+    def observe(self, node: str) -> dict[str, str]:
+        """The state of each guest of a node, by its name."""
+        guests = self.ask(node, "observe", detail="state").result["guests"]
+        return {guest["name"]: guest["state"] for guest in guests}
 
     def agent(self, node: str, action: str, **meta: str) -> int:
         """Call the agent as Pacemaker does; 1 when it is killed."""

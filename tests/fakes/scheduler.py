@@ -114,13 +114,28 @@ class FakePacemaker:
         self, act: Callable[[Order], tuple[int, str]], fence: Callable[[str], None]
     ) -> None:
         self._act, self._fence = act, fence
-        self.text = _at_rest()
+        self.file = ""  # the CIB as it is on the disk of every node, if anybody looks at it
+        self._text = _at_rest()
         self.is_working = False
         self.is_dirty = False
         self.transitions = 1
         self.done: list[tuple[str, str, int]] = []  # action, node, code
         self._deleted: set[tuple[str, str]] = set()  # history of a resource on a node
         self.runs = True  # on the node that asks
+
+    @property
+    def text(self) -> str:
+        """The CIB."""
+        return self._text
+
+    @text.setter
+    def text(self, text: str) -> None:
+        is_new = _configuration(text) != _configuration(self._text)
+        self._text = text
+        if is_new and self.file:
+            with open(f"{self.file}.new", "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(file.name, self.file)
 
     # --- its programs --------------------------------------------------------------------------
 
@@ -276,6 +291,11 @@ class FakePacemaker:
 
 def _has_failed(op: Element) -> bool:
     return op.get("rc-code") not in ("0", "7", "193") or op.get("id", "").endswith("_failure_0")
+
+
+def _configuration(text: str) -> str:
+    """The part of a CIB that Pacemaker writes to the disk."""
+    return text[text.index("<configuration") : text.index("<status")]
 
 
 def _read(path: str) -> str:

@@ -14,6 +14,7 @@ from cxm import sparse
 from cxm.names import State, Tags, VmId
 from tests.fakes.hosts import FRONTEND, Cloud, tree
 from tests.fakes.machine import CLOUD, MIB, FakeNode
+from tests.fakes.san import San
 
 DATA = Path(__file__).parents[1] / "data" / "one"
 NOISE = hashlib.shake_128(b"noise").digest(MIB)
@@ -44,7 +45,16 @@ def with_filesystem(kind: str, size_mib: int) -> bytes:
 def new_cloud(root: Path, version: str = "7.4") -> Cloud:
     """A frontend and two standalone hosts; oned knows VM 42 and its images."""
     root.mkdir()
-    made = Cloud(root, "solo1", "solo2")
+    return _with_records(Cloud(root, "solo1", "solo2"), version)
+
+
+def new_cluster(root: Path, version: str = "7.4") -> Cloud:
+    """The same, but that the hosts are two nodes of a cluster, node1 and node2."""
+    root.mkdir()
+    return _with_records(Cloud(root, "node1", "node2", san=San(str(root / "san"))), version)
+
+
+def _with_records(made: Cloud, version: str) -> Cloud:
     vm = (DATA / f"vm-{version}.xml").read_text()
     made.vms[42] = re.sub(r"SIZE><!\[CDATA\[(2048|29)\]", "SIZE><![CDATA[4]", vm)
     made.images[7] = (

@@ -48,3 +48,10 @@ def test_a_peers_defect_is_an_answer() -> None:
     answer = peerserver.answered(broken, f"state {CLOUD} 7", lambda _argv: None, io.BytesIO())
     assert answer["error"].endswith("failed unexpectedly: ZeroDivisionError: of what?")
     assert "defect of cxm" in answer["hint"]
+
+
+def test_a_node_without_settings_tells_its_boot() -> None:
+    """A new node's fencing is proven before it is a host of OpenNebula."""
+    assert peerserver.machine_for("boot", _broken).config == NodeConfig()
+    with pytest.raises(ZeroDivisionError):
+        peerserver.machine_for("corosync", _broken)

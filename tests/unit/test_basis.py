@@ -9,10 +9,10 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 import pytest
 
-from cxm.cluster import basis
-from cxm.cluster.basis import Basis, FenceDevice
+from cxm.cluster import basis, nodes
+from cxm.cluster.basis import Basis, FenceDevice, Sbd
 from cxm.errors import NotFoundError
-from tests.fakes.cib import EMPTY, Cluster, Step, of_nodes, section, vm_id, waits_for
+from tests.fakes.cib import BMC, EMPTY, Cluster, Step, of_nodes, section, vm_id, waits_for
 
 VMS = {1: "node1", 2: "node2", 3: "node2"}
 
@@ -196,6 +196,85 @@ def test_new_password_of_a_bmc_arrives() -> None:
     found = section(cib, "resources").find("primitive[@id='fence-node2']")
     assert found is not None
     assert _value(found, "password") == "n"
+
+
+def _proven(given: Basis) -> Element:
+    """A CIB with these devices; the fencing of all nodes is proven."""
+    cib = fromstring(EMPTY)
+    for number, name in enumerate(given.nodes, 1):
+        SubElement(section(cib, "nodes"), "node", {"id": str(number), "uname": name})
+    basis.edit(cib, given)
+    for name in given.nodes:
+        nodes.set_attribute(cib, name, nodes.FENCING, "1700000000")
+    return cib
+
+
+def _proofs(cib: Element) -> set[str]:
+    return {name for name, each in nodes.facts(cib).items() if each.proven}
+
+
+def _with(device: FenceDevice) -> Basis:
+    """The basis of two nodes, the second with this device."""
+    given = of_nodes("node1", "node2")
+    return replace(given, fencing=[given.fencing[0], device])
+
+
+SWITCH = FenceDevice("node2", "fence_apc", {"pcmk_host_map": "node2:7"})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        _with(FenceDevice("node2", "fence_ipmilan", {**BMC, "ip": "10.0.0.9"})),
+        _with(FenceDevice("node2", "fence_ipmilan", {**BMC, "password": "n"})),
+        _with(FenceDevice("node2", "fence_redfish", BMC)),
+        replace(_with(SWITCH), fencing=[*of_nodes("node1", "node2").fencing, SWITCH]),
+    ],
+)
+def test_proof_goes_with_the_device_that_it_proved(changed: Basis) -> None:
+    """Another BMC, agent, password, one device more: only that node's, and only once."""
+    cib = _proven(of_nodes("node1", "node2"))
+    before = fromstring(tostring(cib))
+    basis.edit(cib, changed)
+    assert _proofs(cib) == {"node1"}
+    assert nodes.unproven(before, cib) == ["node2"]
+    nodes.set_attribute(cib, "node2", nodes.FENCING, "1800000000")
+    basis.edit(cib, changed)
+    assert _proofs(cib) == {"node1", "node2"}
+
+
+def test_sbd_is_a_device_of_every_node_that_has_to_be_proven() -> None:
+    """Its message must reach each of them; the same command once more changes nothing."""
+    given = of_nodes("node1", "node2")
+    cib = _proven(given)
+    basis.edit(cib, replace(given, sbd=Sbd("/dev/disk/by-id/sbd", 30)))
+    assert not _proofs(cib)
+    cib = _proven(replace(given, sbd=Sbd("/dev/disk/by-id/sbd", 30)))
+    basis.edit(cib, replace(given, sbd=Sbd("/dev/disk/by-id/sbd", 30)))
+    assert _proofs(cib) == {"node1", "node2"}
+    basis.edit(cib, replace(given, sbd=Sbd("/dev/disk/by-id/other", 30)))
+    assert not _proofs(cib)
+
+
+def test_node_that_comes_or_goes_costs_nobody_his_proof() -> None:
+    """Whom else SBD is for, and the delays of pairs, say nothing about what a device does."""
+    sbd = Sbd("/dev/disk/by-id/sbd", 30)
+    cib = _proven(replace(of_nodes("node1", "node2"), sbd=sbd))
+    SubElement(section(cib, "nodes"), "node", {"id": "3", "uname": "node3"})
+    basis.edit(cib, replace(of_nodes("node1", "node2", "node3"), sbd=sbd))
+    assert _proofs(cib) == {"node1", "node2"}
+    basis.edit_gone(cib, "node3")
+    basis.edit(cib, replace(of_nodes("node1", "node2"), sbd=sbd))
+    assert _proofs(cib) == {"node1", "node2"}
+
+
+def test_device_that_was_taken_out_with_another_node_proves_nothing() -> None:
+    """A switch that was kept off one node and was for both."""
+    cib = _proven(of_nodes("node1", "node2"))
+    for pair in section(cib, "resources").iterfind(".//nvpair[@name='pcmk_host_list']"):
+        pair.set("value", "node1 node2")
+    basis.edit_gone(cib, "node2")
+    assert "node1" not in _proofs(cib)
 
 
 def test_nothing_is_left_of_a_node_that_is_gone() -> None:

@@ -62,6 +62,16 @@ def test_recorded_cluster_in_the_midst_of_a_move() -> None:
     assert [each.device for each in found.nodes] == ["fence-node1", "fence-node2"]
 
 
+def test_recorded_node_whose_pacemaker_was_stopped() -> None:
+    """Pacemaker calls it online, standby and pending, as one that joins: all is not well."""
+    status = parse_status((DATA / "crm_mon-2.1.5-not-joined.xml").read_text())
+    found = build(status, ET.fromstring((DATA / "cib-2.1.5-locks.xml").read_text()))
+    assert found.node("node2").state is NodeState.PENDING
+    (alarm,) = alarms(found)
+    assert alarm.text == "node node2 has not joined Pacemaker: no VM can start on it"
+    assert "'systemctl start pacemaker'" in alarm.advice
+
+
 def test_node_is_as_full_as_its_vms_make_it(crm: FakeCluster) -> None:
     """Of memory and CPU, as Pacemaker counts them."""
     node1, node2 = _look(crm).nodes
@@ -207,6 +217,30 @@ def test_dead_node_costs_nothing_more(crm: FakeCluster) -> None:
     assert n_plus_one(cluster) == (False, "there is no second node that takes VMs")
 
 
+@pytest.mark.parametrize(
+    ("away", "of", "fine"),
+    [(0, 2, True), (0, 3, True), (1, 3, False), (0, 4, True), (1, 4, False), (1, 5, True),
+     (2, 5, False)],
+)  # fmt: skip
+def test_last_majority_is_no_n_plus_one(tmp_path: Path, away: int, of: int, fine: bool) -> None:
+    """However much room there is: those who are too few start nothing."""
+    crm = FakeCluster(FakeNode(str(tmp_path / "n")))
+    for number in range(of):
+        crm.add_node(f"node{number}")
+        crm.members[f"node{number}"].online = number >= away
+    sentence = "if one more node dies, the rest has no quorum and starts nothing"
+    found = n_plus_one(_look(crm), {})
+    assert found[0] is fine
+    assert (found[1] == sentence) is not fine
+
+
+def test_node_that_only_corosync_hears_has_a_vote(tmp_path: Path) -> None:
+    """Pacemaker goes by Corosync's quorum."""
+    crm = _three(tmp_path)
+    crm.members["node1"].pending = True
+    assert n_plus_one(_look(crm), {})[0]
+
+
 def test_without_counting_nothing_is_promised(crm: FakeCluster) -> None:
     """Pacemaker's default strategy ignores memory."""
     pair = crm.cib.find("configuration/crm_config/cluster_property_set/nvpair")
@@ -259,6 +293,7 @@ def test_lost_majority_is_told(crm: FakeCluster) -> None:
 
 def test_failed_fencing_is_told_while_it_is_tried_again(crm: FakeCluster) -> None:
     """Pacemaker tries again at once, and for ever; both it and the DLM ask for it."""
+    crm.members["node2"].unclean = True
     pending = {"target": "node2", "action": "reboot", "status": "pending"}
     crm.fence_events = [
         pending,
@@ -266,8 +301,25 @@ def test_failed_fencing_is_told_while_it_is_tried_again(crm: FakeCluster) -> Non
         {"target": "node2", "status": "failed", "exit-reason": "No route",
          "completed": "2026-01-01 00:00:00Z"},
     ]  # fmt: skip
-    texts = [each.text for each in alarms(_look(crm))]
-    assert texts == ["FENCING OF node2 FAILED, and is tried again: No route"]
+    alarm = alarms(_look(crm))[0]
+    assert alarm.text == "FENCING OF node2 FAILED, and is tried again: No route"
+    assert "'cxm fence --confirmed node2'" in alarm.advice
+
+
+@pytest.mark.parametrize("standby", ["on", None])
+def test_failed_fencing_of_a_healthy_node_is_no_death(
+    crm: FakeCluster, standby: str | None
+) -> None:
+    """After a test that failed: nothing of it is down, and who says that it is off is refused."""
+    nodes.set_attribute(crm.cib, "node2", "standby", standby)
+    crm.fence_events = [
+        {"target": "node2", "status": "failed", "exit-reason": "No route",
+         "completed": "2026-01-01 00:00:00Z"},
+    ]  # fmt: skip
+    (alarm,) = alarms(_look(crm))
+    assert alarm.text == "FENCING OF node2 DOES NOT WORK: No route"
+    assert "'cxm fence --test node2' on another node" in alarm.advice
+    assert "--confirmed" not in alarm.advice
 
 
 def test_failed_fencing_that_worked_later_is_no_alarm(crm: FakeCluster) -> None:

@@ -113,12 +113,13 @@ def test_start_without_lvmlockd_fails_at_once(place: Place) -> None:
 
 
 def test_stop_gives_the_lockspace_back(place: Place) -> None:
-    """Where it is not, nothing is to be done."""
+    """Where it is not, nothing is to be done. What is active and used by nobody goes first."""
     assert place.run("stop").code == SUCCESS
     assert not place.calls("vgchange")
     place.lockspace()
     assert place.run("stop").code == SUCCESS
-    assert place.calls("vgchange") == ["vgchange --lockstop LVM_XEN"]
+    wanted = ["vgchange --activate n LVM_XEN", "vgchange --lockstop LVM_XEN"]
+    assert place.calls("vgchange") == wanted
 
 
 def test_stop_without_lvmlockd_leaves_guests_alone(place: Place) -> None:

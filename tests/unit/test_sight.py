@@ -8,7 +8,7 @@ import pytest
 
 from cxm.node import sight
 from cxm.node.guests import Life
-from cxm.node.sight import Memory, Sample, Seen
+from cxm.node.sight import Memory, Off, Sample, Seen
 from cxm.xen.xl import Domain
 
 UUID = "0b5ff1b9-a6ba-8c44-9a44-00000000002a"
@@ -122,7 +122,8 @@ def test_samples_are_few() -> None:
 def test_memory_survives_between_processes(tmp_path: Path) -> None:
     """What one observer noted, the next one knows."""
     path = str(tmp_path / "observe/cloud.json")
-    memory = Memory({42: Seen("paused", 7.5)}, [Sample(1.0, {"a": 2.0})])
+    off = Off({7: "web"}, changing=True, mark="1-2", asked_at=3.5)
+    memory = Memory({42: Seen("paused", 7.5)}, [Sample(1.0, {"a": 2.0})], off)
     sight.store(path, memory)
     assert sight.load(path) == memory
     assert [each.name for each in (tmp_path / "observe").iterdir()] == ["cloud.json"]

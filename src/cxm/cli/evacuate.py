@@ -7,7 +7,7 @@ from typing import Final
 from cxm.cli.world import World
 from cxm.cluster import nodes, pacemaker
 from cxm.cluster.amounts import count
-from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.model import RESTING, Cluster, NodeState, Vm, VmState
 from cxm.cluster.placement import without
 from cxm.errors import CommandError, LockTimeoutError, RefusedError
 
@@ -119,6 +119,12 @@ def eject(world: World, *, node: str | None, back_: bool, restart: bool, timeout
     member = world.cluster().node(name)
     if back_:
         changed = back(world, name)
+        left = world.cluster().node(name)
+        if left.state in RESTING:  # somebody else's order, or one until its next boot
+            raise RefusedError(
+                f"{name} takes no VMs yet: it is in {left.state} by another order",
+                hint=f"{nodes.give_back(left.facts)} ends that",
+            )
         world.say(f"{name} takes VMs {'again' if changed else 'already'}")
         return 0
     if member.state is NodeState.OFFLINE:

@@ -2,21 +2,24 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the subcommand ``fence``: resetting a node, proving that it works, and a human's word."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
+from xml.etree.ElementTree import Element
 
 from cxm.cli import evacuate
 from cxm.cli.world import World
-from cxm.cluster import corosync, nodes, pacemaker
+from cxm.cluster import corosync, nodes, pacemaker, peer
 from cxm.cluster.amounts import count
 from cxm.cluster.model import UP, Cluster, Member, NodeState
+from cxm.cluster.peer import Peer
 from cxm.errors import CommandError, CxmError, LockTimeoutError, RefusedError, UsageError
+from cxm.node.machine import this_machine
 
 _FENCE_S: Final = 300.0
 _QUORUM_S: Final = 60.0
 _EVACUATE_S: Final = 3600.0
-# A reset machine is silent for as long as its firmware takes: some answers may still be under way.
-_SILENCE_S: Final = 90.0
-_LOST_ANSWERS: Final = 3
+_LATE_S: Final = 90.0  # a device may say that it is done before the machine is off
 _POLL_S: Final = 1.0
 
 
@@ -129,6 +132,7 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
     for member in chosen:
         _able(world, cluster, member)
         evacuate.check(world, member.name, restart=False)
+        _peer(world, member.name).boot_id()  # who cannot say it is not emptied for nothing
     if not chosen:
         raise RefusedError("there is no other node whose fencing could be tried")
     names = ", ".join(member.name for member in chosen)
@@ -146,70 +150,94 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
     return 0
 
 
+def _peer(world: World, node: str) -> Peer:
+    """Another node, to be asked which boot it is in; needs no settings of this one."""
+    plain = this_machine(runner=world.runner)
+    machine = replace(plain, hostname=world.here(), run_dir=world.path("/run/cxm"))
+    return peer.find(machine, world.look()[1], node)
+
+
 def _prove(world: World, member: Member, boot_s: float) -> None:
-    """Empty a node, have it reset, see that it was, wait until it is back, and note the time."""
+    """Empty a node, have it reset, wait until it is back from another boot, and note the time."""
     name = member.name
     ours = evacuate.evacuate(world, name, restart=False, timeout_s=_EVACUATE_S)
     try:
-        address = member.facts.attributes.get(nodes.ADDRESS) or name
-        audible = _answers(world, address)
+        told = _peer(world, name)
+        before = told.boot_id()
+        means = nodes.means(world.look()[1]).get(name)
         world.say(f"{name}: being reset by {member.device} ...")
         pacemaker.fence(world.runner, name, how="reboot", timeout_s=_FENCE_S)
-        if audible:
-            _await_silence(world, name, address)
-        else:
-            world.say(f"{name}: does not answer to ping, so that it went silent cannot be seen")
-        world.say(f"{name}: was reset; waiting until it is back ...")
-        _await_return(world, name, boot_s)
-        what = f"fencing of {name} was proven"
-        world.set_attribute(name, nodes.FENCING, f"{world.now():.0f}", what=what)
-        world.say(f"{name}: is back")
+        world.say(f"{name}: was fenced; waiting until it is back ...")
+        _await_return(world, told, before, boot_s)
+
+        def note(cib: Element) -> None:
+            if nodes.means(cib).get(name) != means:
+                raise RefusedError(
+                    f"the fence devices of {name} were changed while it was fenced: "
+                    "those that it has now are not proven",
+                    hint=f"cxm fence --test {name}",
+                )
+            nodes.set_attribute(cib, name, nodes.FENCING, f"{world.now():.0f}")
+
+        pacemaker.change(world.runner, note, what=f"fencing of {name} was proven")
+        world.say(f"{name}: was reset, and is back")
     finally:
         if ours:
             evacuate.back(world, name)
 
 
-def _answers(world: World, address: str) -> bool:
-    argv = ["ping", "-n", "-c", "1", "-W", "1", address]
-    return world.runner.run(argv, timeout_s=10.0, ok=(0, 1, 2)).code == 0
+def _await_return(world: World, told: Peer, before: str, boot_s: float) -> None:
+    """Wait until a node is a healthy member again, in another boot, and no other one was hit.
 
-
-def _await_silence(world: World, name: str, address: str) -> None:
-    """See a node fall silent: a device that is wired to another machine reports success, too."""
-    deadline, lost = world.monotonic() + _SILENCE_S, 0
-    while lost < _LOST_ANSWERS:
-        lost = 0 if _answers(world, address) else lost + 1
-        if world.monotonic() >= deadline:
+    That it falls silent proves less: a fast one may be back before its device says that it is done
+    (SBD), and a network may fail. Raises CommandError for one that goes on as if nothing were: a
+    device that is wired to another machine reports success, too.
+    """
+    name, begun, was_reset = told.node, world.monotonic(), False
+    while True:
+        now = "" if was_reset else _boot(told)
+        was_reset = was_reset or now not in ("", before)
+        states = _states(world)
+        if was_reset and states.get(name) in UP:
+            return
+        _spare(name, states)
+        waited = world.monotonic() - begun
+        if now == before and waited >= _LATE_S:
             raise CommandError(
-                f"the fencing of {name} was reported as done, but {address} never stopped to "
-                "answer: IT WAS NOT RESET",
+                f"the fencing of {name} was reported as done, but {waited:.0f} s later it is in "
+                "the same boot: IT WAS NOT RESET",
                 hint="is its device's address that of another machine? Until that is repaired, "
                 "a failover may damage disks",
             )
-        world.sleep(_POLL_S)
-
-
-def _await_return(world: World, name: str, boot_s: float) -> None:
-    """Wait until a node is a healthy member again, and see that no other one was hit."""
-    deadline, has_left = world.monotonic() + boot_s, False
-    while True:
-        try:
-            states = {member.name: member.state for member in world.cluster().nodes}
-        except CxmError:
-            states = {}  # the nodes agree anew on who decides
-        up = states.pop(name, None) in UP
-        if up and has_left:
-            return
-        has_left = has_left or not up
-        for other, state in states.items():
-            if state in (NodeState.OFFLINE, NodeState.UNCLEAN):
-                raise CommandError(
-                    f"while {name} was fenced, {other} became {state}",
-                    hint="are the fencing devices wired to the right machines?",
-                )
-        if world.monotonic() >= deadline:
+        if waited >= boot_s:
             raise LockTimeoutError(
-                f"{name} was reset, but is not back after {boot_s:.0f} s",
+                f"{name} was fenced, but is not back after {boot_s:.0f} s",
                 hint="does its Pacemaker start when it boots? --boot-time waits longer",
             )
         world.sleep(_POLL_S)
+
+
+def _boot(told: Peer) -> str:
+    """Which boot a node is in; empty while it does not answer."""
+    try:
+        return told.boot_id()
+    except CxmError:
+        return ""
+
+
+def _states(world: World) -> dict[str, NodeState]:
+    """The nodes; none while they agree anew on who decides."""
+    try:
+        return {member.name: member.state for member in world.cluster().nodes}
+    except CxmError:
+        return {}
+
+
+def _spare(name: str, states: Mapping[str, NodeState]) -> None:
+    """Raise CommandError where another node than the fenced one was hit."""
+    for other, state in states.items():
+        if other != name and state in (NodeState.OFFLINE, NodeState.UNCLEAN):
+            raise CommandError(
+                f"while {name} was fenced, {other} became {state}",
+                hint="are the fencing devices wired to the right machines?",
+            )

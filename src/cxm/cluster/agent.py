@@ -16,6 +16,7 @@ from cxm import names
 from cxm.cluster import bootfiles, cib, moving, pacemaker, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
+from cxm.errors import CxmError, LockTimeoutError
 from cxm.names import CHECKPOINT, State
 from cxm.node import configs, memory
 from cxm.node import volumes as store
@@ -32,6 +33,8 @@ _log = logging.getLogger(__name__)
 # How long a guest may take to switch itself off before it is destroyed: longer would delay every
 # failover.
 SOFT_S: Final = 20.0
+# How long LVM may take to give back the disks of a guest that is off.
+_RELEASE_S: Final = 30.0
 # How long a guest may be between two lives: rebooting, or suspended by a save that somebody does.
 _GAP_S: Final = 40.0
 _PASSING: Final = (xl.Reason.REBOOT, xl.Reason.SUSPEND, xl.Reason.SOFT_RESET)
@@ -124,9 +127,15 @@ def stop(vm: Vm) -> Ocf:
             xl.destroy(vm.machine.runner, domain.domid)
     with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
         end(vm)
-        release(vm)
+        try:
+            release(vm.within(_RELEASE_S))
+        except CxmError as error:
+            # Where a node was lost and is not fenced yet, LVM stands still: a failed stop would
+            # have this healthy node fenced as well. Whoever needs the disks asks for them.
+            _log.warning("VM %d is off, its disks stay this node's: %s", vm.vm, error.sentence())
+        else:
+            moving.forget(vm)
         configs.remove(vm.machine, vm.stored())
-        moving.forget(vm)
     _log.info("VM %d is off on this node", vm.vm)
     return Ocf.SUCCESS
 
@@ -260,8 +269,36 @@ def run(machine: Machine, action: str, env: Mapping[str, str]) -> Ocf:
         return monitor(vm, probe=env.get("OCF_RESKEY_CRM_meta_interval", "0") == "0")
     if action == "migrate_to":
         target = env.get("OCF_RESKEY_CRM_meta_migrate_target", "")
-        root = pacemaker.cib(machine.runner)
-        return _locked(vm, lambda vm: Ocf(moving.send(vm, root, target, limit_s)))
+        return _sent(vm, target, limit_s)
     if action == "migrate_from":
-        return _locked(vm, lambda vm: Ocf(moving.arrive(vm, resource_of(vm))))
+        return _come(vm, env.get("OCF_RESKEY_CRM_meta_migrate_source", ""))
     return Ocf.UNIMPLEMENTED
+
+
+def _sent(vm: Vm, target: str, limit_s: float) -> Ocf:
+    """Move the VM away; why it does not move is written at the VM, for its order."""
+    try:
+        with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
+            domain = running(vm.present())
+            if domain is not None:
+                moving.send(vm, domain, pacemaker.cib(vm.machine.runner), target, limit_s)
+                return Ocf.SUCCESS
+    except CxmError as error:
+        moving.tell(vm, error.message)
+        raise
+    reason = f"VM {vm.vm} does not run on {vm.machine.hostname}, so it cannot move"
+    moving.tell(vm, reason)
+    _log.error("%s", reason)
+    return Ocf.NOT_RUNNING
+
+
+def _come(vm: Vm, source: str) -> Ocf:
+    """Confirm a VM that has come; whoever else is at work on it is no reason to stop it."""
+    try:
+        with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
+            has_come = moving.arrive(vm, source)
+    except LockTimeoutError:
+        has_come = moving.arrive(vm, source)
+    if not has_come:
+        _log.error("VM %d has not come", vm.vm)
+    return Ocf.SUCCESS if has_come else Ocf.NOT_RUNNING

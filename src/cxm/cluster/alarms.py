@@ -7,10 +7,13 @@ What is not urgent is the business of ``cxm check`` (:mod:`cxm.cli.findings`).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from cxm.cluster import history
-from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.model import UP, Cluster, NodeState, Vm, VmState
 from cxm.cluster.placement import losses
+
+_PAIR: Final = 2  # one to die, one to live
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class Alarm:
 
     text: str
     advice: str
+    wrong: bool = True  # else it may be meant so, and is only to be known
 
 
 def alarms(cluster: Cluster) -> list[Alarm]:
@@ -43,6 +47,7 @@ def _quorum(cluster: Cluster) -> Iterator[Alarm]:
 
 
 def _fencing(cluster: Cluster) -> Iterator[Alarm]:
+    healthy = {member.name for member in cluster.nodes if member.state in UP}
     for target in dict.fromkeys(event.target for event in cluster.fencing):
         events = [event for event in cluster.fencing if event.target == target]
         pending = next((event for event in events if event.status == "pending"), None)
@@ -51,11 +56,18 @@ def _fencing(cluster: Cluster) -> Iterator[Alarm]:
         if last is not None and last.status == "failed":
             why = f": {last.reason}" if last.reason else ""
             again = ", and is tried again" if pending else ""
-            yield Alarm(
-                f"FENCING OF {target} FAILED{again}{why}",
-                f"its VMs stay down: repair its fencing, or switch it off by hand and run "
-                f"'cxm fence --confirmed {target}'",
-            )
+            if target in healthy:  # who would say that it is off is refused, and it is not
+                yield Alarm(
+                    f"FENCING OF {target} DOES NOT WORK{again}{why}",
+                    f"if {target} dies now, its VMs stay down: repair its fencing, then "
+                    f"'cxm fence --test {target}' on another node",
+                )
+            else:
+                yield Alarm(
+                    f"FENCING OF {target} FAILED{again}{why}",
+                    f"its VMs stay down: repair its fencing, or switch it off by hand and run "
+                    f"'cxm fence --confirmed {target}'",
+                )
         elif pending:
             yield Alarm(
                 f"FENCING IN PROGRESS: {target} ({pending.action}, by {pending.by or '?'})",
@@ -87,7 +99,18 @@ def _nodes(cluster: Cluster) -> Iterator[Alarm]:
                 "it must be fenced before its VMs are started elsewhere",
             )
         elif member.state is NodeState.OFFLINE:
-            yield Alarm(f"node {member.name} is offline", "start it, and its Pacemaker")
+            text = f"node {member.name} is offline"
+            yield Alarm(text, "start it, and its Pacemaker", wrong=False)
+        elif member.state is NodeState.PENDING:
+            # Corosync there is heard. Pacemaker's status is the same while it starts, after it was
+            # stopped, and when it has ended itself because it heard that its node was fenced.
+            yield Alarm(
+                f"node {member.name} has not joined Pacemaker: no VM can start on it",
+                "if it does not within minutes, 'journalctl -u pacemaker' on it says why: after "
+                "'allegedly just fenced' it was not reset, so reset it by hand, else "
+                "'systemctl start pacemaker'",
+                wrong=False,
+            )
         elif member.state is NodeState.ONLINE and not member.has_locks:
             yield Alarm(
                 f"NODE {member.name} HAS NO LOCKS: no VM can start on it",
@@ -111,14 +134,22 @@ def _vms(cluster: Cluster) -> Iterator[Alarm]:
             yield Alarm(f"VM {vm.label} {says}{why}", "'cxm timeline' tells what happened")
 
 
+def keeps_quorum(cluster: Cluster) -> bool:
+    """Whether the rest still has a majority if one more node dies; a pair does without one."""
+    votes = sum(each.state in (*UP, NodeState.PENDING) for each in cluster.nodes)
+    return len(cluster.nodes) <= _PAIR or (votes - 1) * 2 > len(cluster.nodes)
+
+
 def n_plus_one(cluster: Cluster, known: Mapping[str, list[Vm]] | None = None) -> tuple[bool, str]:
-    """Whether everything still fits if any one node dies, and that as a sentence.
+    """Whether everything is started again if any one node dies, and that as a sentence.
 
     ``known`` is what Pacemaker says would stay down, by node, where it was asked.
     """
     alive = [each for each in cluster.nodes if each.takes_vms]
-    if len(alive) < 2:  # noqa: PLR2004 - one to die, one to live
+    if len(alive) < _PAIR:
         return False, "there is no second node that takes VMs"
+    if not keeps_quorum(cluster):  # Pacemaker's simulation of a death does not count votes
+        return False, "if one more node dies, the rest has no quorum and starts nothing"
     if not cluster.counts_memory:
         return False, "unknown: Pacemaker does not count memory (placement-strategy)"
     found = losses(cluster) if known is None else known

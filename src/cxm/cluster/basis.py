@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
-from cxm.cluster import datastore
+from cxm.cluster import datastore, nodes
 from cxm.cluster.cib import TEMPLATE, pairs
 from cxm.cluster.datastore import Datastore
 from cxm.cluster.elements import (
@@ -131,8 +131,8 @@ class Basis:
 
 
 def edit(cib: Element, basis: Basis) -> None:
-    """Put the basis into a CIB."""
-    configuration = child(cib, "configuration")
+    """Put the basis into a CIB; the proof of a node whose fence devices change is taken away."""
+    configuration, before = child(cib, "configuration"), nodes.means(cib)
     delay = {"priority-fencing-delay": _PRIORITY_DELAY} if len(basis.nodes) == _PAIR else {}
     _properties(child(configuration, "crm_config"), _PROPOSED | delay)
     resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
@@ -147,6 +147,7 @@ def edit(cib: Element, basis: Basis) -> None:
         merge(constraints, each)
     if basis.datastore is not None:
         datastore.edit(resources, constraints, basis.datastore, basis.vg, LOCKS)
+    nodes.unprove(cib, before)
 
 
 def _calm(configuration: Element, basis: Basis) -> None:
@@ -166,7 +167,7 @@ def _calm(configuration: Element, basis: Basis) -> None:
 
 def edit_gone(cib: Element, node: str) -> None:
     """Take out what is said of a node that is none any more: its fence devices, preferences."""
-    configuration = child(cib, "configuration")
+    configuration, before = child(cib, "configuration"), nodes.means(cib)
     resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
     # A device of a node is the one that is kept off it.
     named = [each for each in constraints.findall("rsc_location") if each.get("node") == node]
@@ -188,6 +189,7 @@ def edit_gone(cib: Element, node: str) -> None:
                 topology.remove(level)
         if not len(topology):
             configuration.remove(topology)
+    nodes.unprove(cib, before)
 
 
 def optional(cib: Element) -> tuple[str, str]:
@@ -271,17 +273,24 @@ def _constraints() -> list[Element]:
     return [nowhere, *around_locks(TEMPLATE, LOCKS)]
 
 
+def named(fencing: Sequence[FenceDevice]) -> list[tuple[str, FenceDevice]]:
+    """Fence devices and the ids of their resources: those of a node are counted."""
+    found: list[tuple[str, FenceDevice]] = []
+    for device in fencing:
+        number = 1 + sum(other.node == device.node for _name, other in found)
+        found.append((f"fence-{device.node}" + (f"-{number}" if number > 1 else ""), device))
+    return found
+
+
 def _fencing(configuration: Element, basis: Basis) -> None:
     """The devices, where each may run, and which is tried first."""
     resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
     if basis.sbd is not None:
         merge(resources, _sbd(basis, basis.sbd))
     for node in basis.nodes:
-        devices = [each for each in basis.fencing if each.node == node]
-        names = [
-            f"fence-{node}" + (f"-{nr}" if nr > 1 else "") for nr in range(1, len(devices) + 1)
-        ]
-        for name, device in zip(names, devices, strict=True):
+        devices = [each for each in named(basis.fencing) if each[1].node == node]
+        names = [name for name, _device in devices]
+        for name, device in devices:
             known = {"pcmk_host_list": node} if "pcmk_host_map" not in device.parameters else {}
             tie = len(basis.nodes) == _PAIR and node == basis.nodes[0]
             # As a mapping: 2.1.5 complains of a value that is none at every fencing.

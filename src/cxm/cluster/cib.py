@@ -183,6 +183,12 @@ def known(cib: Element, cloud: CloudId, vm: VmId) -> Resource:
     return found
 
 
+def is_busy(cib: Element, rid: str) -> bool:
+    """Whether an operation of a resource is under way, on any node."""
+    found = cib.iterfind(f"status/node_state/lrm/lrm_resources/lrm_resource[@id='{rid}']")
+    return any(each.get("op-status") == "-1" for resource in found for each in resource)
+
+
 # --- changing -----------------------------------------------------------------------------------
 
 

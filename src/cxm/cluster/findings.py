@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from cxm.cluster import nodefindings, nodes
-from cxm.cluster.alarms import alarms, n_plus_one
+from cxm.cluster.alarms import alarms, keeps_quorum, n_plus_one
 from cxm.cluster.amounts import ago
 from cxm.cluster.basis import SBD
-from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.model import RESTING, Cluster, Vm, VmState
 from cxm.cluster.nodefindings import Here
 from cxm.cluster.placement import losses
 from cxm.setup.report import Check, Level, failed, ok, warning
@@ -37,13 +37,12 @@ def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Ch
 def _state(cluster: Cluster) -> Iterator[Check]:
     found = alarms(cluster)
     for alarm in found:
-        offline = alarm.text.endswith("is offline")
-        yield (warning if offline else failed)("state", alarm.text, alarm.advice)
+        yield (failed if alarm.wrong else warning)("state", alarm.text, alarm.advice)
     if not found:
         yield ok("state", "quorate, all nodes are there, every VM is as it should be")
     for member in cluster.nodes:
-        if member.state in (NodeState.STANDBY, NodeState.MAINTENANCE):
-            advice = f"'cxm eject --back {member.name}' when that is over"
+        if member.state in RESTING:
+            advice = f"{nodes.give_back(member.facts)} when that is over"
             yield warning("state", f"{member.name} takes no VMs: {member.state}", advice)
     for vm in cluster.vms:
         if len(vm.nodes) > 1 and vm.state is not VmState.MIGRATING:
@@ -103,12 +102,15 @@ def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]
     if fine:
         yield ok("N+1", sentence)
     else:
-        advice = "add memory or a node, or switch VMs off"
-        if lost and not losses(cluster):
+        if not keeps_quorum(cluster):
+            advice = "start the nodes that are away; 'cxm-setup cluster' without one takes it out"
+        elif lost and not losses(cluster):
             advice = (
                 "they would fit if the others were packed more tightly: migrate some so that one "
                 "node has the room for the largest"
             )
+        else:
+            advice = "add memory or a node, or switch VMs off"
         yield warning("N+1", sentence, advice)
     for member in cluster.nodes:
         if not member.memory:

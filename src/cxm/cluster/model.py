@@ -31,8 +31,9 @@ class NodeState(StrEnum):
     OFFLINE = "offline"
 
 
-# States in which a node is a healthy member, whether or not it takes VMs.
-UP: Final = (NodeState.ONLINE, NodeState.STANDBY, NodeState.MAINTENANCE)
+# States in which a node is a healthy member that takes no VMs, and those of every healthy one.
+RESTING: Final = (NodeState.STANDBY, NodeState.MAINTENANCE)
+UP: Final = (NodeState.ONLINE, *RESTING)
 
 
 class VmState(StrEnum):
@@ -224,13 +225,6 @@ def build(status: Status, cib: Element) -> Cluster:
     )
 
 
-def _works(device: str, status: Status) -> bool:
-    """Whether a fencing device answers; one that merely has no node to be watched from may."""
-    found = status.resources.get(device)
-    failed = any(failure.resource == device for failure in status.failures)
-    return found is None or not failed or (found.role == "Started" and not found.failed)
-
-
 def _member(
     node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...], status: Status
 ) -> Member:
@@ -248,7 +242,7 @@ def _member(
         len(here),
         known,
         names,
-        not names or any(_works(name, status) for name in names),
+        not names or any(status.works(name) for name in names),
         locks is None or node.name in locks.nodes,
     )
 

@@ -36,11 +36,11 @@ from cxm.xen.xl import Domain
 
 _log = logging.getLogger(__name__)
 
-_SUCCESS: Final = 0
-_NOT_RUNNING: Final = 7
 # The other end of xl, on the target, may need a moment more than this one.
 _ARRIVE_S: Final = 30.0
 _CLAIM_S: Final = 30.0
+# The agent's monitor has 60 s.
+_SETTLE_S: Final = 25.0
 # A backend lets go of its disk within seconds.
 _LET_GO_S: Final = 15.0
 # The monitor, which may have to ask for it, has 60 s.
@@ -87,13 +87,17 @@ def forget(vm: Vm) -> None:
 
 
 def settle(vm: Vm) -> None:
-    """Make the disks of a VM that runs here this node's alone, if they may not be."""
+    """Make the disks of a VM that runs here this node's alone, if they may not be.
+
+    Never a reason to fail, nor to take longer than a monitor may: the guest is well, and a node
+    that was lost keeps every lock from being given until it is fenced. The mark stays then.
+    """
     if not os.path.exists(_mark(vm)):
         return
     try:
-        take(vm)
-    except CommandError as error:
-        _log.warning("the disks of VM %d are still active on another node: %s", vm.vm, error)
+        take(vm.within(_SETTLE_S))
+    except (CxmError, OSError) as error:
+        _log.warning("the disks of VM %d may be active on another node: %s", vm.vm, error)
 
 
 def take(vm: Vm, wanted: Collection[LvName] = ()) -> None:
@@ -140,16 +144,12 @@ def holds(vm: Vm) -> bool:
 # --- the source ---------------------------------------------------------------------------------
 
 
-def send(vm: Vm, root: Element, target: str, pacemaker_s: float) -> int:
-    """Move the VM's domain to ``target``, both as the CIB says; an agent's exit code.
+def send(vm: Vm, domain: Domain, root: Element, target: str, pacemaker_s: float) -> None:
+    """Move the VM's running domain to ``target``; both nodes are as the CIB says.
 
     Raises CommandError when the guest runs on here, and nothing of it is left on the target.
     """
     resource = cib.known(root, vm.owner.cloud, vm.vm)
-    domain = running(vm.present())
-    if domain is None:
-        _log.error("VM %d does not run here, so it cannot move", vm.vm)
-        return _NOT_RUNNING
     path = configs.write(
         vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
     )
@@ -164,16 +164,16 @@ def send(vm: Vm, root: Element, target: str, pacemaker_s: float) -> int:
         xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
     except CxmError as error:
         if _runs_on(vm, target):
-            reason = f"VM {vm.vm} did not move to {target}, it runs on here: {error.message}"
-            _tell(vm, reason)
-            raise CommandError(reason, hint=error.hint) from error
+            raise CommandError(
+                f"VM {vm.vm} did not move to {target}, it runs on here: {error.message}",
+                hint=error.hint,
+            ) from error
         # It is beyond the point of no return. Where it is now, migrate_from finds out; where it is
         # not, Pacemaker starts it anew. Either way nothing of it may stay here.
         _log.warning("VM %d was cut off on its way to %s: %s", vm.vm, target, error.sentence())
     if _left(vm, group, volumes):
         forget(vm)
     _log.info("VM %d has left for %s", vm.vm, target)
-    return _SUCCESS
 
 
 def _runs_on(vm: Vm, target: str) -> bool:
@@ -185,7 +185,7 @@ def _runs_on(vm: Vm, target: str) -> bool:
     return True
 
 
-def _tell(vm: Vm, reason: str) -> None:
+def tell(vm: Vm, reason: str) -> None:
     """Write at the VM why it did not move: Pacemaker keeps an agent's words, but not of a move."""
     # What a command says at length is in the log.
     reason = textwrap.shorten(reason, _REASON_CHARS, placeholder=" ...")
@@ -288,23 +288,29 @@ def _half(present: list[Domain]) -> bool:
     return any(domain.name.endswith(_INCOMING) for domain in present)
 
 
-def arrive(vm: Vm, resource: Resource) -> int:
-    """Confirm that the VM's domain has come, and make its disks this node's alone."""
+def arrive(vm: Vm, source: str) -> bool:
+    """Confirm that the VM's domain has come from a node, and make its disks this node's alone.
+
+    False when it has not. Once it runs here nothing else is a reason to fail: it would be stopped.
+    """
     domain: Domain | None = None
     for _turn in vm.machine.waits(_ARRIVE_S):
         domain = running(vm.present())
         if domain is not None or not vm.keepers():
             break
     if domain is None:
-        _log.error("VM %d has not come", vm.vm)
-        return _NOT_RUNNING
-    configs.write(
-        vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
-    )
-    note(vm)
+        return False
+    try:
+        note(vm, source)
+        resource = cib.known(pacemaker.cib(vm.machine.runner), vm.owner.cloud, vm.vm)
+        configs.write(
+            vm.machine, vm.owner.cloud, vm.vm, names.domain_name(resource.name), resource.config
+        )
+    except (CxmError, OSError) as error:
+        _log.warning("VM %d has come, but not all about it is as it should be: %s", vm.vm, error)
     for _turn in vm.machine.waits(_CLAIM_S):
         settle(vm)
         if not os.path.exists(_mark(vm)):
             break
     _log.info("VM %d has come, as %s", vm.vm, domain.name)
-    return _SUCCESS
+    return True

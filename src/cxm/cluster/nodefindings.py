@@ -260,7 +260,7 @@ def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
         elif (tags.cloud, tags.vm) not in known:
             orphans.append(volume.name)
     if doomed:
-        advice = "cxm-sync on the frontend removes them once OpenNebula says that the VM is done"
+        advice = "once 'onevm show' says DONE of its VM: 'lvremove' it"
         yield warning("volumes", f"to be deleted: {some(doomed)}", advice)
     if filling:
         advice = "being made, or left by an action that was killed: a retry makes it anew"

@@ -2,7 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what the CIB says of the nodes: attributes, capacity, fencing devices. Pure, as ``cib``."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
@@ -20,8 +21,21 @@ HOST: Final = "cxm-host"  # what OpenNebula calls it; absent: its own name
 SBD: Final = "cxm-sbd"
 DATASTORE: Final = "cxm-datastore"
 STANDBY: Final = "standby"
+MAINTENANCE: Final = "maintenance"
 # A value of placement-strategy with which Pacemaker looks at memory.
 COUNTING: Final = ("utilization", "minimal", "balanced")
+_TRUE: Final = ("true", "on", "yes", "y", "1")
+# Parameters of a fencing device that change with the cluster's members, not with what it does to a
+# node: whom else it is for, and how long it lets others go first.
+_OF_MEMBERS: Final = ("pcmk_host_list", "pcmk_delay_base")
+
+
+# Parameters of fence agents that nobody shall read: password, snmp_priv_passwd, api_token, ... The
+# key of a host, a node's attribute, is public.
+_SECRET: Final = re.compile(r"pass|pwd|secret|token|(?<!host)key|community", re.IGNORECASE)
+MASK: Final = "***"
+# Of each node: its devices, each with id, agent and parameters.
+Means = Mapping[str, Sequence[tuple[str, str, Mapping[str, str]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +45,7 @@ class Facts:
     name: str
     attributes: dict[str, str] = field(default_factory=dict)
     utilization: dict[str, str] = field(default_factory=dict)
+    fleeting: dict[str, str] = field(default_factory=dict)  # attributes until it leaves the cluster
 
     def number(self, kind: str) -> int:
         """A capacity; 0 where none is given: Pacemaker places nothing that needs some."""
@@ -42,6 +57,24 @@ class Facts:
         """When fencing of the node was last proven."""
         text = self.attributes.get(FENCING, "")
         return float(text) if text.isdecimal() else None
+
+
+def give_back(known: Facts) -> str:
+    """The orders by which a node in standby or maintenance takes VMs again, for people."""
+    name = known.name
+    held = (
+        (known.attributes, STANDBY, f"cxm eject --back {name}"),
+        (known.fleeting, STANDBY, f"crm_standby --node {name} --lifetime reboot --delete"),
+        (known.attributes, MAINTENANCE, f"crm_attribute --node {name} --name maintenance --delete"),
+        (
+            known.fleeting,
+            MAINTENANCE,
+            f"crm_attribute --node {name} --name maintenance --lifetime reboot --delete",
+        ),
+    )
+    orders = [order for given, key, order in held if given.get(key, "").lower() in _TRUE]
+    # Without any it is in standby because an operation with on-fail=standby has failed.
+    return " and ".join(f"'{each}'" for each in orders or [f"crm_resource --cleanup --node {name}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +90,16 @@ class Device:
 
 def facts(cib: Element) -> dict[str, Facts]:
     """All nodes by name."""
+    fleeting = {
+        state.get("uname", ""): pairs(state, "transient_attributes/instance_attributes")
+        for state in cib.iterfind("status/node_state")
+    }
     found = {}
     for node in cib.iterfind("configuration/nodes/node"):
         name = node.get("uname", "")
-        found[name] = Facts(name, pairs(node, "instance_attributes"), pairs(node, "utilization"))
+        lasting = pairs(node, "instance_attributes")
+        use = pairs(node, "utilization")
+        found[name] = Facts(name, lasting, use, fleeting.get(name, {}))
     return found
 
 
@@ -138,13 +177,51 @@ def set_attribute(cib: Element, name: str, key: str, value: str | None) -> None:
 
 def devices(cib: Element) -> list[Device]:
     """What can fence, but for what is switched off."""
-    found = []
+    return [device for device, _primitive in _devices(cib)]
+
+
+def _devices(cib: Element) -> Iterator[tuple[Device, Element]]:
     for primitive in cib.iterfind("configuration/resources//primitive"):
         meta = pairs(primitive, "meta_attributes")
         if primitive.get("class") == "stonith" and meta.get("target-role") != "Stopped":
             given = pairs(primitive, "instance_attributes")
-            found.append(Device(primitive.get("id", ""), _targets(given)))
+            yield Device(primitive.get("id", ""), _targets(given)), primitive
+
+
+def is_secret(parameter: str) -> bool:
+    """Whether the value of a parameter is never shown."""
+    return _SECRET.search(parameter) is not None
+
+
+def means(cib: Element) -> Means:
+    """By what each node is fenced.
+
+    It is what a proof is a proof of: with another device or parameter nothing is proven any more.
+    """
+    found: dict[str, list[tuple[str, str, dict[str, str]]]] = {name: [] for name in facts(cib)}
+    for device, primitive in _devices(cib):
+        given = pairs(primitive, "instance_attributes")
+        parameters = {name: value for name, value in given.items() if name not in _OF_MEMBERS}
+        for name in filter(device.fences, found):
+            found[name].append((device.id, primitive.get("type", ""), parameters))
     return found
+
+
+def unprove(cib: Element, before: Means) -> None:
+    """Take away the proof of each node that is fenced by something else than ``before``."""
+    for name, now in means(cib).items():
+        if before.get(name) != now:
+            set_attribute(cib, name, FENCING, None)
+
+
+def unproven(before: Element, after: Element) -> list[str]:
+    """The nodes whose proof a change of the CIB takes away."""
+    now = facts(after)
+    return [
+        name
+        for name, each in facts(before).items()
+        if FENCING in each.attributes and name in now and FENCING not in now[name].attributes
+    ]
 
 
 def _targets(given: dict[str, str]) -> tuple[str, ...] | None:

@@ -14,10 +14,11 @@ from typing import Any, Final
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import bootfiles, cib, limits, nodes, pacemaker, peer, request
-from cxm.cluster.cib import Resource, Wish
+from cxm.cluster.cib import Resource, Rule, Wish
 from cxm.cluster.view import (
     ON_START,
     ON_STOP,
+    RECORD,
     View,
     await_,
     comes_to,
@@ -37,6 +38,7 @@ from cxm.node.guests import Life
 from cxm.node.life import Vm, end, running, settled, undoing
 from cxm.node.starting import release, usable
 from cxm.node.verbs import Call
+from cxm.xen import xl
 from cxm.xen.guest import GuestSpec, from_json
 
 _log = logging.getLogger(__name__)
@@ -80,17 +82,21 @@ def told(vm: Vm) -> Iterator[None]:
     One that should run, and does not (its node died, and no other has room), is called off then;
     one that has come to run meanwhile goes on.
     """
+    rid = cib.resource_id(vm.owner.cloud, vm.vm)
     try:
         yield
     except BaseException:
         with undoing("the order to start it"):
+            off = edited(vm, lambda known: called_off(vm, known) or known)
 
-            def edit(known: Resource) -> Resource:
-                return called_off(vm, known) or known
+            def edit(root: Element) -> None:
+                # A rule is another order's, given on another node meanwhile: the later one wins.
+                if all(each.resource != rid for each in cib.rules(root)):
+                    off(root)
 
             what = f"VM {vm.vm}: its start failed: it is called off"
             if not glance(vm).where:
-                pacemaker.change(vm.machine.runner, edited(vm, edit), what=what)
+                pacemaker.change(vm.machine.runner, edit, what=what)
         raise
 
 
@@ -105,10 +111,15 @@ def called_off(vm: Vm, known: Resource | None) -> Resource | None:
 def adopt(vm: Vm, view: View) -> dict[str, Any]:
     """Take a VM that runs here already for one that should; elsewhere it is refused."""
     me = vm.machine.hostname
+    if view.is_moving:
+        raise RefusedError(
+            f"VM {vm.vm} is on its way from {' to '.join(view.where)} just now",
+            hint="'cxm list' shows where it is; run it again when that is done",
+        )
     if view.where != (me,) or view.resource is None:
         raise RefusedError(
             f"VM {vm.vm} runs on {' and '.join(view.where)}, so it is not started on {me}",
-            hint="OpenNebula's record is put right by cxm-sync; 'cxm list' shows where VMs are",
+            hint=f"{RECORD}; 'cxm list' shows where VMs are",
         )
     wanted = edited(vm, lambda known: replace(known, started=True, life=Life.RUNNING, preferred=me))
 
@@ -157,11 +168,11 @@ def place(vm: Vm, view: View, resource: Resource, what: str, *, otherwise: Resou
     """
     machine, me, rid = vm.machine, vm.machine.hostname, resource.id
     patience_s = limits.order_s("start", resource.memory_mib)
-    until = iso(machine.now() + _BOUND_S)
+    rule = Rule(rid, me, iso(machine.now() + _BOUND_S), binding=True)
 
     def edit(root: Element) -> None:
         cib.put(root, resource)
-        cib.confine(root, rid, me, until=until)
+        cib.confine(root, rid, me, until=rule.until)
 
     if view.failures():
         pacemaker.clean_up(machine.runner, rid)
@@ -170,18 +181,19 @@ def place(vm: Vm, view: View, resource: Resource, what: str, *, otherwise: Resou
         await_(vm, patience_s, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     except BaseException:
         with undoing(f"the resource {rid}"):
-            _withdraw(vm, otherwise)
+            _withdraw(vm, rule, otherwise)
         raise
     pacemaker.change(
         machine.runner, lambda root: cib.release(root, rid), what=f"VM {vm.vm} runs on {me}"
     )
 
 
-def _withdraw(vm: Vm, otherwise: Resource | None) -> None:
+def _withdraw(vm: Vm, rule: Rule, otherwise: Resource | None) -> None:
     """Undo an order to start: nothing runs, and the VM is as it is to be then.
 
     That it should run no more is written with the end of the rule: whoever is cut off between two
-    changes leaves a VM that is off, and says why.
+    changes leaves a VM that is off, and says why. Where the rule is not this order's any more, a
+    later order on another node has taken the VM over: what that one does stays.
     """
     rid = cib.resource_id(vm.owner.cloud, vm.vm)
     runner = vm.machine.runner
@@ -193,10 +205,13 @@ def _withdraw(vm: Vm, otherwise: Resource | None) -> None:
         return replace(known, started=False, life=Life.STOPPED, wish=Wish.NONE, reason=reason)
 
     def stopped(root: Element) -> None:
-        cib.release(root, rid)
-        edited(vm, off)(root)
+        if rule in cib.rules(root):
+            cib.release(root, rid)
+            edited(vm, off)(root)
 
-    pacemaker.change(runner, stopped, what=f"VM {vm.vm} did not start: it is called off")
+    what = f"VM {vm.vm} did not start: it is called off"
+    if not pacemaker.change(runner, stopped, what=what):
+        return
     _await_stop(vm, view)
     if otherwise is None:
         pacemaker.change(
@@ -258,28 +273,37 @@ def stop(
 ) -> dict[str, Any]:
     """End the VM wherever it runs; returns when it is gone and its disks are released.
 
-    ``life`` is OFF when somebody else than OpenNebula ends it, which is then told.
+    ``life`` is OFF when somebody else than OpenNebula ends it: then a probe tells that
+    (:mod:`cxm.cluster.poweredoff`).
     """
     here = vm_of(call, vm)
+    was = "running" if glance(here).where else "absent"
+    # Without the order's lock: who destroys the VM need not wait until its guest has listened.
+    was_off = how == "shutdown" and _shut_down(here, timeout_s)
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
-        if how == "shutdown" and view.where:
-            _shut_down(here, timeout_s)
+        if was_off and view.where and _ask(here, view.where[0], "state"):
+            return {"was": was}  # a later order has started it again
         if view.resource is not None:
-            _stopped(here, reason, life)
+            _stopped(here, reason, life, hard=how == "destroy")
         with call.machine.vm_lock(call.cloud, vm):
             if view.resource is None:
                 end(here)
             release(here)
-    return {"was": "running" if view.where else "absent"}
+    return {"was": was}
 
 
-def _stopped(vm: Vm, reason: str, life: Life = Life.STOPPED) -> None:
+def _stopped(vm: Vm, reason: str, life: Life = Life.STOPPED, *, hard: bool = False) -> None:
+    """Have the VM end; ``hard`` does not let the agent ask its guest first, if that runs here."""
+
     def edit(known: Resource) -> Resource:
         return replace(known, started=False, life=life, wish=Wish.NONE, reason=reason)
 
     view = look(vm)
     pacemaker.change(vm.machine.runner, edited(vm, edit), what=f"VM {vm.vm}: {reason}")
+    for domain in vm.present() if hard else ():
+        if not domain.dying:
+            xl.destroy(vm.machine.runner, domain.domid)
     _await_stop(vm, view)
 
 
@@ -288,8 +312,11 @@ def _await_stop(vm: Vm, view: View) -> None:
     await_(vm, patience_s, lambda now: not now.where, before=view, fails_on=ON_STOP)
 
 
-def _shut_down(vm: Vm, timeout_s: float) -> None:
-    """Ask the guest until it is off, or its time is up. Pacemaker only ever waits for little."""
+def _shut_down(vm: Vm, timeout_s: float) -> bool:
+    """Ask the guest until it is off, which is returned, or its time is up.
+
+    Pacemaker only ever waits for little.
+    """
     asked_at: float | None = None
     for _turn in vm.machine.waits(timeout_s):
         where, now = glance(vm).where, vm.machine.monotonic()
@@ -297,7 +324,8 @@ def _shut_down(vm: Vm, timeout_s: float) -> None:
         asked_at = now if is_due else asked_at
         word = "shutdown" if is_due else "state"
         if not where or not _ask(vm, where[0], word):
-            return
+            return True
+    return False
 
 
 def _ask(vm: Vm, node: str, word: str) -> bool:
@@ -328,9 +356,7 @@ def reset(call: Call, *, vm: VmId) -> dict[str, Any]:
                 f"VM {vm} does not run on {call.machine.hostname}, so it is not reset here",
                 hint="'cxm list' shows where it is",
             )
-        with call.machine.vm_lock(call.cloud, vm):
-            end(here)
-        _stopped(here, "OpenNebula resets it")
+        _stopped(here, "OpenNebula resets it", hard=True)
         again = replace(view.resource, started=True, preferred=call.machine.hostname)
         view = look(here)
         place(here, view, again, f"VM {vm} is reset", otherwise=view.resource)

@@ -105,6 +105,12 @@ class Status:
         """The node of this name."""
         return next((node for node in self.nodes if node.name == name), None)
 
+    def works(self, resource: str) -> bool:
+        """Whether nothing is wrong with it; a device that merely has no node to run on may work."""
+        found = self.resources.get(resource)
+        failed = any(failure.resource == resource for failure in self.failures)
+        return found is None or not failed or (found.role == "Started" and not found.failed)
+
     @property
     def dc(self) -> str:
         """The node that decides at the moment; empty while none does."""
@@ -199,14 +205,14 @@ def parse_status(text: str) -> Status:
     )
 
 
-def status(runner: Runner) -> Status:
+def status(runner: Runner, *, timeout_s: float = _TIMEOUT_S) -> Status:
     """The cluster as it is now; raises RefusedError where Pacemaker does not run."""
-    return parse_status(_ask(runner, ["crm_mon", "-1", "--output-as=xml"]))
+    return parse_status(_ask(runner, ["crm_mon", "-1", "--output-as=xml"], timeout_s))
 
 
-def _ask(runner: Runner, argv: list[str]) -> str:
+def _ask(runner: Runner, argv: list[str], timeout_s: float = _TIMEOUT_S) -> str:
     try:
-        return runner.run(argv, timeout_s=_TIMEOUT_S).stdout
+        return runner.run(argv, timeout_s=timeout_s).stdout
     except CommandError as error:
         if error.exit_code == _NOT_CONNECTED or "not connected" in error.stderr:
             raise RefusedError(
@@ -220,11 +226,11 @@ def _ask(runner: Runner, argv: list[str]) -> str:
 # --- the CIB ------------------------------------------------------------------------------------
 
 
-def cib(runner: Runner, *, local: bool = False) -> Element:
+def cib(runner: Runner, *, local: bool = False, timeout_s: float = _TIMEOUT_S) -> Element:
     """The whole CIB; with ``local`` this node's copy, which is there even without a quorum."""
     argv = ["cibadmin", "--query", *(["--local"] if local else [])]
     try:
-        return ET.fromstring(_ask(runner, argv))  # noqa: S314 - our own Pacemaker wrote it
+        return ET.fromstring(_ask(runner, argv, timeout_s))  # noqa: S314 - our own Pacemaker
     except ET.ParseError as error:
         raise DataError(f"cibadmin's output cannot be read: {error}") from error
 
@@ -243,10 +249,19 @@ def change(
     ``check`` is given what would be written, and raises what forbids it. ``what`` says in the log
     what the change is. Raises CommandError when Pacemaker refuses it.
     """
+    checked = ""
     for _try in range(_TRIES):
-        patch = _patch(runner, edit, check)
-        if patch is None:
+        root = cib(runner)
+        before = ET.tostring(root)
+        edit(root)
+        if ET.tostring(root) == before:
             return False
+        # What resources do meanwhile makes a patch stale, but not what was found out about it.
+        version = f"{root.get('admin_epoch')}.{root.get('epoch')}"
+        if check is not None and checked != version:
+            check(root)
+            checked = version
+        patch = _patch(runner, before, root)
         argv = ["cibadmin", "--patch", "--xml-pipe"]
         result = runner.run(argv, stdin=patch, timeout_s=_TIMEOUT_S, ok=(0, *_STALE))
         if result.code == 0:
@@ -262,19 +277,8 @@ def change(
     )
 
 
-def _patch(
-    runner: Runner,
-    edit: Callable[[Element], None],
-    check: Callable[[Element], None] | None,
-) -> bytes | None:
-    """The difference that an edit makes, None when it makes none."""
-    root = cib(runner)
-    before = ET.tostring(root)
-    edit(root)
-    if ET.tostring(root) == before:
-        return None
-    if check is not None:
-        check(root)
+def _patch(runner: Runner, before: bytes, root: Element) -> bytes:
+    """The difference between a CIB and what has been made of it."""
     root.set("epoch", str(int(root.get("epoch", "0")) + 1))
     root.set("num_updates", "0")
     with tempfile.TemporaryDirectory(prefix="cxm-cib-") as directory:

@@ -96,6 +96,10 @@ class Peer:
         """The SHA-256 of its corosync.conf."""
         return str(self._answer(["corosync"], timeout_s=_TIMEOUT_S)["sha256"])
 
+    def boot_id(self) -> str:
+        """The identity of its present boot; it needs no Pacemaker for that."""
+        return str(self._answer(["boot"], timeout_s=_TIMEOUT_S)["id"])
+
     def _answer(self, words: list[str], *, timeout_s: float, content: Iterable[bytes] = ()) -> Any:
         argv, ok = self.command(words), (0, CxmError.code)
         try:

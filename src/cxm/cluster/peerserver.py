@@ -18,9 +18,10 @@ from typing import Any, BinaryIO, Final
 
 from cxm import log, names, run
 from cxm.cluster import agent, bootfiles, moving, request
+from cxm.config import NodeConfig
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
 from cxm.node import kernels
-from cxm.node.life import Vm
+from cxm.node.life import Vm, boot_id
 from cxm.node.machine import Machine, settings, this_machine
 from cxm.node.volumes import Owner
 
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _VM_WORDS: Final = 3
 _MOST: Final = 16  # files in one question; a VM has two
+_BOOT: Final = "boot"
 
 
 def _release(vm: Vm) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def serve(
     """
     word, *rest = text.split() or [""]
     about_vm = word in (*_ANSWERS, "receive")
-    if not about_vm and word not in ("lacks", "keep", "fetch", "corosync"):
+    if not about_vm and word not in ("lacks", "keep", "fetch", "corosync", _BOOT):
         raise UsageError(f"'{text[:80]}' is not what a node of cxm asks")
     if not machine.in_cluster:
         raise RefusedError(f"{machine.hostname} is not a node of a cluster")
@@ -117,6 +119,8 @@ def serve(
         become(_fetched(machine, rest))
     if word == "keep":
         return _keep(machine, rest, data)
+    if word == _BOOT:
+        return {"id": boot_id(machine)}
     return _lacks(machine, rest) if word == "lacks" else _corosync(machine)
 
 
@@ -143,15 +147,22 @@ def answered(
         return {"error": failure.message, "hint": failure.hint}
 
 
+def machine_for(text: str, read: Callable[[], NodeConfig]) -> Machine:
+    """This node for what is asked; raises where that needs settings that cannot be read.
+
+    Fencing of a new node is proven before cxm-setup node gives it any.
+    """
+    plain = this_machine()
+    return plain if text == _BOOT else replace(plain, config=read())
+
+
 def main(environ: Mapping[str, str]) -> int:
     """The entry point of ``cxm-peer``."""
     os.umask(0o022)
     log.to_syslog(ident="cxm-peer", debug=False)
+    text = environ.get("SSH_ORIGINAL_COMMAND", "")
     answer = answered(
-        lambda: replace(this_machine(), config=settings()[0]),
-        environ.get("SSH_ORIGINAL_COMMAND", ""),
-        run.become,
-        sys.stdin.buffer,
+        lambda: machine_for(text, lambda: settings()[0]), text, run.become, sys.stdin.buffer
     )
     sys.stdout.write(json.dumps(answer) + "\n")
     return CxmError.code if "error" in answer else 0

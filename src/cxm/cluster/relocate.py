@@ -3,16 +3,27 @@
 """Owns the order that moves a VM to another node while it runs."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, cpus, limits, moving, nodes, pacemaker, peer
 from cxm.cluster.amounts import count
-from cxm.cluster.cib import Resource
-from cxm.cluster.view import ON_MOVE, Sight, View, await_, comes_to, edited, glance, iso, unblocked
+from cxm.cluster.cib import Resource, Rule
+from cxm.cluster.view import (
+    ON_ITS_WAY,
+    ON_MOVE,
+    Sight,
+    View,
+    await_,
+    comes_to,
+    edited,
+    glance,
+    iso,
+    unblocked,
+)
 from cxm.errors import CommandError, RefusedError
 from cxm.names import VmId
 from cxm.node.domains import vm_of
@@ -21,6 +32,9 @@ from cxm.node.verbs import Call
 
 _log = logging.getLogger(__name__)
 
+# The rule of a move outlives its order, which ends it: it must not end under a move.
+_LONGER_S: Final = 600.0
+
 
 def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
     """Move the VM to another node while it runs; one that is there already is success."""
@@ -28,6 +42,11 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
         target = nodes.of_host(view.root, node)
+        if view.is_moving:
+            raise RefusedError(
+                f"VM {vm} is on its way from {' to '.join(view.where)} just now",
+                hint="'cxm list' shows where it is; run it again when that is done",
+            )
         if view.where == (target,):
             # An order that was killed may have left its rule.
             rid = cib.resource_id(call.cloud, vm)
@@ -87,10 +106,10 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
     machine, rid = vm.machine, cib.resource_id(vm.owner.cloud, vm.vm)
     memory_mib = view.resource.memory_mib if view.resource is not None else 0
     patience_s = limits.order_s("migrate_to", memory_mib)
-    until = iso(machine.now() + patience_s)
+    until = iso(machine.now() + patience_s + _LONGER_S)
 
     def edit(root: Element) -> None:
-        _ordered_to(vm, root, target, f"it was on its way to {target}")
+        _ordered_to(vm, root, target, f"{ON_ITS_WAY}{target}")
         # Not "there or not at all": when the target dies, that would stop a guest that runs here.
         cib.attract(root, rid, target, until=until)
 
@@ -100,7 +119,7 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
         what=f"VM {vm.vm} moves from {source} to {target}",
         check=comes_to(vm, target, alive=True),
     )
-    with _given_up(vm, view, source):
+    with _given_up(vm, view, source, Rule(rid, target, until, binding=False)):
         after = await_(
             vm,
             patience_s,
@@ -146,23 +165,36 @@ def _ordered_to(vm: Vm, root: Element, node: str, reason: str = "") -> None:
 
 
 @contextmanager
-def _given_up(vm: Vm, before: View, source: str) -> Iterator[None]:
+def _given_up(vm: Vm, before: View, source: str, rule: Rule) -> Iterator[None]:
     """When the block fails, the VM is wanted where it was, and Pacemaker looks after it again.
 
     A failed move leaves the VM blocked, and where it is must be found out: on both nodes. What is
-    still under way is left to go on.
+    still under way is left to go on, rule and all: without it Pacemaker would stop the VM on both
+    nodes and start it afresh. cxm-watch ends the rule then; it also sees to a VM of which a node is
+    lost, for nobody can be asked before that is fenced.
     """
-    rid = cib.resource_id(vm.owner.cloud, vm.vm)
 
     def back(root: Element) -> None:
+        if rule not in cib.rules(root) or cib.is_busy(root, rule.resource):
+            return
         _ordered_to(vm, root, source)
-        cib.release(root, rid)
+        cib.release(root, rule.resource)
 
     try:
         yield
     except BaseException:
         with undoing(f"the wish to move VM {vm.vm}"):
-            pacemaker.change(vm.machine.runner, back, what=f"VM {vm.vm} stays on {source}")
-            if glance(vm).failures(before):
-                pacemaker.refresh(vm.machine.runner, rid)
+            _stay(vm, before, back, source)
         raise
+
+
+def _stay(vm: Vm, before: View, back: Callable[[Element], None], source: str) -> None:
+    seen = glance(vm)
+    blocked = seen.placed is not None and seen.placed.blocked
+    if not blocked and (seen.is_moving or not seen.at_rest):
+        return
+    pacemaker.change(vm.machine.runner, back, what=f"VM {vm.vm} stays on {source}")
+    nodes_ = [seen.status.node(name) for name in seen.where]
+    lost = any(node is None or not node.online or node.unclean for node in nodes_)
+    if seen.failures(before) and not lost:
+        pacemaker.refresh(vm.machine.runner, seen.id)

@@ -13,7 +13,7 @@ from typing import Any
 from cxm.cluster import agent, limits, nodes, pacemaker
 from cxm.cluster.cib import Wish
 from cxm.cluster.orders import adopt, called_off, place, planned, told
-from cxm.cluster.view import ON_STOP, View, await_, edited, look, ready, unblocked
+from cxm.cluster.view import ON_STOP, RECORD, View, await_, edited, look, ready, unblocked
 from cxm.errors import CommandError, NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, VmId
 from cxm.node import memory
@@ -37,7 +37,7 @@ def save(call: Call, *, vm: VmId) -> dict[str, Any]:
         if view.where and view.where != (call.machine.hostname,):
             raise RefusedError(
                 f"VM {vm} runs on {view.where[0]}, not here: nothing was done",
-                hint="OpenNebula's record is put right by cxm-sync",
+                hint=RECORD,
             )
         name = _saved(here, view) if view.where else memory.kept(here)[1].name
         seconds = call.machine.monotonic() - begun

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, nodes, pacemaker
 from cxm.cluster.cib import Resource
-from cxm.cluster.pacemaker import Failure, Placed, Status
+from cxm.cluster.pacemaker import Failure, Node, Placed, Status
 from cxm.errors import CommandError, RefusedError
 from cxm.node.life import Vm
 
@@ -38,6 +38,14 @@ class Sight:
     def at_rest(self) -> bool:
         """Whether nothing is being done to the VM."""
         return self.placed is None or self.placed.at_rest
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the VM is on its way from one node to another."""
+        placed = self.placed
+        if placed is None:
+            return False
+        return "Migrating" in (placed.role, placed.pending) or len(set(placed.nodes)) > 1
 
     def failures(self, before: "Sight | None" = None) -> list[Failure]:
         """What went wrong with the VM, since ``before`` if that is given."""
@@ -69,12 +77,13 @@ def unblocked(vm: Vm) -> View:
     """The same for an order, after a VM that a failed move has left blocked was looked for.
 
     Pacemaker believes such a VM to be on both nodes and does nothing about it any more. The order
-    that moved it puts that right, unless it was killed.
+    that moved it puts that right, unless it was killed. One that is on its way is waited for.
     """
     view = look(vm)
-    if view.placed is None or not view.placed.blocked:
+    if view.placed is not None and view.placed.blocked:
+        pacemaker.refresh(vm.machine.runner, view.id)
+    elif not view.is_moving:
         return view
-    pacemaker.refresh(vm.machine.runner, view.id)
     for _turn in vm.machine.waits(_LOOK_S):
         seen = glance(vm)
         if seen.at_rest and seen.where:
@@ -94,13 +103,32 @@ def ready(view: View, node: str) -> None:
             "the cluster's fencing is switched off, so no VM of it can be highly available",
             hint="'cxm-setup cluster' configures it, 'cxm fence --test' proves it",
         )
+    devices = nodes.devices(view.root)
     for each in view.status.nodes:
+        _fenceable(view, each, [device.id for device in devices if device.fences(each.name)])
         if nodes.FENCING not in nodes.attributes(view.root, each.name):
             raise RefusedError(
                 f"it was never proven that {each.name} can be fenced, "
                 "so no VM can be called highly available",
                 hint=f"cxm fence --test {each.name}",
             )
+
+
+def _fenceable(view: View, node: Node, devices: list[str]) -> None:
+    """Raise RefusedError unless one of its devices can fence the node now."""
+    if not devices:
+        raise RefusedError(
+            f"no device can fence {node.name} any more: there is none, or it is switched off",
+            hint="'cxm-setup cluster' with its --fence makes it; 'crm_resource --resource "
+            f"fence-{node.name} --meta --delete-parameter target-role' switches it on",
+        )
+    # One that is off needs no fencing, and its BMC may be without power as well.
+    if node.online and not any(view.status.works(device) for device in devices):
+        raise RefusedError(
+            f"{node.name} cannot be fenced at the moment: {', '.join(devices)} failed, "
+            "so its VMs would stay down if it died",
+            hint=f"'cxm check' says why; then 'crm_resource --cleanup --resource {devices[0]}'",
+        )
 
 
 def iso(seconds: float) -> str:
@@ -146,6 +174,8 @@ def comes_to(vm: Vm, node: str, *, alive: bool = False) -> Callable[[Element], N
     return check
 
 
+# For whom OpenNebula sends to a node where the VM is not.
+RECORD: Final = "'onevm migrate --live' to where it is puts OpenNebula's record right"
 # What of a resource may fail, so that it will not become as ordered.
 ON_START: Final = ("start", "monitor", "stop")
 ON_STOP: Final = ("stop",)
@@ -181,6 +211,10 @@ def await_(
     )
 
 
+# What an order writes at the VM that it moves.
+ON_ITS_WAY: Final = "it was on its way to "
+
+
 def _reason(vm: Vm, failure: Failure) -> str:
     """Why something failed. Of a move Pacemaker keeps no words: the agent has left them at the VM.
 
@@ -188,6 +222,6 @@ def _reason(vm: Vm, failure: Failure) -> str:
     """
     if failure.operation == "migrate_to":
         known = look(vm).resource
-        if known is not None and known.reason:
+        if known is not None and known.reason and not known.reason.startswith(ON_ITS_WAY):
             return known.reason
     return failure.reason

@@ -74,7 +74,7 @@ class Decision:
     deed: Deed
     why: str
     node: str = ""
-    late: bool = False  # the time of the order is over, so nobody need be asked whether it lives
+    sure: bool = False  # it is right whether or not an order lives: nobody need be asked
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -120,14 +120,15 @@ def _ruled(case: Case, rule: Rule, now: float) -> Decision | None:
     known, where = case.resource, case.where
     if end is None or end <= now:
         deed = Deed.CALL_OFF if rule.binding and known and not where else Deed.RELEASE
-        return Decision(deed, "the time of its order is over", late=True)
+        return Decision(deed, "the time of its order is over", sure=True)
     if known is None or not known.started:
         return Decision(Deed.RELEASE, "it is not to run")
     if len(where) > 1 or (case.placed is not None and not case.placed.at_rest):
         return None
     why = f"nobody waits for its {'start on' if rule.binding else 'move to'} {rule.node}"
     if where:
-        return Decision(Deed.SETTLE, why, where[0])
+        # Of a start that came off, its order would write just that.
+        return Decision(Deed.SETTLE, why, where[0], sure=rule.binding and where == (rule.node,))
     return Decision(Deed.CALL_OFF if rule.binding else Deed.RELEASE, why)
 
 
@@ -163,7 +164,7 @@ def look_after(machine: Machine) -> int:
 def _attend(
     machine: Machine, case: Case, decision: Decision, status: Status, root: Element
 ) -> bool:
-    if not decision.late and _is_ordered(machine, case, status, root):
+    if not decision.sure and _is_ordered(machine, case, status, root):
         return False
     with machine.order_lock(case.cloud, case.vm, timeout_s=_LOCK_S):
         # What was seen was seen before the nodes were asked; an order may have come and gone.

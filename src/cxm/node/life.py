@@ -22,6 +22,7 @@ from cxm.node.configs import StoredAt
 from cxm.node.guests import Guest, Life
 from cxm.node.machine import Machine
 from cxm.node.volumes import Owner
+from cxm.run import Within
 from cxm.xen import xl
 from cxm.xen.xl import Domain, Reason
 
@@ -49,6 +50,12 @@ class Vm:
     @property
     def uuid(self) -> str:
         return names.domain_uuid(self.owner.cloud, self.owner.vm)
+
+    def within(self, seconds: float) -> "Vm":
+        """The same, but that all commands about it end within this time, all together."""
+        machine = self.machine
+        limited = Within(machine.runner, seconds, machine.monotonic)
+        return replace(self, machine=replace(machine, runner=limited))
 
     def present(self) -> list[Domain]:
         """Its domains, whatever they are doing: one, or none."""

@@ -87,26 +87,42 @@ def _guests(
     memory: sight.Memory,
     now: float,
 ) -> list[dict[str, Any]]:
-    """What each guest does: those with a domain, and those that the node's records name."""
-    recorded = {guest.vm: guest for guest in records.read_all(machine)[0] if guest.cloud == cloud}
-    sight.forget_all_but(memory, {*ours, *recorded})
+    """What each guest does: those with a domain, and those of which something is known."""
+    known = _known(machine, cloud, memory)
+    sight.forget_all_but(memory, {*ours, *known})
     found = []
-    for vm in sorted({*ours, *recorded}):
-        domain, record = ours.get(vm), recorded.get(vm)
+    for vm in sorted({*ours, *known}):
+        domain, (recorded, life) = ours.get(vm), known.get(vm, ("", None))
         # A domain without a name is being made or taken apart.
         nameless = domain is not None and domain.name == "(null)"
         state = sight.judge(
             domain,
-            None if record is None else record.life,
+            life,
             memory.guests.setdefault(vm, sight.Seen()),
             busy=nameless or machine.vm_busy(cloud, vm) or machine.order_busy(cloud, vm),
             now=now,
         )
         if state is not None:
             name = "" if domain is None or nameless else domain.name
-            name = name or ("" if record is None else record.name)
-            found.append({"vm": vm, "name": name, "state": state.value})
+            found.append({"vm": vm, "name": name or recorded, "state": state.value})
     return found
+
+
+def _known(
+    machine: Machine, cloud: CloudId, memory: sight.Memory
+) -> dict[VmId, tuple[str, records.Life]]:
+    """What is known of guests besides their domains: each one's name, and what became of it.
+
+    A standalone host has its records. In a cluster that is what the cluster says: a record would
+    not be true any more once another node has started the guest.
+    """
+    if machine.in_cluster:
+        from cxm.cluster import poweredoff  # noqa: PLC0415 - most nodes are in no cluster
+
+        off = poweredoff.look(machine, cloud, memory.off)
+        return {VmId(vm): (name, records.Life.OFF) for vm, name in off.items()}
+    found = records.read_all(machine)[0]
+    return {guest.vm: (guest.name, guest.life) for guest in found if guest.cloud == cloud}
 
 
 def _usage(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns what is remembered between two observations: how long something has looked odd, CPU time.
+"""Owns what is remembered between two observations: what looked odd, CPU time, who is off.
 
 Pure but for reading and writing its file. The file lives in ``/run`` and counts by the monotonic
 clock: both begin anew when the machine boots. Two observers at the same time may each overwrite
@@ -58,11 +58,22 @@ class Sample:
 
 
 @dataclass(slots=True)
+class Off:
+    """What the cluster last said of its VMs that are off, and of which this node says so."""
+
+    vms: dict[int, str] = field(default_factory=dict)  # their names
+    changing: bool = False  # there are others, which are still being stopped
+    mark: str = ""  # of what the cluster's configuration was then
+    asked_at: float | None = None  # by the monotonic clock; None: never
+
+
+@dataclass(slots=True)
 class Memory:
     """All that is remembered."""
 
     guests: dict[int, Seen] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    off: Off = field(default_factory=Off)
 
 
 def _as_odd(seen: Seen, odd: str, now: float) -> float:
@@ -77,8 +88,8 @@ def judge(
 ) -> GuestState | None:
     """What to report of a guest, None for nothing; design note 0006 has the table.
 
-    ``life`` is what the node's record says, ``busy`` that an action is at work on the VM. ``seen``
-    is brought up to date.
+    ``life`` is what the node's record says, in a cluster the CIB; ``busy`` that an action is at
+    work on the VM. ``seen`` is brought up to date.
     """
     if busy:
         seen.odd, seen.since = "busy", now
@@ -102,7 +113,7 @@ def judge(
 
 
 def _how_it_ended(domain: Domain | None, life: Life | None) -> GuestState | None:
-    """What the remains of a domain, or the record of a guest without one, say of its end."""
+    """What the remains of a domain, or what is known of a guest without one, say of its end."""
     if domain is not None and domain.powered_off:
         return GuestState.POWEROFF
     if domain is not None and domain.crashed:
@@ -150,9 +161,16 @@ def load(path: str) -> Memory:
             Sample(float(at), {str(key): float(used) for key, used in seconds.items()})
             for at, seconds in raw["samples"]
         ]
+        vms, changing, mark, asked_at = raw["off"]
+        off = Off(
+            {int(vm): str(name) for vm, name in vms.items()},
+            changing is True,
+            str(mark),
+            None if asked_at is None else float(asked_at),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Memory()
-    return Memory(guests, samples)
+    return Memory(guests, samples, off)
 
 
 def store(path: str, memory: Memory) -> None:
@@ -160,6 +178,7 @@ def store(path: str, memory: Memory) -> None:
     raw = {
         "guests": {str(vm): (seen.odd, seen.since) for vm, seen in memory.guests.items()},
         "samples": [(sample.at, sample.seconds) for sample in memory.samples],
+        "off": (memory.off.vms, memory.off.changing, memory.off.mark, memory.off.asked_at),
     }
     with suppress(OSError):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

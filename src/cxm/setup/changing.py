@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 from cxm.cluster import basis, nodes
 from cxm.cluster import corosync as engine
 from cxm.cluster.cib import parse_id
-from cxm.cluster.pacemaker import Status
+from cxm.cluster.pacemaker import Node, Status
 from cxm.errors import CxmError, RefusedError
 from cxm.setup import corosync, files, forming, services
 from cxm.setup.clusterargs import Cluster
@@ -23,6 +23,7 @@ from cxm.setup.forming import World, listed
 from cxm.setup.nodecheck import Host
 
 _TIMEOUT_S: Final = 60.0
+RELOAD: Final = ("corosync-cfgtool", "-R")
 
 
 def numbered(text: str | None, cluster: Cluster) -> Cluster:
@@ -117,6 +118,14 @@ def is_settled(world: World, me: str, cluster: Cluster) -> bool:
     return same and not _behind(world, me, cluster)
 
 
+def is_due(world: World, me: str, cluster: Cluster) -> bool:
+    """Whether members would have to be loaded, as far as can be seen from here."""
+    if not services.is_active(world.host.runner, "corosync"):
+        return False
+    others = set(cluster.nodes) - {me}
+    return bool(_behind(world, me, cluster)) or any(_strange(world, each) == "" for each in others)
+
+
 def gather(world: World, me: str, cluster: Cluster) -> bool:
     """Wait until all nodes are there with the members of this node's file in mind.
 
@@ -175,7 +184,7 @@ class _Gathering:
     def _load(self) -> None:
         runner = self.world.host.runner
         _require_all(self.world, self._before(), self.cluster)
-        runner.run(["corosync-cfgtool", "-R"], timeout_s=_TIMEOUT_S)
+        runner.run(RELOAD, timeout_s=_TIMEOUT_S)
         self.world.say(f"loaded on all nodes: the members are {listed(list(self.cluster.nodes))}")
         self.differed, self.has_loaded = False, True
 
@@ -206,12 +215,17 @@ def _strange(world: World, node: str) -> str | None:
         return error.sentence()
 
 
+def gone(world: World, cluster: Cluster) -> list[Node]:
+    """Those that Pacemaker still knows, and that are no nodes of the cluster any more."""
+    known = [each for each in world.status(world.host.runner).nodes if each.member]
+    return [each for each in known if each.name not in cluster.nodes]
+
+
 def forget(world: World, cluster: Cluster) -> bool:
     """Take out of Pacemaker what has been taken out of Corosync; whether there was any."""
     runner = world.host.runner
-    known = [each for each in world.status(runner).nodes if each.member]
-    gone = [each for each in known if each.name not in cluster.nodes]
-    for node in gone:
+    left = gone(world, cluster)
+    for node in left:
         if node.online or node.unclean:
             raise RefusedError(
                 f"{node.name} is no node of {cluster.name} any more, and not known to be off",
@@ -224,7 +238,7 @@ def forget(world: World, cluster: Cluster) -> bool:
         world.change(runner, edit, f"{node.name} is no node any more")
         world.remove(runner, node.name)
         world.say(f"taken out: {node.name}")
-    return bool(gone)
+    return bool(left)
 
 
 def check_join(host: Host, cluster: Cluster, authkey: str) -> None:

@@ -22,6 +22,7 @@ from cxm.setup import (
     clusterfiles,
     corosync,
     files,
+    forecast,
     forming,
     jointoken,
     original,
@@ -249,8 +250,9 @@ def work(world: World, options: Options) -> None:
         changing.check_join(host, membership.cluster, membership.authkey)
     cluster = membership.cluster
     me = clustercheck.own_name(host, cluster)
-    disk = sbd.look(host, cluster, is_first=told is not None) if cluster.sbd else None
-    found = clustercheck.checks(host, me, cluster, disk)
+    is_first = told is not None
+    disk = sbd.look(host, cluster, is_first=is_first) if cluster.sbd else None
+    found = clustercheck.checks(host, me, cluster, told.basis.fencing if told else [], disk)
     say(report.table(found))
     report.require(found, "cxm-setup cluster")
     changing.require(world, cluster)
@@ -260,7 +262,11 @@ def work(world: World, options: Options) -> None:
             membership, told = _with_sbd(membership, told, disk)
     plan = _planned(host, me, membership, disk)
     if options.dry_run:
-        say("Nothing to change." if plan.is_empty else f"This would be done:\n{plan.shown(host)}")
+        basis, wanted = (told.basis, told.datastore) if told else (None, None)
+        later = forecast.lines(world, me, cluster, basis, wanted)
+        text = plan.shown(host) + "".join(f"{line}\n" for line in later)
+        is_done = plan.is_empty and not later
+        say("Nothing to change." if is_done else f"This would be done:\n{text}")
         return
     _do(host, plan, say)
     changed = not plan.is_empty

@@ -8,6 +8,7 @@ anywhere and begun again.
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Final
 from xml.etree.ElementTree import Element
@@ -86,6 +87,14 @@ def _status(world: World) -> Status | None:
         return None
 
 
+def to_be_proven(names: list[str]) -> str:
+    """What follows from other fence devices."""
+    return (
+        f"the fence devices of {listed(names)} change, so no VM is started anywhere before their "
+        f"fencing is proven again: {listed([f'cxm fence --test {name}' for name in names])}"
+    )
+
+
 def listed(names: list[str]) -> str:
     """Names in a sentence."""
     return ", ".join(names)
@@ -105,21 +114,27 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
     wait(world, lacking)
     if cluster.sbd:
         wait(world, lambda _status: _sbd(world, me, cluster.sbd))
-    attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(world.host)}
-    attributes |= _extras(cluster)
-    info = xl.info(world.host.runner)
-    if info.hw_caps:
-        attributes[nodes.CPU] = info.hw_caps
-    room_mib = info.total_mib - xl.dom0_mib(world.host.runner)
-    size = {"memory": str(room_mib), "cpu": str(info.cpus * _PERCENT)}
+    attributes, size = facts(world.host, me, cluster)
     changed = world.change(
         world.host.runner,
         lambda cib: basis.edit_facts(cib, me, attributes, size),
         f"what the node {me} is",
     )
     if changed:
-        world.say(f"the cluster knows {me}: {size['memory']} MiB for guests, {info.cpus} CPUs")
+        cpus = int(size["cpu"]) // _PERCENT
+        world.say(f"the cluster knows {me}: {size['memory']} MiB for guests, {cpus} CPUs")
     return changed
+
+
+def facts(host: Host, me: str, cluster: Cluster) -> tuple[dict[str, str], dict[str, str]]:
+    """What this node says of itself: attributes, and what it has room for."""
+    attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(host)}
+    attributes |= _extras(cluster)
+    info = xl.info(host.runner)
+    if info.hw_caps:
+        attributes[nodes.CPU] = info.hw_caps
+    room_mib = info.total_mib - xl.dom0_mib(host.runner)
+    return attributes, {"memory": str(room_mib), "cpu": str(info.cpus * _PERCENT)}
 
 
 def _host_key(host: Host) -> str:
@@ -169,12 +184,12 @@ def _untold(world: World, me: str, cluster: Cluster) -> str:
     extras = _extras(cluster)
     if not extras:
         return ""
-    facts = nodes.facts(world.cib(world.host.runner))
+    known = nodes.facts(world.cib(world.host.runner))
     untold = [
         name
         for name in cluster.nodes
         if name != me
-        and (name not in facts or not extras.items() <= facts[name].attributes.items())
+        and (name not in known or not extras.items() <= known[name].attributes.items())
     ]
     return f"waiting for {listed(untold)}: run there 'cxm-setup cluster --join ...'" * bool(untold)
 
@@ -188,9 +203,18 @@ def form(
     changed = join(world, me, cluster)
     wait(world, lambda _status: _untold(world, me, cluster))
     require_disk(world.cib(runner), cluster)
-    if world.change(runner, lambda cib: basis.edit(cib, given), f"the basis of {cluster.name}"):
+    unproven: list[str] = []
+
+    def edit(cib: Element) -> None:
+        before = deepcopy(cib)
+        basis.edit(cib, given)
+        unproven[:] = nodes.unproven(before, cib)
+
+    if world.change(runner, edit, f"the basis of {cluster.name}"):
         world.say("written: what every cluster has in Pacemaker's configuration")
         changed = True
+        if unproven:
+            world.say(to_be_proven(unproven))
         _forget(world, "")
     else:
         # The same command once more is a new try: of a BMC that was repaired, for example.

@@ -30,7 +30,7 @@ def check(host: Host, device: str, vg: str) -> Check:
     if not os.path.exists(host.path(device)):
         return failed(name, f"{device} is not there", "ls -l /dev/disk/by-id /dev/mapper")
     try:
-        group = _group_on(host.runner, device)
+        group = group_on(host.runner, device)
         found = "" if group else _signature(host, device)
     except (CommandError, OSError) as error:
         return failed(name, why(error), f"can {device} be read?")
@@ -53,7 +53,7 @@ def why(error: CxmError | OSError) -> str:
 
 def content(host: Host, device: str) -> str:
     """What is on a disk, for people; empty for nothing. Raises CommandError and OSError."""
-    group = _group_on(host.runner, device)
+    group = group_on(host.runner, device)
     return f"the volume group {group}" if group else _signature(host, device)
 
 
@@ -65,7 +65,7 @@ def is_sbd(host: Host, device: str) -> bool:
         return disk.read(len(_SBD)) == _SBD
 
 
-def _group_on(runner: Runner, device: str) -> str:
+def group_on(runner: Runner, device: str) -> str:
     """The volume group that a disk belongs to, also a shared one whose locks cannot be had yet."""
     argv = ["pvs", "--shared", "--noheadings", "-o", "vg_name", device]
     said = runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, 5))  # 5: it is no physical volume
@@ -97,15 +97,20 @@ def has_group(runner: Runner, vg: str) -> bool:
     return said.code == 0
 
 
-def make_group(runner: Runner, vg: str, device: str) -> bool:
-    """Make the shared group; False while the locks of all groups are still being started.
+def create(vg: str, device: str) -> list[str]:
+    """The command that makes the shared group.
 
     LVM's question about what is on the disk is never answered: it makes nothing then. No volume of
     the group becomes active by itself when a node starts.
     """
     argv = ["vgcreate", "--shared", "--setautoactivation", "n", "--metadatasize", _METADATA]
+    return [*argv, vg, device]
+
+
+def make_group(runner: Runner, vg: str, device: str) -> bool:
+    """Make the shared group; False while the locks of all groups are still being started."""
     try:
-        runner.run([*argv, vg, device], timeout_s=_CREATE_S)
+        runner.run(create(vg, device), timeout_s=_CREATE_S)
     except CommandError as error:
         if _STARTING in error.stderr:
             return False

@@ -15,6 +15,7 @@ from cxm.names import LvName
 from cxm.run import Runner
 from cxm.setup import nodecheck
 from cxm.setup.clusterargs import MOST_NODES
+from cxm.setup.install import Account
 from cxm.setup.nodecheck import Host
 from cxm.setup.report import Check, failed, ok
 
@@ -101,11 +102,21 @@ def make(runner: Runner, cluster: str, vg: str, size_mib: int) -> bool:
         )
     else:
         lvm.activate(runner, group, VOLUME)
-    argv = ["mkfs.gfs2", "-O", "-p", "lock_dlm", "-t", f"{cluster}:cxm-system"]
-    argv += ["-j", str(MOST_NODES), "-J", str(_JOURNAL_MIB), f"/dev/{vg}/{VOLUME}"]
-    runner.run(argv, timeout_s=_MKFS_S)
+    runner.run(mkfs(cluster, vg), timeout_s=_MKFS_S)
     _let_go(runner, group)
     return True
+
+
+def mkfs(cluster: str, vg: str) -> list[str]:
+    """The command that makes the file system."""
+    argv = ["mkfs.gfs2", "-O", "-p", "lock_dlm", "-t", f"{cluster}:cxm-system"]
+    return [*argv, "-j", str(MOST_NODES), "-J", str(_JOURNAL_MIB), f"/dev/{vg}/{VOLUME}"]
+
+
+def is_made(runner: Runner, vg: str) -> bool:
+    """Whether the file system is there and whole; raises CxmError where that cannot be seen."""
+    there = lvm.group(runner, vg).find(VOLUME)
+    return there is not None and _READY in there.tags
 
 
 def _let_go(runner: Runner, group: Group) -> None:
@@ -113,17 +124,29 @@ def _let_go(runner: Runner, group: Group) -> None:
     lvm.retag(runner, group, VOLUME, old=[_FILLING], new=[_READY])
 
 
-def own(host: Host, directory: str) -> bool:
-    """Give the mounted file system to oneadmin; whether it was not. Raises CxmError."""
+def is_strange(host: Host, directory: str) -> bool:
+    """Whether the directory is not there, or not oneadmin's. Raises NotFoundError."""
+    account, path = _oneadmin(host), host.path(directory)
+    if not os.path.exists(path):
+        return True
+    status = os.stat(path)
+    return (status.st_uid, status.st_gid) != (account.uid, account.gid)
+
+
+def _oneadmin(host: Host) -> Account:
     account = host.account(nodecheck.USER)
     if account is None:
         raise NotFoundError(f"there is no account {nodecheck.USER}", hint="install cxm-node again")
-    path = host.path(directory)
-    status = os.stat(path)
-    if (status.st_uid, status.st_gid) == (account.uid, account.gid):
+    return account
+
+
+def own(host: Host, directory: str) -> bool:
+    """Give the mounted file system to oneadmin; whether it was not. Raises CxmError."""
+    if not is_strange(host, directory):
         return False
+    account = _oneadmin(host)
     try:
-        os.chown(path, account.uid, account.gid)
+        os.chown(host.path(directory), account.uid, account.gid)
     except OSError as error:
         raise CxmError(
             f"{directory} cannot be given to {nodecheck.USER}: {error.strerror}",

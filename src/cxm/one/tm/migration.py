@@ -3,17 +3,14 @@
 """``premigrate``, ``postmigrate`` and ``failmigrate``: what surrounds a live migration.
 
 Who may use the disks meanwhile is the business of the cluster (docs/design/0010). Here the VM's
-directory gets its place on the target, and goes from the source.
+directory gets its place on the target, and goes from the source if that answers.
 """
 
-import logging
-
-from cxm.errors import CxmError, RefusedError
+from cxm.errors import RefusedError
 from cxm.one import args
 from cxm.one.action import Call, Context
 from cxm.one.args import Migration
-
-_log = logging.getLogger(__name__)
+from cxm.one.tm import leaving
 
 
 def run(ctx: Context, call: Call) -> str:
@@ -22,9 +19,9 @@ def run(ctx: Context, call: Call) -> str:
     if call.action == "premigrate":
         _prepare(ctx, request)
     elif call.action == "postmigrate":
-        _drop(ctx, request.source, request)
+        leaving.drop(ctx, request.source, request.vm, request.directory)
     else:
-        _drop(ctx, request.target, request)
+        leaving.drop(ctx, request.target, request.vm, request.directory)
     return ""
 
 
@@ -36,11 +33,3 @@ def _prepare(ctx: Context, request: Migration) -> None:
             "storage that this host shares",
             hint="migrate it without --live: it is saved, moved and restored",
         )
-
-
-def _drop(ctx: Context, host: str, request: Migration) -> None:
-    """What stays of a directory does no harm: the VM has moved, and that is what counts."""
-    try:
-        ctx.node(host).call("dir-drop", {"vm": request.vm, "dir": request.directory})
-    except CxmError as error:
-        _log.warning("VM %s: its old directory stays: %s", request.vm, error.sentence())

@@ -4,7 +4,7 @@
 
 Between a host and the frontend (stop, undeploy, resume) or between two standalone hosts (cold
 migration; through the frontend, without a copy there). Between two nodes that share their storage
-nothing is copied, and the node that is left is not asked. oned moves each disk, then the directory.
+nothing is copied, and the node that is left may be dead. oned moves each disk, then the directory.
 
 The place that is moved from is the truth as long as it holds the disk: its content replaces what an
 earlier move, cut or given up, left at the other place. It is removed only when the copy is safe, so
@@ -25,7 +25,7 @@ from cxm.one import args, sizes, subject
 from cxm.one.action import Call, Context
 from cxm.one.args import Directory, DiskPlace, MoveDirectory, MoveDisk
 from cxm.one.subject import Subject
-from cxm.one.tm import relay, stopped
+from cxm.one.tm import leaving, relay, stopped
 
 _log = logging.getLogger(__name__)
 
@@ -270,12 +270,12 @@ def _stop_directory(ctx: Context, request: MoveDirectory) -> None:
 def _migrate_directory(ctx: Context, request: MoveDirectory) -> None:
     source, target, vm = request.source, request.target, request.vm
     asked = subject.ask(ctx, vm)
-    node = ctx.node(source.host)
     disks, group = _shared(ctx, target, vm)
     if disks:
         if asked.record.lcm_state not in _SOURCE_IS_LOST:
-            node.call("dir-drop", {"vm": vm, "dir": source.path})
+            leaving.drop(ctx, source.host, vm, source.path)
         return
+    node = ctx.node(source.host)
     held, own = _held(node, vm)
     _check_own_storage(source.host, target.host, vm, (own, group))
     for place in _left_behind(source, held):
