@@ -86,7 +86,7 @@ class CommandError(CxmError):
 
 
 class LockTimeoutError(CxmError):
-    """Another action holds the lock for longer than we wait; try again later."""
+    """The time is over: another action holds a lock, or what was ordered is not done; try later."""
 
     code = 5
 

@@ -18,6 +18,7 @@ from tests.fakes.domains import checkpoint
 from tests.fakes.machine import CLOUD, Fault, How, KilledError
 from tests.fakes.pair import Pair, kills
 from tests.fakes.scheduler import Order
+from tests.fakes.xen import FakeDomain
 
 NAME = "user-vm7.home.net"
 RECURRING = {"interval": "10000", "timeout": "60000"}
@@ -41,6 +42,12 @@ def rest(pair: Pair, node: str = "node1", **changes: object) -> None:
         pair.xens[node].put(replace(made, volumes=()))
     else:
         pair.xens[node].put(made)
+
+
+def _domain(pair: Pair) -> FakeDomain:
+    """What runs of the VM, or did."""
+    (found,) = filter(None, (xen.of_vm(7) for xen in pair.xens.values()))
+    return found
 
 
 def life(pair: Pair) -> tuple[bool, Life]:
@@ -201,6 +208,36 @@ def test_nodes_tell_each_other_which_boot_they_are_in(pair: Pair) -> None:
     assert told.boot_id() not in ("", before)
 
 
+@pytest.mark.parametrize("half", [None, f"{NAME}--incoming"])
+def test_start_does_not_wait_for_a_guest_whose_node_has_died(pair: Pair, half: str | None) -> None:
+    """The failover begins at once, whether the receiver has a part of the guest yet or not."""
+    other = pair.xens["node2"]
+    unit = f"unit:cxm-{CLOUD}-7-4711"
+    life, name = ("gap", NAME) if half is None else ("half", half)
+    rest(pair, "node2", name=name, life=life, ran=False, keeper=4000, config=unit)
+    pair.xens["node1"].boot_host()
+    pair.xens["node1"].node.lose()
+    before = other.clock
+    assert pair.agent("node2", "start", timeout="300000") == Ocf.SUCCESS
+    assert pair.runs_on() == ["node2"]
+    assert other.clock - before <= 5
+    (there,) = other.state.domains
+    assert there.keeper != 4000  # the receiver is gone
+
+
+def test_start_waits_for_a_guest_that_has_come(pair: Pair) -> None:
+    """Its receiver is about to let it run: its memory is not thrown away."""
+    other = pair.xens["node2"]
+    unit = f"unit:cxm-{CLOUD}-7-4711"
+    made = replace(_domain(pair), life="building", ran=False, until=other.clock + 2.0, config=unit)
+    pair.xens["node1"].boot_host()
+    pair.xens["node1"].node.lose()
+    other.put(replace(made, keeper=4000, memory="of before", volumes=()))
+    assert pair.agent("node2", "start", timeout="300000") == Ocf.SUCCESS
+    (there,) = other.state.domains
+    assert (there.life, there.memory) == ("running", "of before")
+
+
 @pytest.mark.parametrize("action", ["start", "stop", "monitor", "migrate_to", "migrate_from"])
 def test_agent_without_parameters(pair: Pair, action: str) -> None:
     """Is not configured; an unknown action is unimplemented."""
@@ -337,6 +374,22 @@ class TestMemory:
         assert pair.runs_on() == []
         assert life(pair) == (False, Life.STOPPED)
         assert pair.locks() == {}
+
+    def test_nothing_that_fails_after_the_guest_runs_ends_it(self) -> None:
+        """Pacemaker would start it cold: whatever is left to do is only told, and done later."""
+        before, ran = _domain(_running()).memory, _restored(None).xens["node1"].node.ran
+        (woken,) = [step for step, words in enumerate(ran) if words[:2] == ("xl", "unpause")]
+        assert len(ran) > woken + 1
+        for step in range(woken + 1, len(ran)):
+            pair = _restored(Fault(step, How.FAIL))
+            host = pair.xens["node1"]
+            assert pair.runs_on() == ["node1"]
+            assert _domain(pair).memory == before
+            assert checkpoint(host) == "filling"
+            pair.stop("node1")
+            assert pair.locks("lv-one-7-checkpoint") == {}
+            pair.start("node2")
+            assert checkpoint(host) is None
 
     @pytest.mark.extensive
     def test_agent_killed_while_it_restores(self) -> None:

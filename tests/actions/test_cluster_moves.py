@@ -5,6 +5,7 @@
 import os
 from contextlib import suppress
 from dataclasses import replace
+from xml.etree.ElementTree import Element
 
 import pytest
 
@@ -228,6 +229,36 @@ def test_standby_moves_what_runs(pair: Pair) -> None:
     pair.pacemaker.edit(lambda root: basis.edit_facts(root, "node1", {"standby": "on"}, {}))
     pair.pacemaker.go_on()
     assert assert_well(pair) == "node2"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "why"),
+    [
+        ("bridge", "node2 lacks xenbr0, a bridge that VM 7 needs"),
+        ("processor", "the processor of node2 lacks 1 feature of that of node1"),
+    ],
+)
+def test_standby_moves_nothing_where_it_cannot_go_on(pair: Pair, lacks: str, why: str) -> None:
+    """Nobody has checked; the move fails, the guest runs on, and the VM says why."""
+    if lacks == "bridge":
+        os.rmdir(pair.xens["node2"].node.path("sys", "class", "net", "xenbr0"))
+    before = memory(pair)
+
+    def edit(root: Element) -> None:
+        for node, caps in (("node1", "07:1f"), ("node2", "07:0f")):
+            facts = {"cxm-cpu": caps} if lacks == "processor" else {}
+            basis.edit_facts(root, node, facts, {})
+        basis.edit_facts(root, "node1", {"standby": "on"}, {})
+
+    pair.pacemaker.edit(edit)
+    pair.pacemaker.go_on()
+    assert pair.runs_on() == ["node1"]
+    assert memory(pair) == before
+    assert pair.locks() == {"node1": "ex"}
+    known = pair.resource()
+    assert known is not None
+    assert known.reason.startswith(f"VM 7 did not move to node2, it runs on here: {why}")
+    assert "<failure " in pair.mon()
 
 
 class TestRefused:

@@ -8,12 +8,15 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from cxm.cluster import basis, cib, elements
+from cxm.cluster import basis, cib, elements, orders
 from cxm.cluster.pacemaker import Failure, Node, Placed, Status
 from cxm.cluster.view import View, ready
 from cxm.errors import CxmError, RefusedError
+from cxm.names import VmId
 from cxm.node.guests import Life
-from tests.fakes.machine import KilledError
+from cxm.node.verbs import Call
+from tests.fakes.domains import checkpoint
+from tests.fakes.machine import CLOUD, KilledError
 from tests.fakes.pair import DISK, RID, Pair, kills
 from tests.fakes.scheduler import Order
 
@@ -189,6 +192,35 @@ def _forget(root: Element) -> None:
         for each in list(holder):
             if each.get("id") == RID or each.get("rsc") == RID:
                 holder.remove(each)
+
+
+class TestBegin:
+    """``cxm create``."""
+
+    @staticmethod
+    def begin(pair: Pair, node: str) -> None:
+        """Have the VM start."""
+        call = Call(pair.xens["node1"].machine(), CLOUD)
+        orders.begin(call, vm=VmId(7), node=node, reason="root started it")
+
+    def test_saved_memory_is_not_thrown_away(self, pair: Pair) -> None:
+        """OpenNebula resumes the VM with it."""
+        pair.start("node1")
+        pair.ask("node1", "domain-save", vm=7)
+        with pytest.raises(RefusedError, match="the memory of VM 7 is saved"):
+            self.begin(pair, "node2")
+        assert checkpoint(pair.xens["node1"]) == "ready"
+        assert pair.runs_on() == []
+
+    def test_memory_that_cannot_be_restored_is_no_obstacle(self, pair: Pair) -> None:
+        """OpenNebula cannot resume the VM with it either: nothing could start it."""
+        pair.start("node1")
+        pair.ask("node1", "domain-save", vm=7)
+        change = ["lvchange", "--deltag", "cxm.state=ready", "--addtag", "cxm.state=filling"]
+        pair.xens["node1"].node.run([*change, "LVM_XEN/lv-one-7-checkpoint"])
+        self.begin(pair, "node2")
+        assert pair.runs_on() == ["node2"]
+        assert checkpoint(pair.xens["node2"]) is None
 
 
 class TestStop:

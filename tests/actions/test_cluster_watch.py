@@ -5,6 +5,7 @@
 import logging
 from dataclasses import replace
 from functools import partial
+from xml.etree.ElementTree import Element
 
 import pytest
 
@@ -12,6 +13,7 @@ from cxm.cluster import basis, cib, pacemaker, watch
 from cxm.cluster.pacemaker import Placed
 from cxm.cluster.view import iso
 from cxm.errors import CxmError
+from cxm.names import VmId
 from cxm.node.guests import Life
 from tests.actions.test_cluster_moves import assert_well
 from tests.fakes.machine import CLOUD, Fault, How, KilledError
@@ -240,6 +242,28 @@ class TestFailedDeployOfAWantedVm:
         down.pacemaker.go_on()
         assert down.runs_on() == []
         assert set(down.constraints()) == {"prefer"}
+
+
+def test_damaged_vm_does_not_keep_the_others_from_being_looked_after(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told, if it is one to be looked after; nothing is done about it."""
+    until = iso(pair.xens["node1"].machine().now() + 600.0)
+
+    def damage(root: Element) -> None:
+        known = cib.find(root, CLOUD, VmId(7))
+        assert known is not None
+        cib.put(root, replace(known, vm=VmId(6), started=False))
+        cib.confine(root, f"cxm-{CLOUD}-6", "node1", until=until)
+        cib.attract(root, RID, "node1", until=until)
+        for pair_ in root.iterfind(f".//primitive[@id='cxm-{CLOUD}-6']//nvpair"):
+            if pair_.get("name") == "cxm-config":
+                pair_.set("value", "nonsense")
+
+    pair.pacemaker.edit(damage)
+    assert look(pair) == 1
+    assert pair.constraints() == {"prefer": "node1"}
+    assert "VM 6 could not be looked after: a configuration in the CIB cannot be" in caplog.text
 
 
 def test_blocked_by_something_else_is_a_humans(pair: Pair) -> None:

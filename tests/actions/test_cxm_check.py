@@ -2,23 +2,28 @@
 # Copyright The cxm for OpenNebula authors
 """What ``cxm check`` finds: one thing wrong at a time, and nothing else is said to be."""
 
+import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import SubElement
 
 import pytest
 
+from cxm import __version__
 from cxm.cli import main
 from cxm.cluster import cib as documents
-from cxm.cluster import nodes
+from cxm.cluster import nodes, peerserver
 from cxm.cluster.guestdisks import needs
+from cxm.cluster.nodefindings import ahead
 from cxm.errors import UsageError
 from cxm.names import VmId
+from cxm.setup.report import Check, failed, warning
 from tests.fakes.clusternode import SBD, running_sbd
-from tests.fakes.crm import NOW, FakeCluster, Place, two_nodes
+from tests.fakes.crm import NOW, VERSIONS, FakeCluster, Place, two_nodes
 from tests.fakes.machine import CLOUD
 
 HEALTHY = {
@@ -113,6 +118,10 @@ def _strange_tags(crm: FakeCluster) -> None:
     crm.node.add_lv("lv-one-9-0", 4, tags=["cxm.vm=9"], content=b"")
 
 
+def _found(crm: FakeCluster, *findings: Check) -> None:
+    crm.answers["check"]["findings"] = [asdict(each) for each in findings]
+
+
 ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: setattr(crm, "quorate", False), "state", "NOT QUORATE"),
     (lambda crm: crm.places.update({"cxm-cloudone1-7": Place((), "Stopped")}), "state",
@@ -126,8 +135,7 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (_device, "fencing node2", "no device can fence it"),
     (lambda crm: nodes.set_attribute(crm.cib, "node2", "cxm-fencing", None), "fencing node2",
      "fence-node2, never proven"),
-    (lambda crm: crm.add_node("node3", memory=0, cxm_fencing=f"{NOW:.0f}",
-                              cxm_address="10.0.0.2", cxm_hostkey="k"), "size of node3",
+    (lambda crm: crm.add_node("node3", memory=0, cxm_fencing=f"{NOW:.0f}"), "size of node3",
      "its memory is not known"),
     (lambda crm: os.rmdir(crm.node.path("sys/class/net/xenbr0")), "bridges",
      "xenbr0 is missing here; old.home.net, web.home.net, db.home.net need it"),
@@ -154,6 +162,10 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: crm.units.update({"cxm-tend.service": "enabled"}), "cxm-tend", "enabled"),
     (_sbd, "sbd", "inactive: nobody reads its disk here"),
     (_other_disk, "sbd", f"it does not read {SBD}, which messages are written to"),
+    (lambda crm: _found(crm, failed("bridges", "xenbr1 is missing here", "make it")), "bridges",
+     "node2: xenbr1 is missing here"),
+    (lambda crm: crm.answers.update({"check": {"versions": {}}}), "connections",
+     "node2 does not tell what it found as this node does"),
 ]  # fmt: skip
 
 WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
@@ -179,6 +191,16 @@ WARNINGS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: _lv(crm, 5, "ready"), "volumes", "VMs that the cluster does not know: lv-one-5"),
     (lambda crm: setattr(crm, "clock", "no"), "clock", "not synchronised"),
     (lambda crm: crm.broken.add("cxm-watch"), "watch", "cxm-watch runs nowhere"),
+    (lambda crm: crm.answers["check"]["versions"].update({"xen": "4.19.1"}), "versions",
+     "xen is 4.17.5-pre on node1, 4.19.1 on node2"),
+    (lambda crm: crm.answers["check"]["versions"].pop("cxm"), "versions",
+     f"cxm is {__version__} on node1, none on node2"),
+    (lambda crm: crm.answers["check"].update({"began": NOW - 9, "ended": NOW - 9}), "clock",
+     "the clock of node2 is 9 s behind that of node1"),
+    (lambda crm: crm.answers["check"].update({"began": NOW + 60, "ended": NOW + 61}), "clock",
+     "the clock of node2 is 61 s ahead of that of node1"),
+    (lambda crm: _found(crm, warning("volumes", "active here without their VM: lv-one-5-0", "x")),
+     "volumes", "node2: active here without their VM: lv-one-5-0"),
 ]  # fmt: skip
 
 
@@ -216,10 +238,52 @@ def test_cluster_that_lacks_a_node_is_not_well(crm: FakeCluster, field: str, val
     assert [each["level"] for each in found if each["name"] == "state"] == ["warning"]
 
 
+def test_what_a_node_finds_is_found_from_every_other(crm: FakeCluster) -> None:
+    """Each looks at itself, also for what is wrong with all; what all see alike is said once."""
+    os.rmdir(crm.node.path("sys/class/net/xenbr0"))
+    crm.xen.vm(66, 99)
+    crm.node.run(["lvchange", "-a", "ey", "LVM_XEN/lv-one-42-0"])
+    _lv(crm, 5, "delete-requested")
+    answer = _asked_of(crm, "check")
+    assert answer["versions"] == VERSIONS
+    assert answer["began"] <= answer["ended"]
+    crm.xen.rows.pop()
+    crm.deactivate("lv-one-42-0")
+    crm.answers["check"] = answer
+    code, found = _check(crm)
+    assert code == 1
+    lacks = "xenbr0 is missing here; old.home.net, web.home.net, db.home.net need it"
+    assert [each["found"] for each in found if each["level"] != "ok"][1:] == [
+        lacks,
+        "to be deleted: lv-one-5-0",
+        "node2: one-66 (VM 66) is here, but the cluster does not know it",
+        f"node2: {lacks}",
+        "node2: active here without their VM: lv-one-42-0",
+    ]
+    assert "on node2: no other node can use it" in found[-1]["advice"]
+    assert main.main(["check"], crm.world()) == 1
+    assert crm.text.endswith("\nSeen from node1 and node2.\n")
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "off"),
+    [(100, 130, 0), (90, 120, -10), (110, 150, 10), (99, 131, -1)],
+)
+def test_clocks_are_compared_while_a_node_looks(began: float, ended: float, off: float) -> None:
+    """It takes long, so only what cannot be otherwise is said: asked at 100, answered at 140."""
+    assert ahead(100, began, ended, 140) == off
+
+
+def test_a_vlan_of_open_vswitch_is_its_bridge(crm: FakeCluster) -> None:
+    """As the move of a guest sees it."""
+    _config(crm, "vif = ['bridge=xenbr0.42', 'bridge=xenbr0:1,2']\n")
+    _code, found = _check(crm)
+    assert {each["level"] for each in found if each["name"] == "bridges"} == {"ok"}
+
+
 def test_pacemaker_itself_is_asked_what_fits(crm: FakeCluster) -> None:
     """It takes VMs in the order of their ids, and may leave down what would fit."""
-    crm.add_node("node3", memory=2100, cxm_fencing=f"{NOW:.0f}", cxm_address="10.0.0.2",
-                 cxm_hostkey="k")  # fmt: skip
+    crm.add_node("node3", memory=2100, cxm_fencing=f"{NOW:.0f}")
     crm.add_vm(8, "node1", memory=2000)
     crm.add_vm(1, "node1", memory=1000)
     _code, found = _check(crm)
@@ -317,3 +381,67 @@ def test_timeline_of_everything(crm: FakeCluster) -> None:
     crm.said.seek(0)
     assert main.main(["timeline", "--json", "--since", "1min"], crm.world()) == 0
     assert [each["kind"] for each in json.loads(crm.text)] == ["log"]
+
+
+def _told(message: str, node: str, at: float, ident: str = "cxm") -> str:
+    row = {"MESSAGE": message, "__REALTIME_TIMESTAMP": f"{at:.0f}000000", "_HOSTNAME": node,
+           "PRIORITY": "5", "SYSLOG_IDENTIFIER": ident}  # fmt: skip
+    return json.dumps(row)
+
+
+def _asked_of(crm: FakeCluster, text: str) -> dict[str, Any]:
+    """What a node answers whose log, programs and files are those of the model."""
+    machine = crm.world().machine()
+    own = replace(machine, cluster_marker=crm.node.path("etc/cxm/cluster"))
+    return peerserver.answered(lambda: own, text, lambda _argv: None, io.BytesIO())
+
+
+def test_who_ordered_is_seen_from_every_node(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is logged where the order was given; OpenNebula gives its own on the VM's node."""
+    crm.journal = "\n".join(
+        [
+            _told("ann (as root): cxm migrate db node1", "node2", NOW - 60),
+            _told("VM 42 moves from node2 to node1", "node2", NOW - 50, "cxm-helper"),
+        ]
+    )
+    crm.answers["journal"] = _asked_of(crm, f"journal {NOW - 3600:.0f}")
+    crm.journal = _told("root: cxm eject node2", "node1", NOW - 20)
+    assert main.main(["timeline", "--since", "1d"], crm.world()) == 0
+    assert [line[21:] for line in crm.text.splitlines()] == [
+        "NODE   WHAT (WHY)",
+        "node2  ann (as root): cxm migrate db node1",
+        "node2  VM 42 moves from node2 to node1 (for OpenNebula)",
+        "node1  root: cxm eject node2",
+    ]
+    crm.unreachable = True
+    crm.said.truncate(0)
+    crm.said.seek(0)
+    assert main.main(["timeline", "--since", "1d", "--json"], crm.world()) == 0
+    assert len(json.loads(crm.text)) == 1
+    assert "what cxm did on node2 is not known: the node node2" in capsys.readouterr().err
+
+
+def test_what_is_not_known_is_said(crm: FakeCluster) -> None:
+    """A node that is away, one that tells only its newest messages, one that tells nonsense."""
+    crm.add_node("node3")
+    crm.members["node3"].online = False
+    event = {"at": NOW, "node": "node2", "what": "x", "why": "", "kind": "log", "bad": False}
+    crm.answers["journal"] = {"events": [event] * 500}
+    assert main.main(["timeline"], crm.world()) == 0
+    assert "of node2 only the last 500 messages are told" in crm.text
+    assert "what cxm did on node3 is in the log there" in crm.text
+    crm.answers["journal"] = {"events": [{"at": NOW}]}
+    assert main.main(["timeline"], crm.world()) == 0
+    assert "what cxm did on node2 is not known: node2 does not tell its log" in crm.text
+
+
+def test_what_a_node_tells_is_bounded(crm: FakeCluster) -> None:
+    """In number and length; and the word takes a moment, nothing else."""
+    crm.journal = _told("x" * 1000, "node2", NOW)
+    (event,) = _asked_of(crm, "journal 0")["events"]
+    assert len(event["what"]) == 300
+    assert crm.node.ran[-1][-2:] == ("-n", "500")
+    for text in ("journal", "journal yesterday", "journal 1 2"):
+        assert "since a moment" in _asked_of(crm, text)["error"]

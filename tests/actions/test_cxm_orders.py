@@ -2,11 +2,14 @@
 # Copyright The cxm for OpenNebula authors
 """What ``cxm`` does to nodes and volumes, on a model of a cluster."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cxm.cli import ctl, main
+from cxm.cluster import cib as documents
 from cxm.cluster import nodes
 from cxm.errors import (
     CommandError,
@@ -16,7 +19,9 @@ from cxm.errors import (
     UnreachableError,
     UsageError,
 )
+from cxm.names import VmId
 from tests.fakes.crm import NOW, FakeCluster, two_nodes
+from tests.fakes.machine import CLOUD, Outcome
 
 NOTHING = ("crm_diff", "cibadmin --patch", "stonith_admin", "lvchange")
 
@@ -134,6 +139,60 @@ def test_eject_asks_pacemaker_what_fits(
     assert "Pacemaker would find no place for one-8" in said
     assert "'cxm migrate one-8 node2'" in said
     assert not [argv for argv in _changed(crm) if argv[0] != "crm_simulate"]
+
+
+@pytest.mark.parametrize("line", ["eject node1", "fence --test --yes node1"])
+def test_nothing_is_sent_where_it_cannot_go_on(
+    crm: FakeCluster, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked of the node that Pacemaker would choose, before anything is done."""
+    world = crm.world(runner=crm.node)
+    crm.node.model("crm_node", lambda _argv, _in: Outcome("node3\n"))
+    crm.add_node("node3", memory=100)
+    crm.answers["bridges"] = {"missing": ["xenbr1"]}
+    assert main.main(line.split(), world) == RefusedError.code
+    assert (
+        "Pacemaker would send web.home.net (VM 7) to node2, but node2 lacks xenbr1, a bridge "
+        "that VM 7 needs" in capsys.readouterr().err
+    )
+    crm.answers["bridges"] = {"missing": []}
+    for node, caps in (("node1", "07:1f"), ("node2", "07:0f")):
+        nodes.set_attribute(crm.cib, node, nodes.CPU, caps)
+    assert main.main(line.split(), world) == RefusedError.code
+    said = capsys.readouterr().err
+    assert "the processor of node2 lacks 1 feature of that of node1" in said
+    assert "or 'cxm migrate web.home.net NODE' first" in said
+    assert not _changed(crm)
+
+
+def test_vm_that_is_stopped_and_started_needs_only_its_bridges(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guest that boots there finds the processor that is there."""
+    crm.add_vm(9, "node1", name="pv", migratable=False)
+    crm.places["cxm-cloudone1-7"].nodes = ("node2",)
+    for node, caps in (("node1", "07:1f"), ("node2", "07:0f")):
+        nodes.set_attribute(crm.cib, node, nodes.CPU, caps)
+    crm.answers["bridges"] = {"missing": ["xenbr1"]}
+    assert _run(crm, "eject --restart") == RefusedError.code
+    assert "Pacemaker would send pv (VM 9) to node2" in capsys.readouterr().err
+    crm.answers["bridges"] = {"missing": []}
+    assert _run(crm, "eject --restart") == 0
+
+
+def test_eject_says_why_a_vm_is_stuck(crm: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """What its agent has written since; not a reason of another day."""
+    crm.stuck.add("cxm-cloudone1-42")
+
+    def fail() -> None:
+        known = documents.find(crm.cib, CLOUD, VmId(42))
+        assert known is not None
+        documents.put(crm.cib, replace(known, reason="VM 42 did not move to node1: no room"))
+        crm.places["cxm-cloudone1-42"].blocked = True
+
+    crm.node.later = fail
+    assert _run(crm, "eject node2") == CommandError.code
+    assert "stuck on node2: db.home.net (VM 42): VM 42 did not move" in capsys.readouterr().err
 
 
 def test_eject_restarts_what_cannot_move_when_asked(crm: FakeCluster) -> None:
@@ -386,10 +445,40 @@ def test_one_node_of_many_does_not_make_a_majority(
 ) -> None:
     """Where three are needed, that one is off changes nothing, and nothing is done."""
     crm.add_node("node3")
-    crm.members["node2"].online, crm.quorate = False, False
+    for name in ("node2", "node3"):
+        crm.members[name].online = False
+    crm.quorate = False
     assert _run(crm, "fence --confirmed --yes node2") == RefusedError.code
-    assert "bring more nodes back" in capsys.readouterr().err
+    assert "start node2 or node3: one is enough" in capsys.readouterr().err
     assert ("stonith_admin", "--confirm", "node2") not in crm.node.ran
+
+
+@pytest.mark.parametrize(
+    ("nodes_", "away", "text", "advice"),
+    [
+        (3, 2, "1 of 3 nodes, 2 are needed; away: node2, node3",
+         "start node2 or node3: one is enough; 'cxm fence --confirmed' does not help"),
+        (5, 4, "1 of 5 nodes, 3 are needed; away: node2, node3, node4, node5",
+         "start 2 of node2, node3, node4, node5; 'cxm fence --confirmed' does not help"),
+        (4, 2, "2 of 4 nodes, 3 are needed; away: node2, node3",
+         "start node2 or node3: one is enough; 'cxm fence"),
+        (3, 0, "this part of the cluster may start nothing", "'corosync-quorumtool -s'"),
+    ],
+)  # fmt: skip
+def test_nodes_without_a_majority_say_whom_they_wait_for(
+    crm: FakeCluster, nodes_: int, away: int, text: str, advice: str
+) -> None:
+    """And how many are enough; of a pair another sentence says it."""
+    for number in range(3, nodes_ + 1):
+        crm.add_node(f"node{number}")
+    for number in range(2, away + 2):
+        crm.members[f"node{number}"].online = False
+    crm.quorate = False
+    assert _run(crm, "infos --json") == 0
+    alarm = json.loads(crm.text)["alarms"][0]
+    assert alarm["text"].startswith("NOT QUORATE: ")
+    assert alarm["text"].endswith(text)
+    assert advice in alarm["advice"]
 
 
 # --- VMs ------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cxm.cli import main
+from cxm.cli import ctl, main
 from cxm.cli.text import Cell, Style, Tint
+from cxm.cli.verbs import VERBS, _json
 from cxm.cluster.amounts import ago, count, mib
-from cxm.errors import RefusedError
+from cxm.errors import CommandError, NotFoundError, RefusedError, UsageError
 from tests.fakes.crm import NOW, FakeCluster, Place, two_nodes
 
 CALM = """\
@@ -217,3 +218,130 @@ def test_vm_that_moves_is_on_two_nodes(crm: FakeCluster) -> None:
     crm.places["cxm-cloudone1-7"] = Place(("node1", "node2"), "Migrating")
     main.main(["list"], crm.world())
     assert " 7  web.home.net  migrating  node1 > node2  1024 MiB" in crm.text
+
+
+# --- for programs ---------------------------------------------------------------------------------
+
+DB = {"cloud": "cloudone1", "vm": 42, "name": "db.home.net"}
+OLD = {"cloud": "cloudone1", "vm": 4, "name": "old.home.net"}
+WEB = {"cloud": "cloudone1", "vm": 7, "name": "web.home.net"}
+
+
+def test_all_but_the_console_speak_json() -> None:
+    """So that a script need not read sentences."""
+    without = {verb.name for verb in VERBS if _json not in verb.arguments}
+    assert without == {"console", "init"}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("migrate 42 node1", {**DB, "node": "node1", "moved": True}),
+        ("migrate 42 node2", {**DB, "node": "node2", "moved": False}),
+        ("create 4 node2", {**OLD, "node": "node2"}),
+        ("shutdown 42", {**DB, "was": "running"}),
+        ("destroy 4", {**OLD, "was": "absent"}),
+        ("reboot 42", DB),
+        ("shutdown-all --yes", {"vms": [{**WEB, "error": None}, {**DB, "error": None}]}),
+        ("eject node2", {"node": "node2", "takes_vms": False, "changed": True}),
+        ("eject node2 --back", {"node": "node2", "takes_vms": True, "changed": False}),
+        ("fence node2 --yes", {"nodes": ["node2"], "done": "reset"}),
+        ("fence node2 --off --yes", {"nodes": ["node2"], "done": "switched off"}),
+        ("fence --test --yes", {"nodes": ["node2"], "done": "proven"}),
+        ("deactivate 4", {"cloud": "cloudone1", "vm": 4, "volumes": []}),
+    ],
+)
+def test_an_order_is_one_document(crm: FakeCluster, line: str, told: object) -> None:
+    """How it ended; how it goes on is told on the error output."""
+    assert main.main([*line.split(), "--json"], crm.world()) == 0
+    assert json.loads(crm.text) == told
+
+
+def test_devices_are_told(crm: FakeCluster) -> None:
+    """A program wants to open them."""
+    assert main.main(["activate", "4", "--json"], crm.world()) == 0
+    device = crm.node.path("dev/LVM_XEN/lv-one-4-0")
+    assert json.loads(crm.text) == {"cloud": "cloudone1", "vm": 4, "devices": [device]}
+
+
+def test_progress_is_not_in_the_document(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is on the error output, for a person who looks on."""
+    assert main.main(["eject", "node2", "--json"], crm.world()) == 0
+    assert "db.home.net (VM 42): migrating on node2 to node1" in capsys.readouterr().err
+
+
+def test_a_confirmed_node_is_one_document(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a person is told besides is on the error output."""
+    crm.members["node2"].online, crm.members["node2"].unclean = False, True
+    crm.fence_events = [{"target": "node2", "action": "reboot", "status": "pending"}]
+    assert main.main(["fence", "--confirmed", "node2", "--yes", "--json"], crm.world()) == 0
+    assert json.loads(crm.text) == {"nodes": ["node2"], "done": "confirmed"}
+    assert "under way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "sentence"),
+    [
+        ("migrate 4 node1", RefusedError.code, "VM 4 does not run"),
+        ("create nobody", NotFoundError.code, "the cluster has no VM 'nobody'"),
+        ("fence node2", UsageError.code, "with --json nobody is asked"),
+        ("shutdown-all", UsageError.code, "with --json nobody is asked"),
+    ],
+)
+def test_a_failure_has_no_document(
+    crm: FakeCluster, line: str, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its exit code and its sentence are those that a person gets."""
+    assert main.main([*line.split(), "--json"], crm.world()) == code
+    assert crm.text == ""
+    assert sentence in capsys.readouterr().err
+
+
+def test_vms_that_did_not_end_are_in_the_document(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others were shut down all the same."""
+    crm.stuck, crm.deaf = {"cxm-cloudone1-42"}, {42}
+    line = "shutdown-all --yes --timeout 2 --json"
+    assert main.main(line.split(), crm.world()) == CommandError.code
+    ended, stuck = json.loads(crm.text)["vms"]
+    assert ended == {**WEB, "error": None}
+    assert "VM 42 is not as ordered" in stuck["error"]
+    assert "not shut down: db.home.net" in capsys.readouterr().err
+
+
+def test_top_as_json_is_one_picture(crm: FakeCluster) -> None:
+    """What a VM of this node uses is measured meanwhile."""
+    rows = crm.xen.rows
+
+    def burn() -> None:
+        rows[1] = rows[1].replace("  11.0 ", "  12.0 ").replace("   1.0 ", "  12.0 ")
+
+    crm.node.later = burn
+    assert main.main(["top", "-d", "20", "--json"], crm.world()) == 0
+    told = json.loads(crm.text)
+    assert told["quorate"] is True
+    assert [vm["cpu_now"] for vm in told["vms"]] == [None, 55.0, None]
+    crm.dead = True
+    assert main.main(["top", "--json"], crm.world()) == RefusedError.code
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--ping", {"works": True}),
+        ("--list-nodes", ["node1", "node2"]),
+        (
+            "--status",
+            {"node": "node1", "state": "online", "role": "active", "cluster": "normal"},
+        ),
+    ],
+)
+def test_the_originals_tool_speaks_json(crm: FakeCluster, option: str, told: object) -> None:
+    """Its exit code is the same."""
+    assert ctl.main([option, "--json"], crm.world()) == 0
+    assert json.loads(crm.text) == told

@@ -9,7 +9,7 @@ import pytest
 from cxm.cli import main
 from cxm.cluster import cib as documents
 from cxm.cluster.cib import Resource
-from cxm.errors import CommandError, NotFoundError, RefusedError, UsageError
+from cxm.errors import CommandError, LockTimeoutError, NotFoundError, RefusedError, UsageError
 from cxm.names import VmId
 from cxm.node.guests import Life
 from tests.fakes.crm import FakeCluster, two_nodes
@@ -106,6 +106,16 @@ def test_destroy_asks_nobody(crm: FakeCluster) -> None:
     assert _run(crm, "destroy 42") == 0
     assert not crm.asked
     assert not _known(crm, 42).started
+
+
+@pytest.mark.parametrize("line", ["migrate 42 node1", "destroy 42", "create 4"])
+def test_an_order_whose_time_is_over_is_no_failed_command(
+    crm: FakeCluster, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may still come about, so whoever reads exit codes looks before it orders again."""
+    crm.stuck = {f"cxm-cloudone1-{line.split()[1]}"}
+    assert _run(crm, line) == LockTimeoutError.code
+    assert "is not as ordered after" in capsys.readouterr().err
 
 
 def test_reboot(crm: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:

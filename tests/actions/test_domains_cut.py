@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from cxm import interrupt
-from cxm.errors import CxmError
+from cxm.errors import CxmError, RefusedError
 from cxm.names import VmId, domain_uuid
 from tests.fakes.call import ask
 from tests.fakes.domains import (
     NAME,
+    checkpoint,
     guest,
     new_xen,
     picture,
@@ -62,7 +63,6 @@ CASES: dict[str, tuple[Act, Act]] = {
     "destroy": (_started, lambda xen: stop(xen, "destroy")),
     "reboot": (_started, lambda xen: ask(xen.machine(), "domain-reboot", vm=7)),
     "reset": (_started, lambda xen: ask(xen.machine(), "domain-reset", vm=7)),
-    "save": (_started, save),
     "restore": (_saved, restore),
     "restore elsewhere": (_saved_elsewhere, lambda xen: restore(xen, guest())),
 }
@@ -104,6 +104,39 @@ def test_cut_at_any_step_and_run_again_ends_the_same(tmp_path: Path, case: str, 
         act(xen)
         assert _same(picture(xen), expected, tmp_path, step), step
         assert len([each for each in xen.state.domains if each.uuid == _uuid()]) <= 1
+
+
+@pytest.mark.parametrize("how", list(How))
+@pytest.mark.usefixtures("own_signals")
+def test_save_cut_at_any_step_ends_whole_or_says_that_the_memory_is_lost(
+    tmp_path: Path, how: How
+) -> None:
+    """Between the end of xl and the mark 'ready' nobody can tell whether all of it was written."""
+    whole = _world(tmp_path / "whole", _started)
+    with watched(whole.node):
+        save(whole)
+    expected = picture(whole)
+    lost = 0
+    for step, words in enumerate(whole.node.ran):
+        if how is How.KILL_AFTER and is_file_step(words):
+            continue
+        xen = _world(tmp_path / f"{step}", _started)
+        xen.node.fault = Fault(step, how)
+        interrupt.install()
+        with suppress(CxmError, KilledError), watched(xen.node):
+            save(xen)
+        xen.node.revive()
+        xen.sleep(30)
+        if xen.of_vm(7) is not None or checkpoint(xen) == "ready":
+            save(xen)
+            assert _same(picture(xen), expected, tmp_path, step), step
+            continue
+        lost += 1
+        with pytest.raises(RefusedError, match="its saved memory is incomplete or used up"):
+            save(xen)
+        start(xen)
+        assert checkpoint(xen) is None
+    assert lost == 0 or how is not How.TERM  # a signal waits
 
 
 def _world(path: Path, prepare: Act) -> FakeXen:

@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """The verbs that save and restore a guest's memory."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from cxm.errors import CxmError, RefusedError
 from cxm.node.guests import Life
+from tests.fakes.call import ask
 from tests.fakes.domains import (
     NAME,
     active,
@@ -23,7 +25,24 @@ from tests.fakes.domains import (
     start,
     stop,
 )
+from tests.fakes.machine import Outcome
 from tests.fakes.xen import FakeXen
+
+
+def fail_unpause(xen: FakeXen, after: str) -> None:
+    """From now on ``xl unpause`` fails: before it did its work, or after that."""
+    plain = xen.node._handlers["xl"]
+
+    def handler(argv: tuple[str, ...], data: bytes) -> Outcome:
+        if argv[1] != "unpause":
+            return plain(argv, data)
+        if after != "nothing":
+            plain(argv, data)
+        if after == "it ran and vanished":
+            xen.guest(7, "vanished")
+        return Outcome(stderr="Terminated\n", code=143)
+
+    xen.node.model("xl", handler)
 
 
 class TestMemory:
@@ -123,6 +142,72 @@ class TestMemory:
         xen.free_mib = 64
         restore(xen)
         assert xen.of_vm(7) is not None
+
+    def test_guest_that_was_not_woken_keeps_its_memory(self, xen: FakeXen) -> None:
+        """It has run no instruction, so the restore can be tried again."""
+        start(xen)
+        save(xen)
+        plain, before = xen.node._handlers["xl"], picture(xen)
+        fail_unpause(xen, "nothing")
+        with pytest.raises(CxmError, match="xl unpause"):
+            restore(xen)
+        assert picture(xen) == before
+        xen.node.model("xl", plain)
+        restore(xen)
+        assert xen.of_vm(7) is not None
+
+    @pytest.mark.parametrize("after", ["it ran", "it ran and vanished"])
+    def test_memory_of_a_guest_that_may_have_run_is_never_used_again(
+        self, xen: FakeXen, after: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It may have written to its disks: its old memory would corrupt them."""
+        start(xen)
+        save(xen)
+        fail_unpause(xen, after)
+        with pytest.raises(CxmError, match="xl unpause"), caplog.at_level(logging.WARNING):
+            restore(xen)
+        assert_off(xen)
+        assert checkpoint(xen) == "filling"
+        assert "VM 7 may have run: its saved memory is used up" in caplog.text
+        with pytest.raises(RefusedError, match="the saved memory of VM 7 is 'filling'"):
+            restore(xen)
+        start(xen)
+        assert checkpoint(xen) is None
+
+    def test_used_memory_that_could_not_be_removed_is_not_saved_memory(self, xen: FakeXen) -> None:
+        """It is complete and has been restored: after the guest has gone, no save takes it."""
+        start(xen)
+        save(xen)
+        xen.node.model("lvremove", lambda _argv, _data: Outcome(stderr="busy", code=5))
+        restore(xen)
+        assert checkpoint(xen) == "filling"
+        xen.guest(7, "vanished")
+        with pytest.raises(RefusedError, match="its saved memory is incomplete or used up"):
+            save(xen)
+        assert checkpoint(xen) == "filling"
+
+    def test_used_memory_goes_when_its_opener_lets_go(self, xen: FakeXen) -> None:
+        """Some program looks at a volume for a moment whenever it appears."""
+        start(xen)
+        save(xen)
+        plain = xen.node._handlers["xl"]
+        name = "lv-one-7-checkpoint"
+
+        def handler(argv: tuple[str, ...], data: bytes) -> Outcome:
+            if argv[1] == "unpause":
+                xen.node.state.opened = xen.node.state.opened | {name}
+            return plain(argv, data)
+
+        xen.node.model("xl", handler)
+        machine = xen.machine()
+
+        def sleep(seconds: float) -> None:
+            machine.sleep(seconds)
+            xen.node.state.opened = xen.node.state.opened - {name}
+
+        directory = xen.node.path("datastores", "0", "7")
+        ask(xen.machine(sleep=sleep), "domain-restore", vm=7, dir=directory, guest=None)
+        assert checkpoint(xen) is None
 
     def test_restore_on_another_node(self, xen: FakeXen) -> None:
         """Where no configuration is stored, the request's guest gives it, as the type it was."""

@@ -8,12 +8,14 @@ takes a step: VMs leave a node that is in standby, and a node that was reset com
 """
 
 import io
+import json
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element, SubElement
 
+from cxm import __version__
 from cxm.cli.text import Style
 from cxm.cli.world import World
 from cxm.cluster import cib as documents
@@ -24,6 +26,12 @@ from tests.fakes.machine import CLOUD, FakeNode, Outcome
 from tests.fakes.xl_list import Xen
 
 NOW: Final = 1_795_700_000.0
+VERSIONS: Final = {
+    "cxm": __version__,
+    "xen": "4.17.5-pre",
+    "pacemaker": "2.1.5",
+    "corosync": "3.1.7",
+}
 CONFIG: Final = """name = '{name}'
 type = 'pvh'
 memory = {memory}
@@ -72,6 +80,13 @@ class FakeCluster:
     hits: str = ""  # the fencing device resets this node instead
     fast: bool = False  # a node that was reset has booted before its device says that it is done
     unreachable: bool = False  # for ssh
+    answers: dict[str, Any] = field(  # of every other node, by the word that it is asked
+        default_factory=lambda: {
+            "bridges": {"missing": []},
+            "journal": {"events": []},
+            "check": {"versions": dict(VERSIONS), "findings": []},
+        }
+    )
     asked: list[tuple[str, int]] = field(default_factory=list)  # what guests were asked
     deaf: set[int] = field(default_factory=set)  # VMs whose guests do not listen
     broken: set[str] = field(default_factory=set)  # devices, and nodes without locks
@@ -103,6 +118,7 @@ class FakeCluster:
             "crm_simulate": self._crm_simulate,
             "ssh": self._ssh,
             "xl": self._xl,
+            "crm_resource": lambda _argv, _in: Outcome(),  # there is nothing to forget
             "crm_node": lambda _argv, _in: Outcome("node1\n"),
             "stonith_admin": self._stonith_admin,
             "corosync-cmapctl": self._corosync_cmapctl,
@@ -128,7 +144,8 @@ class FakeCluster:
             if value:
                 pair = {"id": f"{name}-u-{key}", "name": key, "value": str(value)}
                 SubElement(size, "nvpair", pair)
-        for key, text in facts.items():
+        known = {"cxm_address": f"10.0.0.{len(self.members)}", "cxm_hostkey": "ssh-ed25519 AAAA"}
+        for key, text in (known | facts).items():
             nodes.set_attribute(self.cib, name, key.replace("_", "-"), text)
         resources = self.cib.find("configuration/resources")
         assert resources is not None
@@ -346,9 +363,14 @@ class FakeCluster:
         root = Element("pacemaker-result")
         given = argv[4].partition("=")[2] if argv[4].startswith("--node-fail=") else ""
         rows = SubElement(SubElement(root, "revised_cluster_status"), "resources")
-        for rid in self._left_down(cib, given):
-            SubElement(rows, "resource", {"id": rid, "role": "Stopped"})
         actions = SubElement(root, "actions")
+        for rid, target in self._placed(cib, given).items():
+            if target:
+                known = next(each for each in documents.resources(cib) if each.id == rid)
+                row = {"action": "migrate" if known.migratable else "move", "resource": rid}
+                SubElement(actions, "rsc_action", row | {"dest": target})
+            else:
+                SubElement(rows, "resource", {"id": rid, "role": "Stopped"})
         for known in documents.resources(cib):
             target = self._confined(cib, known.id)
             if known.started and target and self._takes(target):
@@ -358,8 +380,11 @@ class FakeCluster:
                 SubElement(actions, "rsc_action", row)
         return Outcome(ET.tostring(root, encoding="unicode"))
 
-    def _left_down(self, cib: Element, dead: str) -> list[str]:
-        """As Pacemaker does it: in the order of their ids, each where most is free."""
+    def _placed(self, cib: Element, dead: str) -> dict[str, str]:
+        """Where what must go would go, empty for nowhere.
+
+        As Pacemaker does it: in the order of their ids, each where most is free.
+        """
         known = {each.id: each for each in documents.resources(cib)}
         known_nodes = nodes.facts(cib)
         out = {name for name, facts in known_nodes.items() if facts.attributes.get("standby")}
@@ -371,16 +396,16 @@ class FakeCluster:
         for rid, place in self.places.items():
             if place.nodes and place.nodes[0] in free:
                 free[place.nodes[0]] -= known[rid].memory_mib
-        left = []
+        placed = {}
         for rid in sorted(
             rid for rid, place in self.places.items() if {dead, *out} & set(place.nodes)
         ):
             best = max(free, key=lambda name: free[name], default="")
-            if best and free[best] >= known[rid].memory_mib:
+            fits = best and free[best] >= known[rid].memory_mib
+            placed[rid] = best if fits else ""
+            if fits:
                 free[best] -= known[rid].memory_mib
-            else:
-                left.append(rid)
-        return left
+        return placed
 
     def _xl(self, argv: tuple[str, ...], given: bytes) -> Outcome:
         if argv[1] not in ("shutdown", "reboot"):
@@ -396,6 +421,10 @@ class FakeCluster:
             return Outcome(stderr="Connection timed out", code=255)
         if word == "boot":
             return self._boot(name.removeprefix("root@"))
+        if word in self.answers:
+            now = NOW + self.node.clock
+            clock = {"began": now, "ended": now} if word == "check" else {}
+            return Outcome(json.dumps(clock | self.answers[word]))
         cloud, vm = rest
         place = self.places.get(f"cxm-{cloud}-{vm}")
         running = place is not None and bool(place.nodes)
@@ -460,9 +489,8 @@ def uuid(vm: int) -> str:
 def two_nodes(path: str) -> FakeCluster:
     """node1, which is this one, and node2; one VM on each, one that is off."""
     made = FakeCluster(FakeNode(path))
-    made.add_node("node1", cxm_fencing=f"{NOW - 86400 * 3:.0f}", cxm_address="10.0.0.1")
-    made.add_node("node2", cxm_fencing=f"{NOW - 3600 * 5:.0f}", cxm_address="10.0.0.2")
-    nodes.set_attribute(made.cib, "node2", "cxm-hostkey", "ssh-ed25519 AAAA")
+    made.add_node("node1", cxm_fencing=f"{NOW - 86400 * 3:.0f}")
+    made.add_node("node2", cxm_fencing=f"{NOW - 3600 * 5:.0f}")
     made.add_vm(7, "node1", name="web.home.net", memory=1024)
     made.add_vm(42, "node2", name="db.home.net", memory=2048)
     made.add_vm(4, None, name="old.home.net", reason="its guest switched itself off")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree.ElementTree import fromstring
 
-from cxm.cluster import agentmain, cib, pacemaker, peerserver
+from cxm.cluster import agentmain, cib, pacemaker, peer, peerserver
 from cxm.cluster.cib import Resource
 from cxm.config import NodeConfig
 from cxm.errors import CxmError
@@ -337,7 +337,8 @@ class Pair:
             return _broken("ssh: connect to host: No route to host")
         try:
             answer = self._serve(target, text)
-            return _broken(str(answer))
+            said = "migration receiver stream contained unexpected data instead of ready message"
+            return Outcome(stderr=f"{peer.refused(answer)}{said}\n", code=1)
         except KilledError:
             target.node.revive()
             return _broken("Connection closed")

@@ -1,85 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns the subcommands ``check`` and ``check-cpu``: looking at this node for what they judge."""
+"""Owns the subcommands ``check`` and ``check-cpu``: looking at all nodes for what they judge."""
 
-import os
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm import __version__, lvm
 from cxm.cli.text import Cell, Tint
 from cxm.cli.world import World
-from cxm.cluster import cpus, nodes, pacemaker, peer, sbd
-from cxm.cluster.basis import optional
+from cxm.cluster import cpus, nodes, pacemaker, peer, survey
 from cxm.cluster.findings import errors, judge
-from cxm.cluster.guestdisks import needs
 from cxm.cluster.model import UP, Cluster, Vm
-from cxm.cluster.nodefindings import Here
-from cxm.errors import CommandError, CxmError, RefusedError, UsageError
-from cxm.lvm import Group
-from cxm.names import CloudId, VmId
+from cxm.cluster.nodefindings import Told
+from cxm.errors import CxmError, RefusedError
+from cxm.node.machine import Machine
 from cxm.setup import report
 from cxm.xen import xl
 
-_TIMEOUT_S: Final = 60.0
-_CLOCK: Final = ("timedatectl", "show", "-p", "NTPSynchronized", "--value")
 _WRONG: Final = 1
-_NO_CLOUD: Final = CloudId("connection")
+# Each node looks at its Xen, its volumes and its services meanwhile.
+_AT_ONCE: Final = 8
 
 
-def _said(world: World, argv: list[str]) -> str:
-    """What a command says, whatever it thinks of it."""
-    try:
-        return world.runner.run(argv, timeout_s=_TIMEOUT_S, ok=range(126)).stdout.strip()
-    except CommandError:
-        return ""
+def _others(
+    world: World, cluster: Cluster, cib: Element, machine: Machine
+) -> dict[str, Told | str]:
+    """What the other nodes say of themselves, or why they cannot be asked."""
 
-
-def _bridges(world: World) -> frozenset[str]:
-    net = world.path("/sys/class/net")
-    names = os.listdir(net) if os.path.isdir(net) else []
-    # An Open vSwitch bridge looks like any interface: what has the name is taken for the bridge.
-    return frozenset(names) - {"lo"}
-
-
-def _lacking(world: World, cluster: Cluster, vg: str) -> frozenset[str]:
-    """The kernels and ramdisks of VMs that are not on this node."""
-    files: set[str] = set()
-    for vm in cluster.vms:
-        with suppress(UsageError):  # judged elsewhere
-            files |= needs(vm.resource, vg).files
-    return frozenset(path for path in files if not os.path.isfile(world.path(path)))
-
-
-def _group(world: World, vg: str) -> Group | str:
-    """The volume group; or why it cannot be seen, which is a finding among others."""
-    try:
-        return lvm.group(world.runner, vg)
-    except CxmError as error:
-        return error.sentence()
-
-
-def _unread(world: World, cib: Element) -> str:
-    """The disk by which the cluster fences, where this node's sbd does not read it."""
-    disk, _directory = optional(cib)
-    return disk if disk and not sbd.reads(world.runner, disk, world.root) else ""
-
-
-def _peers(world: World, cluster: Cluster, cib: Element, here: str) -> dict[str, str]:
-    """Whether the other nodes do what this one asks; they are asked for a VM that nobody has."""
-    machine = replace(world.machine(), hostname=here)
-    found = {}
-    for member in cluster.nodes:
-        if member.name == here or member.state not in UP:
-            continue
+    def ask(name: str) -> Told | str:
+        asked = world.now()
         try:
-            peer.find(machine, cib, member.name).ask("state", _NO_CLOUD, VmId(0))
-            found[member.name] = ""
+            answer = peer.find(machine, cib, name).report()
+            return survey.heard(answer, name, asked, world.now())
         except CxmError as error:
-            found[member.name] = error.message
-    return found
+            return error.message
+
+    names = [
+        each.name for each in cluster.nodes if each.name != machine.hostname and each.state in UP
+    ]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(ask, names), strict=True))
 
 
 def _lost(world: World, cluster: Cluster, cib: Element) -> dict[str, list[Vm]]:
@@ -95,36 +56,17 @@ def _lost(world: World, cluster: Cluster, cib: Element) -> dict[str, list[Vm]]:
     return found
 
 
-def observe(world: World, cluster: Cluster, cib: Element) -> Here:
-    """This node as it is now; raises what keeps it from being seen."""
-    machine, here = world.machine(), world.here()
-    info = xl.info(world.runner)
-    return Here(
-        node=here,
-        domains=xl.domains(world.runner),
-        vg=machine.config.vg_name,
-        group=_group(world, machine.config.vg_name),
-        bridges=_bridges(world),
-        lacking=_lacking(world, cluster, machine.config.vg_name),
-        clouds=machine.config.clouds,
-        peers=_peers(world, cluster, cib, here),
-        versions={"cxm": __version__, "xen": info.version, **pacemaker.versions(world.runner)},
-        mixed=len(nodes.abilities(cib)) > 1,
-        clock=_said(world, list(_CLOCK)),
-        xendomains=_said(world, ["systemctl", "is-enabled", "xendomains.service"]),
-        tend=_said(world, ["systemctl", "is-enabled", "cxm-tend.service"]),
-        sbd=_said(world, ["systemctl", "is-active", sbd.SERVICE]),
-        unread=_unread(world, cib),
-        now=world.now(),
-    )
-
-
-def check(world: World, *, json: bool) -> int:
+def check(world: World) -> int:
     """What is wrong, and what to do about it; fails when something is."""
     cluster, cib = world.look()
-    here = observe(world, cluster, cib)
+    machine = replace(world.machine(), hostname=world.here())
+    here = replace(
+        survey.node(machine, cluster, cib, root=world.root),
+        others=_others(world, cluster, cib, machine),
+        mixed=len(nodes.abilities(cib)) > 1,
+    )
     found = judge(cluster, here, _lost(world, cluster, cib))
-    if json:
+    if world.as_json:
         world.show_json(
             [
                 {
@@ -138,11 +80,12 @@ def check(world: World, *, json: bool) -> int:
         )
     else:
         world.show(report.table(found))
-        world.say(f"\nSeen from {here.node}; what a node has of its own, only it can check.")
+        told = [name for name, said in here.others.items() if not isinstance(said, str)]
+        world.say(f"\nSeen from {' and '.join([here.node, *told])}.")
     return _WRONG if errors(found) else 0
 
 
-def check_cpu(world: World, *, json: bool) -> int:
+def check_cpu(world: World) -> int:
     """Whether a guest finds the same processor on every node; notes this node's own."""
     mine = xl.info(world.runner).hw_caps
     if not mine:
@@ -153,7 +96,7 @@ def check_cpu(world: World, *, json: bool) -> int:
     found = cpus.compare(
         {each.name: each.facts.attributes.get(nodes.CPU) for each in cluster.nodes}
     )
-    if json:
+    if world.as_json:
         rows = [
             {"node": row.node, "same": row.same, "known": row.known, "text": row.text}
             for row in found

@@ -5,6 +5,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from cxm.cli.world import World
@@ -30,19 +31,26 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("-l", "--list-nodes", action="store_true", help="the nodes that are online")
     what.add_argument("-s", "--status", action="store_true", help="role and state of this node")
+    made.add_argument("--json", action="store_true", help="as JSON, for programs")
     return made
 
 
 def _ping(world: World) -> int:
     cluster = world.cluster()
     member = cluster.node(world.here())
-    return 0 if member.state in UP and cluster.quorate else _NO
+    works = member.state in UP and cluster.quorate
+    if world.as_json:
+        world.show_json({"works": works})
+    return 0 if works else _NO
 
 
 def _list(world: World) -> int:
-    for member in world.cluster().nodes:
-        if member.state not in (NodeState.OFFLINE, NodeState.UNCLEAN):
-            world.say(member.name)
+    away = (NodeState.OFFLINE, NodeState.UNCLEAN)
+    online = [each.name for each in world.cluster().nodes if each.state not in away]
+    if world.as_json:
+        world.show_json(online)
+    else:
+        world.show("".join(f"{name}\n" for name in online))
     return 0
 
 
@@ -53,14 +61,17 @@ def _status(world: World) -> int:
     state = "normal" if cluster.quorate else "panic"
     if cluster.quorate and any(each.status == "pending" for each in cluster.fencing):
         state = "recovery"
-    world.say(f"{here}: {member.state}, role {role}, state {state}")
+    world.end(
+        f"{here}: {member.state}, role {role}, state {state}",
+        {"node": here, "state": member.state.value.lower(), "role": role, "cluster": state},
+    )
     return 0 if cluster.quorate else _NO
 
 
 def main(argv: Sequence[str], world: World | None = None) -> int:
     """Run the command; returns its exit code."""
     chosen = parser().parse_args(argv)
-    at = world or World()
+    at = replace(world or World(), as_json=chosen.json)
     try:
         at.require_member()
         if chosen.ping:

@@ -2,16 +2,20 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the subcommand ``eject``: emptying a node of its VMs, and giving it back."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
+from xml.etree.ElementTree import Element
 
 from cxm.cli.world import World
-from cxm.cluster import nodes, pacemaker
+from cxm.cluster import destination, nodes, pacemaker
 from cxm.cluster.amounts import count
 from cxm.cluster.model import RESTING, Cluster, NodeState, Vm, VmState
 from cxm.cluster.placement import without
 from cxm.errors import CommandError, LockTimeoutError, RefusedError
 
 _POLL_S: Final = 2.0
+_MOVES: Final = ("migrate", "move")  # of Pacemaker: while it runs, or stopped and started
 _SETTLED: Final = (VmState.RUNNING, VmState.OFF, VmState.STOPPED)
 
 
@@ -47,7 +51,29 @@ def check(world: World, node: str, *, restart: bool) -> Cluster:
             f"these VMs cannot move while they run: {', '.join(bound)}",
             hint="--restart stops them here and starts them elsewhere",
         )
+    _suits(world, cib, cluster.on(node), node)
     return cluster
+
+
+def _suits(world: World, cib: Element, vms: list[Vm], node: str) -> None:
+    """Raise RefusedError unless each VM can go where Pacemaker sends it, as this CIB has it."""
+    machine = replace(world.machine(), hostname=world.here())
+    targets = {
+        deed.resource: deed.node
+        for deed in pacemaker.foresee(world.runner, cib)
+        if deed.action in _MOVES
+    }
+    for vm in vms:
+        known, target = vm.resource, targets.get(vm.resource.id)
+        if target is None:
+            continue
+        try:
+            destination.check(machine, cib, known, node, target, alive=known.migratable)
+        except RefusedError as error:
+            raise RefusedError(
+                f"Pacemaker would send {vm.label} to {target}, but {error.message}",
+                hint=f"{error.hint}; or 'cxm migrate {vm.name} NODE' first, to one that suits it",
+            ) from error
 
 
 def back(world: World, node: str) -> bool:
@@ -61,23 +87,29 @@ def _progress(vm: Vm) -> str:
     return f"  {vm.label}: {vm.state.value} on {where}"
 
 
+def _why(vm: Vm, before: Mapping[str, str]) -> str:
+    """A VM that is stuck, and why, where its agent has written that since."""
+    reason = vm.resource.reason
+    return vm.label if reason == before[vm.resource.id] else f"{vm.label}: {reason}"
+
+
 def wait_until_empty(world: World, node: str, moved: list[Vm], timeout_s: float) -> None:
     """Tell how VMs leave a node until the last one runs elsewhere.
 
     Raises CommandError when one is stuck, LockTimeoutError when the time is over.
     """
     told: dict[str, str] = {}
-    ids = {vm.resource.id for vm in moved}
+    reasons = {vm.resource.id: vm.resource.reason for vm in moved}
     deadline = world.monotonic() + timeout_s
     while True:
         begun = world.monotonic()
         now = world.cluster()
-        vms = [vm for vm in now.vms if vm.resource.id in ids]
+        vms = [vm for vm in now.vms if vm.resource.id in reasons]
         for vm in vms:
             if told.get(vm.resource.id) != _progress(vm):
                 told[vm.resource.id] = _progress(vm)
                 world.say(_progress(vm))
-        stuck = [vm.label for vm in vms if vm.state is VmState.BLOCKED]
+        stuck = [_why(vm, reasons) for vm in vms if vm.state is VmState.BLOCKED]
         if stuck:
             raise CommandError(
                 f"stuck on {node}: {', '.join(stuck)}",
@@ -125,10 +157,14 @@ def eject(world: World, *, node: str | None, back_: bool, restart: bool, timeout
                 f"{name} takes no VMs yet: it is in {left.state} by another order",
                 hint=f"{nodes.give_back(left.facts)} ends that",
             )
-        world.say(f"{name} takes VMs {'again' if changed else 'already'}")
+        said = f"{name} takes VMs {'again' if changed else 'already'}"
+        world.end(said, {"node": name, "takes_vms": True, "changed": changed})
         return 0
     if member.state is NodeState.OFFLINE:
         raise RefusedError(f"{name} is offline: there is nothing to move")
-    evacuate(world, name, restart=restart, timeout_s=timeout_s)
-    world.say(f"{name} is empty and takes no VMs until 'cxm eject --back {name}'")
+    ours = evacuate(world, name, restart=restart, timeout_s=timeout_s)
+    world.end(
+        f"{name} is empty and takes no VMs until 'cxm eject --back {name}'",
+        {"node": name, "takes_vms": False, "changed": ours},
+    )
     return 0

@@ -4,12 +4,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 from xml.etree.ElementTree import Element
 
 from cxm.cli import evacuate
 from cxm.cli.world import World
 from cxm.cluster import corosync, nodes, pacemaker, peer
+from cxm.cluster.alarms import lacks_majority
 from cxm.cluster.amounts import count
 from cxm.cluster.model import UP, Cluster, Member, NodeState
 from cxm.cluster.peer import Peer
@@ -46,6 +47,11 @@ def fence(
     return 0
 
 
+def _facts(members: list[Member], done: str) -> dict[str, Any]:
+    """What was done to which nodes, for programs."""
+    return {"nodes": [member.name for member in members], "done": done}
+
+
 def _able(world: World, cluster: Cluster, member: Member) -> None:
     """Raise RefusedError unless this node can have that one fenced."""
     if member.name == world.here():
@@ -75,7 +81,8 @@ def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool
             member.name,
         )
     pacemaker.fence(world.runner, member.name, how="off" if off else "reboot", timeout_s=_FENCE_S)
-    world.say(f"{member.name} was fenced")
+    done = "switched off" if off else "reset"
+    world.end(f"{member.name} was fenced", _facts([member], done))
 
 
 def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> None:
@@ -87,7 +94,7 @@ def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> 
     if not cluster.quorate and cluster.awaited != member.name:
         raise RefusedError(
             "the cluster is not quorate: that one node is off does not help it",
-            hint="bring more nodes back",
+            hint=lacks_majority(cluster),
         )
     if not yes:
         world.confirm(
@@ -99,7 +106,10 @@ def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> 
         corosync.go_on_alone(world.runner)
         _await_quorum(world)
     pacemaker.confirm_fenced(world.runner, member.name)
-    world.say(f"the cluster takes {member.name} for off; its VMs are started elsewhere")
+    world.end(
+        f"the cluster takes {member.name} for off; its VMs are started elsewhere",
+        _facts([member], "confirmed"),
+    )
     if any(each.target == member.name and each.status == "pending" for each in cluster.fencing):
         # Pacemaker does nothing else before its own try has failed (lab: 105 s).
         world.say(
@@ -144,7 +154,7 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
         )
     for member in chosen:
         _prove(world, member, boot_s)
-    world.say(f"fencing is proven: {names}")
+    world.end(f"fencing is proven: {names}", _facts(chosen, "proven"))
     if node is None:
         world.say(f"{here} itself can be tried from another node: cxm fence --test {here}")
     return 0

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from cxm import __version__, log
@@ -51,6 +52,7 @@ def _expanded(argv: Sequence[str]) -> list[str]:
 
 
 def _run(verb: Verb, world: World, arguments: dict[str, object], argv: Sequence[str]) -> int:
+    world = replace(world, as_json=bool(arguments.pop("json", False)))
     if verb.name != "init":
         world.require_member()
     if verb.changes:

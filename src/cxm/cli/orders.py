@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Final
 
+from cxm.cli.views import who_json
 from cxm.cli.world import World, who
 from cxm.cluster import orders, relocate
 from cxm.cluster.amounts import count
@@ -32,7 +33,8 @@ def migrate(world: World, *, vm: str, node: str) -> int:
     world.say(f"{found.label}: to {node} ...")
     done = relocate.migrate(call, vm=found.resource.vm, node=node)
     said = "runs on" if done["moved"] else "is already on"
-    world.say(f"{found.label} {said} {done['node']}")
+    facts = {**who_json(found), "node": done["node"], "moved": done["moved"]}
+    world.end(f"{found.label} {said} {done['node']}", facts)
     return 0
 
 
@@ -44,7 +46,7 @@ def create(world: World, *, vm: str, node: str | None) -> int:
     target = node or found.resource.preferred or world.here()
     world.say(f"{found.label}: on {target} ...")
     orders.begin(call, vm=found.resource.vm, node=target, reason=f"{who(os.environ)} started it")
-    world.say(f"{found.label} runs on {target}")
+    world.end(f"{found.label} runs on {target}", {**who_json(found), "node": target})
     return 0
 
 
@@ -52,7 +54,7 @@ def _stop(world: World, text: str, how: str, timeout_s: float) -> int:
     call, found = _called(world, text)
     where = f" on {found.node}" if found.nodes else ""
     world.say(f"{found.label}{where}: {how} ...")
-    orders.stop(
+    done = orders.stop(
         call,
         vm=found.resource.vm,
         how=how,
@@ -60,7 +62,7 @@ def _stop(world: World, text: str, how: str, timeout_s: float) -> int:
         life=Life.OFF,
         reason=f"{who(os.environ)} ordered its {how}",
     )
-    world.say(f"{found.label} is off")
+    world.end(f"{found.label} is off", {**who_json(found), "was": done["was"]})
     return 0
 
 
@@ -78,7 +80,7 @@ def reboot(world: World, *, vm: str) -> int:
     """Ask the guest to reboot."""
     call, found = _called(world, vm)
     orders.reboot(call, vm=found.resource.vm)
-    world.say(f"{found.label} was asked to reboot")
+    world.end(f"{found.label} was asked to reboot", who_json(found))
     return 0
 
 
@@ -86,13 +88,13 @@ def shutdown_all(world: World, *, yes: bool, timeout_s: float) -> int:
     """Ask all guests of the cluster to switch themselves off, some at a time."""
     vms = [vm for vm in world.cluster().vms if vm.nodes or vm.resource.started]
     if not vms:
-        world.say("no VM runs")
+        world.end("no VM runs", {"vms": []})
         return 0
     if not yes:
         names = ", ".join(vm.name for vm in vms)
         world.confirm(f"{count(len(vms), 'VM')} will be shut down: {names}", "all")
     machine = replace(world.machine(), hostname=world.here())
-    wrong = []
+    told: dict[str, str | None] = {}  # by its resource: what went wrong, None for nothing
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         work = {
             pool.submit(
@@ -110,10 +112,13 @@ def shutdown_all(world: World, *, yes: bool, timeout_s: float) -> int:
             vm = work[each]
             try:
                 each.result()
+                told[vm.resource.id] = None
                 world.say(f"{vm.label} is off")
             except CxmError as error:
-                wrong.append(vm.label)
+                told[vm.resource.id] = error.sentence()
                 world.say(f"{vm.label}: {error.sentence()}")
-    if wrong:
+    if world.as_json:
+        world.show_json({"vms": [{**who_json(vm), "error": told[vm.resource.id]} for vm in vms]})
+    if wrong := [vm.label for vm in vms if told[vm.resource.id]]:
         raise CommandError(f"not shut down: {', '.join(wrong)}", hint="run it again")
     return 0

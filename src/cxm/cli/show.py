@@ -21,10 +21,10 @@ _HIDE, _SHOW = "\x1b[?25l\x1b[2J", "\x1b[?25h"
 _NOT_FOUND: Final = 1
 
 
-def list_(world: World, *, json: bool) -> int:
+def list_(world: World) -> int:
     """All VMs."""
     cluster = world.cluster()
-    if json:
+    if world.as_json:
         world.show_json([views.vm_json(vm) for vm in cluster.vms])
     else:
         style = world.looks()
@@ -32,20 +32,20 @@ def list_(world: World, *, json: bool) -> int:
     return 0
 
 
-def infos(world: World, *, json: bool) -> int:
+def infos(world: World) -> int:
     """All of the cluster."""
     cluster = world.cluster()
-    if json:
+    if world.as_json:
         world.show_json(views.infos_json(cluster))
     else:
         world.show(views.infos(cluster, world.looks(), world.now()))
     return 0
 
 
-def search(world: World, *, name: str, json: bool) -> int:
+def search(world: World, *, name: str) -> int:
     """VMs by a part of their name; as grep, fails when there is none."""
     found = find_vms(world.cluster(), name)
-    if json:
+    if world.as_json:
         world.show_json([views.vm_json(vm) for vm in found])
     else:
         world.show(views.vms(found, world.looks()))
@@ -53,8 +53,17 @@ def search(world: World, *, name: str, json: bool) -> int:
 
 
 def top(world: World, *, every_s: float, rounds: int | None) -> int:
-    """The cluster again and again, until somebody interrupts it; once where nobody watches."""
+    """The cluster again and again, until somebody interrupts it; once where nobody watches.
+
+    For a program it is looked at twice, so that what VMs use is known, and told once.
+    """
     memory = sight.Memory()
+    if world.as_json:
+        _live(world, world.cluster(), memory)
+        world.sleep(every_s)
+        cluster = world.cluster()
+        world.show_json(views.top_json(cluster, _live(world, cluster, memory)))
+        return 0
     if not world.out.isatty():
         world.show(_screen(world, memory))
         return 0

@@ -4,17 +4,17 @@
 
 import re
 from typing import Any, Final
+from xml.etree.ElementTree import Element
 
 from cxm.cli.text import Style, Tint, moment
 from cxm.cli.world import World
 from cxm.cluster import cib as documents
-from cxm.cluster import history, pacemaker
+from cxm.cluster import history, journal, pacemaker, peer
 from cxm.cluster.history import Event
-from cxm.errors import CommandError, UsageError
+from cxm.cluster.pacemaker import Status
+from cxm.errors import CxmError, UsageError
 
-_TIMEOUT_S: Final = 60.0
 _UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_IDENTS: Final = ("cxm", "cxm-helper", history.CONTROLLER)
 
 
 def since(text: str, now: float) -> float:
@@ -28,29 +28,44 @@ def since(text: str, now: float) -> float:
     return at
 
 
-def _journal(world: World, start: float) -> str:
-    """The log of this node; nothing where it keeps none."""
-    chosen = [word for ident in _IDENTS for word in ("-t", ident)]
-    argv = ["journalctl", *chosen, "-o", "json", "--no-pager", "--since", f"@{start:.0f}"]
-    try:
-        return world.runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, 1)).stdout
-    except CommandError:
-        return ""
+def _others(
+    world: World, status: Status, cib: Element, start: float
+) -> tuple[list[Event], list[str]]:
+    """What the other nodes' cxm has done, and what is not known of it."""
+    events: list[Event] = []
+    unknown = []
+    machine = world.asking()
+    for node in peer.others(machine, status):
+        try:
+            found = peer.find(machine, cib, node).journal(start)
+        except CxmError as error:
+            unknown.append(f"what cxm did on {node} is not known: {error.message}")
+            continue
+        events += found
+        if len(found) >= journal.MOST:
+            unknown.append(f"of {node} only the last {journal.MOST} messages are told")
+    return events, unknown
 
 
-def collect(world: World, start: float) -> list[Event]:
-    """Everything that is known since a moment."""
-    quorate = pacemaker.status(world.runner).quorate
-    cib = pacemaker.cib(world.runner, local=not quorate)
+def collect(world: World, start: float) -> tuple[list[Event], list[str]]:
+    """Everything that is known since a moment, and what is not."""
+    status = pacemaker.status(world.runner)
+    cib = pacemaker.cib(world.runner, local=not status.quorate)
     names = {each.id: f"{each.name} (VM {each.vm})" for each in documents.resources(cib)}
-    return history.timeline(
+    told, unknown = _others(world, status, cib, start)
+    events = history.timeline(
         [
             *history.of_fencing(pacemaker.fencing_history(world.runner), world.now()),
             *history.of_operations(cib, names),
-            *history.of_journal(_journal(world, start)),
+            *journal.read(world.runner, start, journal.ALL),
+            *told,
         ],
         since=start,
     )
+    offline = [node.name for node in status.nodes if not node.online]
+    if offline:
+        unknown.append(f"what cxm did on {' and '.join(offline)} is in the log there")
+    return events, unknown
 
 
 def table(events: list[Event], style: Style) -> str:
@@ -79,15 +94,13 @@ def _json(event: Event) -> dict[str, Any]:
     }
 
 
-def run(world: World, *, since_: str, json: bool) -> int:
+def run(world: World, *, since_: str) -> int:
     """The subcommand."""
-    events = collect(world, since(since_, world.now()))
-    if json:
+    events, unknown = collect(world, since(since_, world.now()))
+    if world.as_json:
         world.show_json([_json(event) for event in events])
-        return 0
-    world.show(table(events, world.looks()))
-    world.say(
-        f"Messages of cxm are those of {world.here()}; the last operations and fencings are the "
-        "cluster's."
-    )
+    else:
+        world.show(table(events, world.looks()))
+    for sentence in unknown:
+        world.say(sentence)
     return 0

@@ -124,13 +124,16 @@ def infos(cluster: Cluster, style: Style, now: float) -> str:
 # --- for programs ---------------------------------------------------------------------------------
 
 
+def who_json(vm: Vm) -> dict[str, Any]:
+    """Which VM it is."""
+    return {"cloud": vm.resource.cloud, "vm": vm.resource.vm, "name": vm.name}
+
+
 def vm_json(vm: Vm) -> dict[str, Any]:
     """A VM; ``memory_mib`` and ``cpu`` (percent) are what it takes of a node."""
     resource = vm.resource
     return {
-        "cloud": resource.cloud,
-        "vm": resource.vm,
-        "name": resource.name,
+        **who_json(vm),
         "state": vm.state.value.lower(),
         "node": vm.node or None,
         "nodes": list(vm.nodes),
@@ -171,3 +174,9 @@ def infos_json(cluster: Cluster) -> dict[str, Any]:
         "nodes": [node_json(member) for member in cluster.nodes],
         "vms": [vm_json(vm) for vm in cluster.vms],
     }
+
+
+def top_json(cluster: Cluster, live: Mapping[str, float]) -> dict[str, Any]:
+    """The same, and what each VM of this node uses of one processor, in percent."""
+    vms = [{**vm_json(vm), "cpu_now": live.get(vm.resource.id)} for vm in cluster.vms]
+    return infos_json(cluster) | {"vms": vms}

@@ -75,11 +75,16 @@ def activate(world: World, *, vm: str) -> int:
             raise RefusedError(f"{label} {where}: its volumes are its own", hint="switch it off")
     with machine.vm_lock(owner.cloud, owner.vm, timeout_s=_LOCK_S):
         group, owned = _disks(machine, owner, label)
+        devices = []
         for each_owned in owned:
             if not each_owned.volume.active:
                 lvm.activate(machine.runner, group, each_owned.name)
-            world.say(machine.device(each_owned.name))
-    world.say(f"{label} cannot start on another node until 'cxm deactivate {vm}'")
+            devices.append(machine.device(each_owned.name))
+            world.say(devices[-1])
+    world.end(
+        f"{label} cannot start on another node until 'cxm deactivate {vm}'",
+        {"cloud": owner.cloud, "vm": owner.vm, "devices": devices},
+    )
     return 0
 
 
@@ -98,5 +103,8 @@ def deactivate(world: World, *, vm: str) -> int:
         active = [each.name for each in owned if each.volume.active]
         for name in active:
             lvm.deactivate(machine.runner, group, name)
-    world.say(f"{label}: {', '.join(active) or 'nothing'} was active here")
+    world.end(
+        f"{label}: {', '.join(active) or 'nothing'} was active here",
+        {"cloud": owner.cloud, "vm": owner.vm, "volumes": active},
+    )
     return 0

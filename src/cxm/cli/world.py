@@ -11,16 +11,15 @@ import pwd
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TextIO
 from xml.etree.ElementTree import Element
 
 from cxm import config, run
 from cxm.cli.text import Style
-from cxm.cluster import model, nodes, pacemaker
+from cxm.cluster import nodes, pacemaker, survey
 from cxm.cluster.model import Cluster
-from cxm.errors import CxmError, RefusedError, UsageError
+from cxm.errors import RefusedError, UsageError
 from cxm.node.machine import Caller, Machine, settings, this_machine
 
 _WITHOUT: Final = "this machine is not a node of a cxm cluster: there is no {path}"
@@ -49,6 +48,8 @@ class World:
     runner: run.Runner = field(default_factory=run.System)
     root: str = "/"  # where the node's files are
     out: TextIO = field(default_factory=lambda: sys.stdout)
+    err: TextIO = field(default_factory=lambda: sys.stderr)
+    as_json: bool = False  # the output is one document, for a program
     typed: Callable[[str], str] = input  # asks a question; raises EOFError where nobody is
     uid: int = field(default_factory=os.geteuid)
     style: Style | None = None
@@ -63,9 +64,10 @@ class World:
         return os.path.join(self.root, name.lstrip("/"))
 
     def say(self, text: str) -> None:
-        """A line for the reader, at once."""
-        self.out.write(f"{text}\n")
-        self.out.flush()
+        """A line for the reader, at once; on the error output where the output is a document."""
+        stream = self.err if self.as_json else self.out
+        stream.write(f"{text}\n")
+        stream.flush()
 
     def show(self, text: str) -> None:
         """A text of several lines."""
@@ -75,6 +77,13 @@ class World:
     def show_json(self, value: Any) -> None:
         """A result for a program."""
         self.show(json.dumps(value, indent=1) + "\n")
+
+    def end(self, text: str, value: Any) -> None:
+        """What came of an order: a line for the reader, or the document for a program."""
+        if self.as_json:
+            self.show_json(value)
+        else:
+            self.say(text)
 
     def looks(self) -> Style:
         """How text looks here."""
@@ -92,12 +101,7 @@ class World:
 
     def look(self) -> tuple[Cluster, Element]:
         """The cluster as it is now, and its CIB."""
-        status = pacemaker.status(self.runner)
-        # crm_mon may leave out what succeeded, and with it that a failed fencing was made good.
-        with suppress(CxmError):
-            status = replace(status, fencing=pacemaker.fencing_history(self.runner))
-        cib = pacemaker.cib(self.runner, local=not status.quorate)
-        return model.build(status, cib), cib
+        return survey.cluster(self.runner)
 
     def cluster(self) -> Cluster:
         """The cluster as it is now."""
@@ -115,6 +119,11 @@ class World:
         """This node's name."""
         return pacemaker.local_node(self.runner)
 
+    def asking(self) -> Machine:
+        """This node as it asks the others: without its settings, which may be broken."""
+        bare = this_machine(runner=self.runner)
+        return replace(bare, hostname=self.here(), run_dir=self.path("/run/cxm"))
+
     def machine(self) -> Machine:
         """This node as the verbs use it, for its volumes and locks."""
         own = self.settings or settings(self.path(config.NODE_FILE))[0]
@@ -131,7 +140,9 @@ class World:
         )
 
     def confirm(self, question: str, wanted: str) -> None:
-        """Have the reader type one word; raises UsageError for any other."""
+        """Have the reader type one word; raises UsageError for any other, and for a program."""
+        if self.as_json:
+            raise UsageError("with --json nobody is asked, so nothing was done", hint="--yes")
         self.say(question)
         try:
             typed = self.typed(f"Type '{wanted}' to go on: ")

@@ -39,11 +39,28 @@ def _quorum(cluster: Cluster) -> Iterator[Alarm]:
             f"start {other}; if it is OFF and stays off, 'cxm fence --confirmed {other}' lets this "
             "node go on alone",
         )
-    else:
-        yield Alarm(
-            "NOT QUORATE: this part of the cluster may start nothing",
-            "bring more nodes back; 'corosync-quorumtool -s' counts the votes",
+        return
+    total = len(cluster.nodes)
+    here, needed = total - len(cluster.away), total // 2 + 1
+    text = "NOT QUORATE: this part of the cluster may start nothing"
+    advice = lacks_majority(cluster)
+    if cluster.short_of:
+        text += f": {here} of {total} nodes, {needed} are needed; away: {', '.join(cluster.away)}"
+        advice += (
+            "; 'cxm fence --confirmed' does not help: that a node is off makes no majority of "
+            "those that are left"
         )
+    yield Alarm(text, advice)
+
+
+def lacks_majority(cluster: Cluster) -> str:
+    """What gives its quorum back to a cluster of which too few nodes are here."""
+    short = cluster.short_of
+    if not short:
+        return "bring more nodes back; 'corosync-quorumtool -s' counts the votes"
+    if short == 1:
+        return f"start {' or '.join(cluster.away)}: one is enough"
+    return f"start {short} of {', '.join(cluster.away)}"
 
 
 def _fencing(cluster: Cluster) -> Iterator[Alarm]:

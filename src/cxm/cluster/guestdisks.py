@@ -3,6 +3,7 @@
 """Owns what a VM's configuration says it needs of a node: volumes, bridges, files. Pure."""
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,3 +40,9 @@ def needs(resource: Resource, vg: str) -> Needs:
         frozenset(each["bridge"] for each in bridges if each),
         frozenset(path for path in files if isinstance(path, str) and path),
     )
+
+
+def lacking(bridges: Iterable[str], known: Collection[str]) -> list[str]:
+    """Which of the bridges that guests name are not among the network interfaces of a node."""
+    # Open vSwitch takes bridge.vlan and bridge:trunks for a bridge.
+    return [name for name in sorted(bridges) if not {name, re.split("[.:]", name)[0]} & set(known)]

@@ -2,8 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns what the cluster did and why, as a list of sentences. Pure: records in, events out.
 
-Three sources: who was fenced; the last operations of each resource in the CIB's status; the log of
-this node. Times are seconds since 1970.
+Three sources: who was fenced; the last operations of each resource in the CIB's status; the nodes'
+logs. Times are seconds since 1970.
 """
 
 import json
@@ -22,6 +22,7 @@ _AFTER_FENCING_S: Final = 300.0
 _SAME_S: Final = 2.0
 _WARNING: Final = 4  # syslog's number
 CONTROLLER: Final = "pacemaker-controld"
+HELPER: Final = "cxm-helper"  # what OpenNebula's drivers have done on a node
 _MEMBERSHIP: Final = re.compile(r"\s*\w+:\s+Node (?P<node>\S+) state is now (?P<state>lost|member)")
 _MEMBER_WORDS: Final = {"lost": "left the cluster or died", "member": "joined the cluster"}
 _WHO: Final = {
@@ -199,7 +200,8 @@ def of_journal(text: str) -> Iterator[Event]:
                 words = _MEMBER_WORDS[found["state"]]
                 yield Event(at, found["node"], words, "", Kind.NODE, found["state"] == "lost")
         else:
-            yield Event(at, node, message, "", Kind.LOG, bad)
+            why = "for OpenNebula" if row.get("SYSLOG_IDENTIFIER") == HELPER else ""
+            yield Event(at, node, message, why, Kind.LOG, bad)
 
 
 # --- together -------------------------------------------------------------------------------------

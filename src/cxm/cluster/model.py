@@ -143,9 +143,20 @@ class Cluster:
 
         A pair that has lost a node stays quorate: two_node, wait_for_all.
         """
-        away = [member.name for member in self.nodes if member.state not in UP]
         is_pair = len(self.nodes) == _PAIR
-        return away[0] if is_pair and not self.quorate and len(away) == 1 else ""
+        return self.away[0] if is_pair and not self.quorate and len(self.away) == 1 else ""
+
+    @property
+    def away(self) -> list[str]:
+        """The nodes that are no healthy members."""
+        return [member.name for member in self.nodes if member.state not in UP]
+
+    @property
+    def short_of(self) -> int:
+        """How many nodes more a majority needs; 0 where there is one, or why not is not known."""
+        here = len(self.nodes) - len(self.away)
+        is_known = not self.quorate and here > 0
+        return max(0, len(self.nodes) // 2 + 1 - here) if is_known else 0
 
     def on(self, node: str) -> list[Vm]:
         """The VMs of a node."""

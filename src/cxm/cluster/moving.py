@@ -13,7 +13,6 @@ the guest is known to run on here, and the resource's ``on-fail=block`` leaves i
 
 import logging
 import os
-import re
 import textwrap
 from collections.abc import Collection
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import Final
 from xml.etree.ElementTree import Element
 
 from cxm import lvm, names
-from cxm.cluster import cib, guestdisks, limits, pacemaker, peer
+from cxm.cluster import cib, destination, limits, pacemaker, peer
 from cxm.cluster.cib import Resource
 from cxm.cluster.view import edited
 from cxm.errors import CommandError, CxmError, RefusedError
@@ -157,6 +156,7 @@ def send(vm: Vm, domain: Domain, root: Element, target: str, pacemaker_s: float)
     group = load(vm.machine, vm.owner)
     note(vm, target)
     try:
+        destination.same_processor(root, vm.vm, vm.machine.hostname, target)
         lvm.share(vm.machine.runner, group, volumes)
         other = peer.find(vm.machine, root, target)
         receiver = other.command(["receive", vm.owner.cloud, str(vm.vm)])
@@ -164,8 +164,10 @@ def send(vm: Vm, domain: Domain, root: Element, target: str, pacemaker_s: float)
         xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
     except CxmError as error:
         if _runs_on(vm, target):
+            # What the other end said is the cause; xl only says that it has ended.
+            cause = peer.refusal(error) or error.message
             raise CommandError(
-                f"VM {vm.vm} did not move to {target}, it runs on here: {error.message}",
+                f"VM {vm.vm} did not move to {target}, it runs on here: {cause}",
                 hint=error.hint,
             ) from error
         # It is beyond the point of no return. Where it is now, migrate_from finds out; where it is
@@ -237,21 +239,9 @@ def _deactivate(vm: Vm, group: Group, volumes: list[LvName]) -> None:
 # --- the target ---------------------------------------------------------------------------------
 
 
-def missing_bridges(vm: Vm, resource: Resource) -> list[str]:
-    """The bridges that this node lacks for a guest that is to come."""
-    net = os.path.join(vm.machine.sys_dir, "class", "net")
-    wanted = guestdisks.needs(resource, vm.machine.config.vg_name).bridges
-    # Open vSwitch takes bridge.vlan and bridge:trunks for a bridge.
-    names_ = {name: {name, *re.split("[.:]", name)[:1]} for name in sorted(wanted)}
-    return [
-        name
-        for name, known in names_.items()
-        if not any(os.path.isdir(os.path.join(net, each)) for each in known)
-    ]
-
-
 def receive(vm: Vm, resource: Resource) -> list[str]:
     """Get ready for a VM's domain; returns the command that takes it from its input."""
+    destination.has_bridges(vm.machine, resource)
     present = vm.present()
     if present:
         raise RefusedError(f"VM {vm.vm} has a domain here already: {present[0].name}")

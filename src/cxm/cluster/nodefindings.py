@@ -4,13 +4,13 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cxm import names
 from cxm.cluster.amounts import count
 from cxm.cluster.basis import SBD
-from cxm.cluster.guestdisks import Needs, needs
+from cxm.cluster.guestdisks import Needs, lacking, needs
 from cxm.cluster.model import Cluster, Vm, VmState
 from cxm.errors import DataError, UsageError
 from cxm.lvm import Group, Volume
@@ -20,8 +20,18 @@ from cxm.setup.report import Check, failed, ok, warning
 from cxm.xen.xl import Domain
 
 _MANY: Final = 12  # names in one sentence
+_CLOCK_S: Final = 3.0
 
 Key = tuple[CloudId, VmId]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What another node says of itself."""
+
+    versions: Mapping[str, str]  # of programs
+    ahead_s: float  # its clock, of ours, at least; below zero it is behind
+    findings: tuple[Check, ...]  # what is wrong with it, as it sees that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +45,7 @@ class Here:
     bridges: frozenset[str]
     lacking: frozenset[str]  # kernels and ramdisks of VMs that are not here
     clouds: tuple[CloudId, ...]
-    peers: Mapping[str, str] = field(default_factory=dict)  # node -> why it cannot be asked, or ""
+    others: Mapping[str, Told | str] = field(default_factory=dict)  # or why it cannot be asked
     versions: Mapping[str, str] = field(default_factory=dict)  # of programs
     mixed: bool = False  # nodes run different versions of Pacemaker
     clock: str = "yes"  # what timedatectl says: yes, no, or nothing
@@ -53,18 +63,57 @@ def some(words: Iterable[str]) -> str:
     return ", ".join(given[:_MANY]) + (f" and {more} more" if more > 0 else "")
 
 
+def ahead(asked: float, began: float, ended: float, answered: float) -> float:
+    """How far another clock is ahead of ours, at least.
+
+    It was read at ``began`` and ``ended``, between ``asked`` and ``answered`` of ours.
+    """
+    return min(0.0, began - asked) or max(0.0, ended - answered)
+
+
 def judge(cluster: Cluster, here: Here) -> list[Check]:
-    """Everything that was looked at on this node."""
+    """Everything that was looked at on this node, and what the others have told of themselves."""
+    return [
+        *own(cluster, here),
+        *_common(cluster, here),
+        *_connections(here),
+        *_clocks(here),
+        *_versions(here),
+        *_told(here),
+    ]
+
+
+def own(cluster: Cluster, here: Here) -> list[Check]:
+    """What is so on this node, and may be otherwise on another."""
     return [
         *_domains(cluster, here),
         *_bridges(cluster, here),
         *_kernels(cluster, here),
         *_volumes(cluster, here),
-        *_peers(here),
         *_sbd(cluster, here),
         *_services(here),
-        *_versions(here),
     ]
+
+
+def _common(cluster: Cluster, here: Here) -> Iterator[Check]:
+    """What every node sees alike."""
+    for _vm, need in _needed(cluster, here.vg):
+        if isinstance(need, str):
+            yield failed("configuration", need, "have OpenNebula deploy the VM again")
+    if isinstance(here.group, str):
+        return  # that this node cannot see it is its own
+    if not here.group.shared:
+        advice = "no other node can be kept from writing to its volumes: cxm-setup cluster"
+        yield failed("volumes", f"the volume group {here.group.name} is not shared", advice)
+    yield from _lost(cluster, here, here.group)
+    yield from _left_over(cluster, here.group)
+
+
+def _told(here: Here) -> Iterator[Check]:
+    """What is wrong with the other nodes."""
+    for node, told in here.others.items():
+        for each in () if isinstance(told, str) else told.findings:
+            yield replace(each, found=f"{node}: {each.found}", advice=f"on {node}: {each.advice}")
 
 
 def _of_clouds(cluster: Cluster, here: Here) -> set[CloudId]:
@@ -159,10 +208,7 @@ def _needed(cluster: Cluster, vg: str) -> Iterator[tuple[Vm, Needs | str]]:
 def _bridges(cluster: Cluster, here: Here) -> Iterator[Check]:
     wanting: dict[str, list[str]] = defaultdict(list)
     for vm, need in _needed(cluster, here.vg):
-        if isinstance(need, str):
-            yield failed("configuration", need, "have OpenNebula deploy the VM again")
-            continue
-        for bridge in need.bridges - here.bridges:
+        for bridge in () if isinstance(need, str) else lacking(need.bridges, here.bridges):
             wanting[bridge].append(vm.name)
     for bridge, vms in sorted(wanting.items()):
         advice = "make it here, or those VMs cannot be started here when their node dies"
@@ -200,32 +246,31 @@ def _decoded(group: Group) -> Iterator[tuple[Volume, Tags | str]]:
 
 
 def _volumes(cluster: Cluster, here: Here) -> Iterator[Check]:
-    """The disks: that each is there, and active where its VM runs and nowhere else."""
+    """The disks: that each is active where its VM runs, and not here when it does not."""
     group = here.group
     if isinstance(group, str):
         advice = "locks of the storage? 'cxm infos', 'lvmlockctl --info' and 'dlm_tool ls' say more"
         yield failed("volumes", group, advice)
         return
-    if not group.shared:
-        advice = "no other node can be kept from writing to its volumes: cxm-setup cluster"
-        yield failed("volumes", f"the volume group {group.name} is not shared", advice)
-    wrong = [*_lost(cluster, here, group), *_active(cluster, here, group)]
+    wrong = [*_asleep(cluster, here, group), *_active(cluster, here, group)]
     yield from wrong
     if not wrong:
         yield ok("volumes", f"{len(group.volumes)} in {group.name}, active where they should be")
-    yield from _left_over(cluster, group)
 
 
 def _lost(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
-    there = {volume.name: volume for volume in group.volumes}
+    there = {volume.name for volume in group.volumes}
     for vm, need in _needed(cluster, here.vg):
-        if isinstance(need, str):
-            continue
-        lost = sorted(need.volumes - set(there))
+        lost = [] if isinstance(need, str) else sorted(need.volumes - there)
         if lost:
             advice = "the VM cannot be started again: was it removed by hand?"
             yield failed("volumes", f"VM {vm.label} has lost {some(lost)}", advice)
-        asleep = sorted(each for each in need.volumes & set(there) if not there[each].active)
+
+
+def _asleep(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
+    idle = {volume.name for volume in group.volumes if not volume.active}
+    for vm, need in _needed(cluster, here.vg):
+        asleep = [] if isinstance(need, str) else sorted(need.volumes & idle)
         if asleep and vm.state is VmState.RUNNING and vm.nodes == (here.node,):
             advice = "its domain has it open, but the lock is not held: migrate or restart the VM"
             yield failed("volumes", f"VM {vm.label} runs here without {some(asleep)}", advice)
@@ -237,8 +282,8 @@ def _active(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
     left = []
     for volume, tags in _decoded(group):
         if isinstance(tags, str):
-            yield failed("volumes", f"{volume.name}: {tags}", "see 'lvs -o +tags'")
-        elif volume.active and group.shared and tags.state is not State.FILLING:
+            continue
+        if volume.active and group.shared and tags.state is not State.FILLING:
             key = (tags.cloud, tags.vm)
             if not running.get(key) and here.node not in homes.get(key, ()):
                 left.append(volume.name)
@@ -252,8 +297,8 @@ def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
     filling, doomed, orphans = [], [], []
     for volume, tags in _decoded(group):
         if isinstance(tags, str):
-            continue
-        if tags.state is State.DELETE_REQUESTED:
+            yield failed("volumes", f"{volume.name}: {tags}", "see 'lvs -o +tags'")
+        elif tags.state is State.DELETE_REQUESTED:
             doomed.append(volume.name)
         elif tags.state is State.FILLING:
             filling.append(volume.name)
@@ -270,12 +315,12 @@ def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
         yield warning("volumes", f"of VMs that the cluster does not know: {some(orphans)}", advice)
 
 
-def _peers(here: Here) -> Iterator[Check]:
-    for node, why in here.peers.items():
-        if why:
+def _connections(here: Here) -> Iterator[Check]:
+    for node, told in here.others.items():
+        if isinstance(told, str):
             advice = f"no VM moves to or from {node} alive: 'cxm-setup cluster' there once more"
-            yield failed("connections", why, advice)
-    fine = [node for node, why in here.peers.items() if not why]
+            yield failed("connections", told, advice)
+    fine = [node for node, told in here.others.items() if not isinstance(told, str)]
     if fine:
         yield ok("connections", f"{some(fine)} answer{'s' if len(fine) == 1 else ''}")
 
@@ -319,10 +364,38 @@ def _services(here: Here) -> Iterator[Check]:
         yield ok("cxm-tend", f"{here.tend or 'not there'}: Pacemaker looks after the guests")
 
 
+def _clocks(here: Here) -> Iterator[Check]:
+    for node, told in here.others.items():
+        if not isinstance(told, str) and abs(told.ahead_s) > _CLOCK_S:
+            how = "ahead of" if told.ahead_s > 0 else "behind"
+            yield warning(
+                "clock",
+                f"the clock of {node} is {abs(told.ahead_s):.0f} s {how} that of {here.node}",
+                "run chrony or systemd-timesyncd on both: deadlines and logs are compared",
+            )
+
+
 def _versions(here: Here) -> Iterator[Check]:
     text = ", ".join(f"{name} {version}" for name, version in here.versions.items())
+    advice = "upgrade the nodes that are behind, one after the other"
     if here.mixed:
-        advice = "upgrade the nodes that are behind, one after the other"
         yield warning("versions", f"nodes run different Pacemakers; here: {text}", advice)
-    else:
+    different = [name for name in here.versions if len(_by_version(here, name)) > 1]
+    for name in different:
+        found = (
+            f"{version or 'none'} on {' and '.join(nodes)}"
+            for version, nodes in _by_version(here, name).items()
+        )
+        yield warning("versions", f"{name} is {', '.join(found)}", advice)
+    if not here.mixed and not different:
         yield ok("versions", text)
+
+
+def _by_version(here: Here, program: str) -> dict[str, list[str]]:
+    """Which nodes have which version of a program."""
+    found: dict[str, list[str]] = defaultdict(list)
+    found[here.versions[program]].append(here.node)
+    for node, told in here.others.items():
+        if not isinstance(told, str):
+            found[told.versions.get(program, "")].append(node)
+    return found

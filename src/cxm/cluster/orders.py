@@ -30,7 +30,7 @@ from cxm.cluster.view import (
     unblocked,
 )
 from cxm.errors import NotFoundError, RefusedError
-from cxm.names import CHECKPOINT, VmId
+from cxm.names import CHECKPOINT, State, VmId
 from cxm.node import plan as plans
 from cxm.node import volumes as store
 from cxm.node.domains import vm_of
@@ -229,7 +229,8 @@ def _withdraw(vm: Vm, rule: Rule, otherwise: Resource | None) -> None:
 def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
     """Have a VM that the cluster knows start on a node, cold; one that runs is refused.
 
-    Raises RefusedError for one whose memory is saved: a cold start would throw it away.
+    Raises RefusedError for one whose memory is saved: a cold start would throw it away. What is
+    left of memory that is of no worth (incomplete, or used) is no obstacle: the start removes it.
     """
     # Where a VM is placed is the machine that gives the order, but for its name.
     there = replace(call, machine=replace(call.machine, hostname=node))
@@ -240,7 +241,8 @@ def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
             raise NotFoundError(f"the cluster does not know VM {vm}")
         if view.where:
             raise RefusedError(f"VM {vm} is on {' and '.join(view.where)} already")
-        if store.find(call.machine, target.group(), target.owner, CHECKPOINT) is not None:
+        saved = store.find(call.machine, target.group(), target.owner, CHECKPOINT)
+        if saved is not None and saved.tags.state is State.READY:
             raise RefusedError(
                 f"the memory of VM {vm} is saved, and a start would throw it away",
                 hint="have OpenNebula resume it",

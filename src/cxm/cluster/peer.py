@@ -8,13 +8,14 @@ is not (docs/design/0010). The other end is :mod:`cxm.cluster.peerserver`.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import nodes
+from cxm.cluster import journal, nodes
+from cxm.cluster.history import Event
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CommandError, CxmError, DataError, RefusedError, UnreachableError
 from cxm.names import CloudId, VmId
@@ -25,7 +26,22 @@ _ALIVE: Final = ("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
 _CONNECT_S: Final = 10
 _TIMEOUT_S: Final = 60.0
 _COPY_S: Final = 240.0  # of a kernel or ramdisk; an agent's start, which may fetch two, has 300 s
+_CHECK_S: Final = 180.0
 _SSH_FAILED: Final = 255
+_SAYS: Final = "cxm-peer: "
+
+
+def refused(answer: Mapping[str, Any]) -> str:
+    """What a node says on its error output when it does not do what it was asked."""
+    return f"{_SAYS}{' '.join(str(answer['error']).split())}\n"
+
+
+def refusal(error: CxmError) -> str:
+    """What another node said in the midst of a command's error output; empty for nothing."""
+    said = error.stderr if isinstance(error, CommandError) else ""
+    return next(
+        (line.removeprefix(_SAYS) for line in said.splitlines() if line.startswith(_SAYS)), ""
+    )
 
 
 def others(machine: Machine, status: Status) -> list[str]:
@@ -100,6 +116,16 @@ class Peer:
         """The identity of its present boot; it needs no Pacemaker for that."""
         return str(self._answer(["boot"], timeout_s=_TIMEOUT_S)["id"])
 
+    def report(self) -> Any:
+        """What it finds when it looks at itself (:func:`cxm.cluster.survey.heard` reads it)."""
+        return self._answer(["check"], timeout_s=_CHECK_S)
+
+    def journal(self, since: float) -> list[Event]:
+        """What its cxm has done since a moment, as its log has it."""
+        return journal.heard(
+            self._answer(["journal", f"{since:.0f}"], timeout_s=_TIMEOUT_S), self.node
+        )
+
     def _answer(self, words: list[str], *, timeout_s: float, content: Iterable[bytes] = ()) -> Any:
         argv, ok = self.command(words), (0, CxmError.code)
         try:
@@ -118,13 +144,20 @@ class Peer:
 
     def _unreachable(self, error: CommandError) -> CxmError:
         """What a failed ssh means: the node was not reached, or what it ran there failed."""
-        if error.exit_code != _SSH_FAILED:
-            return error
-        return UnreachableError(
-            f"the node {self.node} cannot be reached from {self.machine.hostname}: "
-            f"{' '.join(error.stderr.split()) or 'no reason given'}",
-            hint="'cxm check' tries the connections between the nodes",
-        )
+        here, code = self.machine.hostname, error.exit_code
+        if code == _SSH_FAILED:
+            said = " ".join(error.stderr.split()) or error.message
+            message = f"the node {self.node} cannot be reached from {here}: {said}"
+        elif code is None or code < 0:  # it was ended: by its time limit
+            message = f"the node {self.node} did not answer {here}: {error.message}"
+        else:
+            return CommandError(
+                f"the node {self.node} failed to answer {here}: {error.message}",
+                argv=error.argv,
+                exit_code=code,
+                stderr=error.stderr,
+            )
+        return UnreachableError(message, hint="'cxm check' tries the connections between the nodes")
 
 
 def find(machine: Machine, root: Element, node: str) -> Peer:

@@ -11,13 +11,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 from cxm import log, names, run
-from cxm.cluster import agent, bootfiles, moving, request
+from cxm.cluster import agent, bootfiles, destination, journal, moving, peer, request, survey
 from cxm.config import NodeConfig
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
 from cxm.node import kernels
@@ -28,6 +29,7 @@ from cxm.node.volumes import Owner
 _log = logging.getLogger(__name__)
 
 _VM_WORDS: Final = 3
+_MOMENT: Final = re.compile(r"[0-9]{1,12}")
 _MOST: Final = 16  # files in one question; a VM has two
 _BOOT: Final = "boot"
 
@@ -38,7 +40,7 @@ def _release(vm: Vm) -> dict[str, Any]:
 
 
 def _bridges(vm: Vm) -> dict[str, Any]:
-    return {"missing": moving.missing_bridges(vm, agent.resource_of(vm))}
+    return {"missing": destination.missing_bridges(vm.machine, agent.resource_of(vm))}
 
 
 def _ordered(vm: Vm) -> dict[str, Any]:
@@ -94,10 +96,34 @@ def _fetched(machine: Machine, words: list[str]) -> list[str]:
 # --- all of them --------------------------------------------------------------------------------
 
 
-def _corosync(machine: Machine) -> dict[str, Any]:
+def _corosync(machine: Machine, _words: list[str]) -> dict[str, Any]:
     """Which corosync.conf this node has: all must have the same before one has it loaded."""
     with open(machine.corosync_conf, "rb") as file:
         return {"sha256": hashlib.sha256(file.read()).hexdigest()}
+
+
+def _journal(machine: Machine, words: list[str]) -> dict[str, Any]:
+    if len(words) != 1 or not _MOMENT.fullmatch(words[0]):
+        raise UsageError("'journal' is asked since a moment, in seconds since 1970")
+    return journal.told(machine.runner, float(words[0]))
+
+
+def _check(machine: Machine, _words: list[str]) -> dict[str, Any]:
+    return survey.told(machine)
+
+
+def _boot(machine: Machine, _words: list[str]) -> dict[str, Any]:
+    """Which boot it is in: that is how a test of fencing knows that it was reset."""
+    return {"id": boot_id(machine)}
+
+
+_OF_NODE: Final[Mapping[str, Callable[[Machine, list[str]], dict[str, Any]]]] = {
+    "lacks": _lacks,
+    "corosync": _corosync,
+    "journal": _journal,
+    _BOOT: _boot,
+    "check": _check,
+}
 
 
 def serve(
@@ -109,7 +135,7 @@ def serve(
     """
     word, *rest = text.split() or [""]
     about_vm = word in (*_ANSWERS, "receive")
-    if not about_vm and word not in ("lacks", "keep", "fetch", "corosync", _BOOT):
+    if not about_vm and word not in (*_OF_NODE, "keep", "fetch"):
         raise UsageError(f"'{text[:80]}' is not what a node of cxm asks")
     if not machine.in_cluster:
         raise RefusedError(f"{machine.hostname} is not a node of a cluster")
@@ -119,9 +145,7 @@ def serve(
         become(_fetched(machine, rest))
     if word == "keep":
         return _keep(machine, rest, data)
-    if word == _BOOT:
-        return {"id": boot_id(machine)}
-    return _lacks(machine, rest) if word == "lacks" else _corosync(machine)
+    return _OF_NODE[word](machine, rest)
 
 
 def _about_vm(
@@ -165,4 +189,7 @@ def main(environ: Mapping[str, str]) -> int:
         lambda: machine_for(text, lambda: settings()[0]), text, run.become, sys.stdin.buffer
     )
     sys.stdout.write(json.dumps(answer) + "\n")
+    if "error" in answer:
+        # Whoever asked to receive is xl, which reads no answer and hands this on.
+        sys.stderr.write(peer.refused(answer))
     return CxmError.code if "error" in answer else 0

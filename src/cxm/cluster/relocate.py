@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import cib, cpus, limits, moving, nodes, pacemaker, peer
-from cxm.cluster.amounts import count
+from cxm.cluster import cib, destination, limits, nodes, pacemaker
 from cxm.cluster.cib import Resource, Rule
 from cxm.cluster.view import (
     ON_ITS_WAY,
@@ -74,32 +73,8 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
     if node is None or not node.online or node.standby or node.maintenance:
         raise RefusedError(f"{target} takes no VMs at the moment: 'cxm infos' shows why")
     source = view.where[0]
-    _same_processor(vm, view.root, source, target)
-    if missing := _missing_bridges(vm, view.root, known, target):
-        raise RefusedError(
-            f"{target} lacks {' and '.join(missing)}, a bridge that VM {vm.vm} needs",
-            hint=f"make it there; 'cxm check' on {target} lists what is missing",
-        )
+    destination.check(vm.machine, view.root, known, source, target, alive=True)
     return source
-
-
-def _same_processor(vm: Vm, root: Element, source: str, target: str) -> None:
-    """Raise RefusedError where the target's processor lacks what the guest may be using."""
-    own, other = (nodes.attributes(root, each).get(nodes.CPU, "") for each in (source, target))
-    if own and other and (missing := cpus.lacking(other, own)):
-        raise RefusedError(
-            f"the processor of {target} lacks {count(missing, 'feature')} of that of {source}, so "
-            f"VM {vm.vm} may not survive the move",
-            hint="save and restore it instead; 'cxm check-cpu' compares all nodes",
-        )
-
-
-def _missing_bridges(vm: Vm, root: Element, known: Resource, target: str) -> list[str]:
-    """Looked for on the target; that it answers proves that a guest can be sent."""
-    if target == vm.machine.hostname:
-        return moving.missing_bridges(vm, known)
-    answer = peer.find(vm.machine, root, target).ask("bridges", vm.owner.cloud, vm.vm)
-    return [str(each) for each in answer["missing"]]
 
 
 def _move(vm: Vm, view: View, source: str, target: str) -> None:

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 from cxm.cluster import cib, nodes, pacemaker
 from cxm.cluster.cib import Resource
 from cxm.cluster.pacemaker import Failure, Node, Placed, Status
-from cxm.errors import CommandError, RefusedError
+from cxm.errors import CommandError, LockTimeoutError, RefusedError
 from cxm.node.life import Vm
 
 _LOOK_S: Final = 60.0
@@ -190,9 +190,10 @@ def await_(
     before: Sight,
     fails_on: Collection[str],
 ) -> Sight:
-    """Wait until the VM is as wanted and nothing is being done to it; raises CommandError.
+    """Wait until the VM is as wanted and nothing is being done to it.
 
-    Only what goes wrong after ``before`` counts: Pacemaker remembers a failure for long.
+    Raises CommandError when it will not become so, LockTimeoutError when patience ends first. Only
+    what goes wrong after ``before`` counts: Pacemaker remembers a failure for long.
     """
     for _turn in vm.machine.waits(patience_s):
         seen = glance(vm)
@@ -205,7 +206,7 @@ def await_(
                     f"{failure.node}: VM {vm.vm}: {failure.operation} failed: {why}",
                     hint=f"the log of {failure.node} ('journalctl -t cxm') says more",
                 )
-    raise CommandError(
+    raise LockTimeoutError(
         f"VM {vm.vm} is not as ordered after {patience_s:g} s",
         hint="'cxm timeline' shows what the cluster does; run the action again",
     )

@@ -10,7 +10,7 @@ not at what happened, and acts only where no order about the VM is at work on an
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -80,20 +80,28 @@ class Decision:
 # --- decisions ------------------------------------------------------------------------------------
 
 
-def cases(status: Status, root: Element) -> Iterator[Case]:
+def odd(status: Status, root: Element) -> list[tuple[CloudId, VmId]]:
     """The VMs that are blocked, and those that a rule is about."""
-    known = {each.id: each for each in cib.resources(root)}
-    rules = {each.resource: each for each in cib.rules(root)}
-    moves = {each.resource: each for each in status.failures if each.operation in _MOVES}
-    for each in status.failures:
-        if each.operation == "stop":
-            moves.pop(each.resource, None)  # that may be what blocks it
-    blocked = {rid for rid, placed in status.resources.items() if placed.blocked}
-    for rid in sorted(rules.keys() | (blocked & known.keys())):
-        vm = cib.parse_id(rid)
-        if vm is not None:
-            placed = status.resources.get(rid)
-            yield Case(*vm, known.get(rid), placed, rules.get(rid), moves.get(rid))
+    ids = {rid for rid, placed in status.resources.items() if placed.blocked}
+    ids |= {each.resource for each in cib.rules(root)}
+    return [vm for rid in sorted(ids) if (vm := cib.parse_id(rid)) is not None]
+
+
+def case_of(cloud: CloudId, vm: VmId, status: Status, root: Element) -> Case:
+    """What there is to know of a VM; raises DataError for one that is damaged in the CIB."""
+    rid = cib.resource_id(cloud, vm)
+    failures = [each for each in status.failures if each.resource == rid]
+    moves = [each for each in failures if each.operation in _MOVES]
+    stops = [each for each in failures if each.operation == "stop"]
+    return Case(
+        cloud,
+        vm,
+        resource=cib.find(root, cloud, vm),
+        placed=status.resources.get(rid),
+        rule=next((each for each in cib.rules(root) if each.resource == rid), None),
+        # A stop that failed may be what blocks it.
+        failure=moves[-1] if moves and not stops else None,
+    )
 
 
 def decide(case: Case, status: Status, now: float) -> Decision | None:
@@ -101,7 +109,7 @@ def decide(case: Case, status: Status, now: float) -> Decision | None:
     up = [node.name for node in status.nodes if node.online and not node.unclean]
     if not set(case.where) <= set(up):
         return None  # a node must be fenced first; then there is something to decide
-    if case.placed is not None and case.placed.blocked:
+    if case.resource is not None and case.placed is not None and case.placed.blocked:
         return _blocked(case)
     return None if case.rule is None else _ruled(case, case.rule, now)
 
@@ -148,16 +156,16 @@ def look_after(machine: Machine) -> int:
     done = 0
     if not status.quorate:
         return done
-    for case in cases(status, root):
-        decision = decide(case, status, machine.now())
-        if decision is None:
-            continue
+    for cloud, vm in odd(status, root):
         try:
-            done += _attend(machine, case, decision, status, root)
+            case = case_of(cloud, vm, status, root)
+            decision = decide(case, status, machine.now())
+            if decision is not None:
+                done += _attend(machine, case, decision, status, root)
         except LockTimeoutError:
             continue  # an order has begun
         except CxmError as error:
-            _log.warning("VM %d could not be looked after: %s", case.vm, error.sentence())
+            _log.warning("VM %d could not be looked after: %s", vm, error.sentence())
     return done
 
 
@@ -169,8 +177,8 @@ def _attend(
     with machine.order_lock(case.cloud, case.vm, timeout_s=_LOCK_S):
         # What was seen was seen before the nodes were asked; an order may have come and gone.
         status, root = pacemaker.status(machine.runner), pacemaker.cib(machine.runner)
-        now = next((each for each in cases(status, root) if each.id == case.id), None)
-        if now is None or decide(now, status, machine.now()) != decision or now.rule != case.rule:
+        now = case_of(case.cloud, case.vm, status, root)
+        if decide(now, status, machine.now()) != decision or now.rule != case.rule:
             return False
         if decision.deed is Deed.UNBLOCK:
             return _unblock(machine, case, decision)

@@ -52,10 +52,7 @@ def save(call: Call, *, vm: VmId) -> dict[str, Any]:
     domain = running(settled(here))
     group = here.group()
     found = store.find(call.machine, group, here.owner, CHECKPOINT)
-    if domain is not None:
-        name = _save(here, domain, group, found)
-    else:
-        name = _saved_before(here, group, found)
+    name = _saved_before(here, found) if domain is None else _save(here, domain, group, found)
     note(here, Life.STOPPED, "its memory was saved")
     release(here)
     seconds = call.machine.monotonic() - begun
@@ -92,10 +89,7 @@ def checkpoint(vm: Vm, domain: Domain, group: Group, found: Owned | None) -> str
 
 @contextmanager
 def _runs_on(vm: Vm, domain: Domain) -> Iterator[None]:
-    """Record that the VM is about to go; when it runs on after a failure, nothing is left of it.
-
-    When it does not, what was saved of it stays: the next call may find that it is complete.
-    """
+    """Record that the VM is about to go; when it runs on after a failure, nothing is left of it."""
     before = vm.record()
     note(vm, Life.STOPPED, "its memory is being saved")
     try:
@@ -122,21 +116,17 @@ def _complete(device: str) -> None:
         opened.sync()
 
 
-def _saved_before(vm: Vm, group: Group, found: Owned | None) -> str:
-    """The checkpoint of a VM without a domain: an earlier call was cut short near its end."""
+def _saved_before(vm: Vm, found: Owned | None) -> str:
+    """The checkpoint of a VM without a domain: an earlier call was cut short at its end."""
     if found is None:
         raise RefusedError(f"VM {vm.vm} does not run here, so its memory cannot be saved")
-    if found.tags.state is State.FILLING:
-        machine = vm.machine
-        with store.activated(machine, group, found) as device:
-            try:
-                _complete(device)
-            except DataError as error:
-                raise RefusedError(
-                    f"VM {vm.vm} does not run here, and its saved memory is incomplete",
-                    hint=_ONLY_MEMORY,
-                ) from error
-        _retag(vm, group, found.name, found.tags, State.READY)
+    if found.tags.state is not State.READY:
+        # Its end record proves nothing: below a save that was cut off lies the one before it, and
+        # memory that was restored once is complete, too.
+        raise RefusedError(
+            f"VM {vm.vm} does not run here, and its saved memory is incomplete or used up",
+            hint=_ONLY_MEMORY,
+        )
     return found.name
 
 
@@ -210,11 +200,14 @@ def wake(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
     """Start a VM that has no domain from its checkpoint, which is worthless from then on.
 
     By its stored configuration, or by ``spec`` where there is none. Raises RefusedError for a
-    checkpoint that is not there or not complete.
+    checkpoint that is not there or not complete. Once the guest runs nothing is left here that may
+    fail; :func:`throw_away` comes next.
     """
     machine = vm.machine
     group, found = kept(vm)
-    with store.activated(machine, group, found) as device:
+    # Afterwards it is not deactivated by itself: that may fail, and would end the guest that runs.
+    with activated(vm, group, [found]):
+        device = machine.device(found.name)
         checked = _check(vm, device)
         stored = vm.stored()
         if stored:
@@ -241,20 +234,42 @@ def wake(vm: Vm, spec: GuestSpec | None, directory: str) -> Domain:
 
 
 def _let_run(vm: Vm, group: Group, found: Owned, domain: Domain) -> None:
-    """Let the restored domain run; from this moment its checkpoint is worthless."""
+    """Let the restored domain run; from this moment its checkpoint is worthless.
+
+    When that fails it is good again, but only if the guest has not run: it may have written.
+    """
     used = _retag(vm, group, found.name, found.tags, State.FILLING)
     try:
         xl.unpause(vm.machine.runner, domain.domid)
     except BaseException:
         with undoing("the checkpoint"):
+            # An unpause that was cut by its time limit or a signal may have done its work.
+            waits = _waits(vm.present(), domain)
             end(vm)
-            _retag(vm, group, found.name, used, State.READY)
+            if waits:
+                _retag(vm, group, found.name, used, State.READY)
+            else:
+                _log.warning("VM %d may have run: its saved memory is used up", vm.vm)
         raise
 
 
+def _waits(present: list[Domain], restored: Domain) -> bool:
+    """Whether a domain that was restored is still there as it was made, and nothing else is."""
+    return [each.domid for each in present] == [restored.domid] and never_ran(present[0])
+
+
 def throw_away(vm: Vm) -> None:
-    """Remove the used checkpoint; one that stays is removed by the next save or cold start."""
+    """Remove the used checkpoint, active or not.
+
+    One that stays is told; a stop deactivates it, the next save or cold start removes it.
+    """
+
+    def look(group: Group) -> list[Owned]:
+        found = store.find(vm.machine, group, vm.owner, CHECKPOINT)
+        return [] if found is None else [found]
+
     try:
-        drop_checkpoint(vm, vm.group())
+        group, _found = store.released(vm.machine, vm.owner, look)
+        drop_checkpoint(vm, group)
     except CxmError as error:
         _log.warning("the used checkpoint of VM %d could not be removed: %s", vm.vm, error.message)
