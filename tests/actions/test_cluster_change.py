@@ -14,7 +14,7 @@ import pytest
 
 from cxm.cluster import nodes
 from cxm.errors import RefusedError
-from cxm.setup import cluster, corosync, jointoken
+from cxm.setup import cluster, corosync, jointoken, sbd
 from cxm.setup.cluster import Options
 from cxm.setup.corosync import CONF
 from tests.actions.test_cluster_setup import GIVEN, Pair
@@ -47,7 +47,10 @@ class Three(Pair):
         """What the first node prints."""
         host = self.first.host()
         membership, told = cluster._first(host, given)
-        membership, _told = cluster._with_sbd(host, cluster._with_secrets(host, membership), told)
+        membership = cluster._with_secrets(host, membership)
+        if membership.cluster.sbd:
+            disk = sbd.look(host, membership.cluster, is_first=True)
+            membership, _told = cluster._with_sbd(membership, told, disk)
         return jointoken.pack(membership)
 
     def join(self, node: FakeClusterNode, token: str) -> str:
@@ -289,3 +292,90 @@ def test_broken_off_it_goes_on(three: Three) -> None:
     assert set(corosync.members(three.first.loaded)) == {"node1", "node2"}
     said = three.grow()
     assert re.search(r"loaded on all nodes: the members are node1, node2, node3", said)
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def _half(three: Three, given: Options, *, joined: bool) -> None:
+    """The first node has written its file and is broken off; then its Corosync starts again."""
+    with pytest.raises(KeyboardInterrupt):
+        three.run(three.first, given, _interrupted)
+    if joined:
+        three.join(three.second, three.token_of(given))
+    three.first.restart()
+
+
+def test_first_node_that_started_again_half_way_tells_the_others(three: Three) -> None:
+    """It has the new members in mind, and the other neither has them nor was given them."""
+    _half(three, THREE, joined=False)
+    assert set(corosync.members(three.first.loaded)) == {"node1", "node2", "node3"}
+    dry = three.run(three.first, replace(THREE, dry_run=True))
+    assert "when all nodes have this corosync.conf: corosync-cfgtool -R" in dry
+    said = three.grow()
+    assert "waiting for node2: run there" in said
+    assert "loaded on all nodes: the members are node1, node2, node3" in said
+    assert three.second.loaded == three.first.loaded
+
+
+def test_file_that_another_node_has_and_not_loaded_is_loaded(three: Three) -> None:
+    """All files are the same: it is the version of what runs that tells."""
+    _half(three, THREE, joined=True)
+    assert three.second.text(CONF) == three.first.text(CONF) != three.second.loaded
+
+    def new_one() -> None:
+        assert three.second.loaded == three.first.loaded
+        steps = (lambda: three.pacemaker.come("node3"),)
+        three.run(three.third, Options(join=three.token_of(THREE)), *steps)
+
+    said = three.run(
+        three.first, THREE, new_one, lambda: three.pacemaker.started.add("fence-node3")
+    )
+    assert "loaded on all nodes" in said
+    assert "Nothing to change" in three.run(three.first, THREE)
+
+
+def test_node_less_is_not_done_where_the_others_still_have_it(three: Three) -> None:
+    """All that stay are there: nothing else would be waited for."""
+    three.grow()
+    three.go_away()
+    _half(three, GIVEN, joined=False)
+    said = three.shrink()
+    assert f"cxm-setup cluster --join {three.token_of(GIVEN)}" in said
+    assert "waiting for node2: run there" in said
+    assert three.first.loaded == three.second.loaded == three.second.text(CONF)
+    assert "taken out: node3" in said
+
+
+def test_same_version_with_another_text_is_waited_for(three: Three) -> None:
+    """Edited by hand on one node: nobody knows what the other has loaded."""
+    text = three.second.text(CONF)
+    three.second.write(CONF, f"{text}# by hand\n")
+    said = three.run(three.first, GIVEN, lambda: three.second.write(CONF, text))
+    assert "waiting for node2: run there" in said
+    assert "loaded on all nodes: the members are node1, node2" in said
+
+
+def test_node_that_cannot_be_asked_is_waited_for_with_the_reason(three: Three) -> None:
+    """To run the line there again would help nobody."""
+    three.first.unreachable = "Host key verification failed"
+    said = three.run(three.first, GIVEN, lambda: setattr(three.first, "unreachable", ""))
+    assert "waiting for node2: run there" in said
+    assert "; the node node2 cannot be reached: Host key verification failed" in said
+    assert "loaded on all nodes" not in said
+
+
+def test_member_that_is_away_keeps_the_new_members_from_being_loaded(three: Three) -> None:
+    """It would come back with others in mind; that the first started again changes nothing."""
+    three.grow()
+    four = replace(
+        THREE, nodes=[*THREE.nodes, "node4=10.0.0.4"], fencing=[*THREE.fencing, "node4=fence_x,a=b"]
+    )
+    FakeClusterNode(os.path.join(three.first.node.root, "../node4"), "node4", "10.0.0.4", three.san)
+    _half(three, four, joined=True)
+    three.go_away()
+    before = three.second.loaded
+    with pytest.raises(RefusedError, match="node3 is not there"):
+        three.run(three.first, four)
+    assert three.second.loaded == before

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree.ElementTree import tostring
 
 import pytest
 
@@ -17,7 +18,8 @@ from cxm.setup.cluster import Options
 from cxm.setup.install import Account
 from tests.actions.test_cluster_setup import GIVEN, Pair, _files
 from tests.actions.test_setup import Said
-from tests.fakes.clusternode import DEVICE, SBD
+from tests.fakes.clusternode import DEVICE, SBD, SBD_HEADER, running_sbd
+from tests.fakes.machine import Outcome
 
 DIRECTORY = "/var/lib/one/datastores/100"
 BY_DISK = replace(GIVEN, fencing=(), sbd=SBD)
@@ -101,6 +103,57 @@ def test_sbd_is_no_fence_device_before_it_runs_everywhere(pair: Pair) -> None:
     assert "fence-sbd" in started
 
 
+OTHER = "/dev/disk/by-id/virtio-SBD2"
+
+
+def test_another_disk_is_no_fence_device_while_the_old_one_is_read(pair: Pair) -> None:
+    """Whoever sent a message there would take for dead who never saw it."""
+    pair.given = BY_DISK
+    pair.form()
+    for node in pair.nodes:
+        node.write(OTHER, "")
+    before = _files(pair.first.node.root)
+    with pytest.raises(RefusedError, match=rf"read {SBD}, so a message on {OTHER} would kill no"):
+        pair.run(pair.first, replace(BY_DISK, sbd=OTHER))
+    token = jointoken.unpack(pair.token())
+    other = replace(token, cluster=replace(token.cluster, sbd=OTHER))
+    pair.second.write(OTHER, SBD_HEADER)
+    pair.second.node.model(
+        "sbd", lambda argv, _in: pair.second._sbd((*argv[:2], SBD, argv[-1]), _in)
+    )
+    with pytest.raises(RefusedError, match="kill nobody"):
+        pair.run(pair.second, Options(join=jointoken.pack(other)))
+    assert _files(pair.first.node.root) == before
+    assert f'SBD_DEVICE="{SBD}"' in pair.second.text("etc/default/sbd")
+    assert _values(pair, "fence-sbd")["devices"] == SBD
+
+
+def test_disk_that_pacemaker_did_not_name_at_first_is_refused_before_it_is_told(pair: Pair) -> None:
+    """It was not up yet when the command began."""
+    pair.given = BY_DISK
+    pair.form()
+    (devices,) = pair.pacemaker.cib.iterfind(".//primitive[@id='fence-sbd']//*[@name='devices']")
+    devices.set("value", OTHER)
+    pair.first.active.discard("pacemaker.service")
+    before = tostring(pair.pacemaker.cib)
+    with pytest.raises(RefusedError, match=f"read {OTHER}, so a message on {SBD} would"):
+        pair.run(pair.first, BY_DISK)
+    assert tostring(pair.pacemaker.cib) == before
+
+
+def test_node_whose_sbd_reads_another_disk_does_not_say_that_it_has_this_one(pair: Pair) -> None:
+    """It runs, with what its settings named when it started."""
+    pair.given = BY_DISK
+    pair.form()
+    pair.first.write(OTHER, "")
+    running_sbd(pair.first.node, OTHER)
+    facts = nodes.facts(pair.pacemaker.cib)
+    nodes.set_attribute(pair.pacemaker.cib, "node1", nodes.SBD, None)
+    said = pair.run(pair.first, BY_DISK, lambda: running_sbd(pair.first.node, SBD))
+    assert f"which starts with Corosync and does not read {SBD} before it starts again" in said
+    assert nodes.facts(pair.pacemaker.cib) == facts
+
+
 def test_dry_run_shows_what_becomes_of_the_disk(pair: Pair) -> None:
     """And makes nothing there."""
     said = pair.run(pair.first, replace(BY_DISK, dry_run=True))
@@ -115,11 +168,26 @@ def _signature(pair: Pair) -> None:
 
 
 def _others(pair: Pair) -> None:
-    pair.san.sbd, pair.san.slots = (15, 30), ["node1", "web7"]
+    pair.san.make_sbd(15, 30)
+    pair.san.slots = ["node1", "web7"]
 
 
 def _short(pair: Pair) -> None:
-    pair.san.sbd = (5, 10)
+    pair.san.make_sbd(5, 10)
+
+
+def _long(pair: Pair) -> None:
+    pair.san.make_sbd(42, 85)
+
+
+def _without_an_answer(pair: Pair) -> None:
+    pair.san.make_sbd(15, 30)
+    pair.first.sbd_fails = True
+
+
+def _unreadable(pair: Pair) -> None:
+    _no_disk(pair)
+    os.mkdir(pair.first.node.path(SBD.lstrip("/")))
 
 
 def _no_disk(pair: Pair) -> None:
@@ -144,7 +212,10 @@ def _full(pair: Pair) -> None:
     [
         (_signature, BY_DISK, "is in use: ext4"),
         (_others, BY_DISK, "is used by web7"),
-        (_short, BY_DISK, "has a watchdog of 5 s"),
+        (_short, BY_DISK, "has watchdog 5 s, msgwait 10 s: the watchdog must be 15 s at least"),
+        (_long, BY_DISK, "systemd ends it after 90 s"),
+        (_without_an_answer, BY_DISK, f"-> can {SBD} be read?"),
+        (_unreadable, BY_DISK, "Is a directory"),
         (_no_disk, BY_DISK, "is not there"),
         (_same_disk, BY_DISK, "is the disk of --device"),
         (_no_watchdog, BY_DISK, "modprobe xen_wdt"),
@@ -156,11 +227,27 @@ def test_failed_check_changes_nothing(
 ) -> None:
     """Whatever is on a disk stays, and no file of a VM is hidden."""
     fault(pair)
-    before, told = _files(pair.first.node.root), Said()
+    before, times, told = _files(pair.first.node.root), pair.san.sbd, Said()
     with pytest.raises(RefusedError):
         cluster.work(pair.first.world(pair.pacemaker, told), given)
     assert said in told.text
-    assert _files(pair.first.node.root) == before
+    assert (_files(pair.first.node.root), pair.san.sbd) == (before, times)
+
+
+def test_disk_is_made_by_what_the_check_saw(pair: Pair) -> None:
+    """A second look that fails would take a live disk for an empty one."""
+    pair.given = BY_DISK
+    pair.form()
+    looks = []
+
+    def once(argv: tuple[str, ...], stdin: bytes) -> Outcome:
+        looks.append(argv[-1])
+        pair.first.sbd_fails = looks.count("dump") > 1
+        return pair.first._sbd(argv, stdin)
+
+    pair.first.node.model("sbd", once)
+    assert "Nothing to change" in pair.run(pair.first, BY_DISK)
+    assert looks == ["dump", "list"]
 
 
 def test_other_node_makes_no_disk(pair: Pair) -> None:

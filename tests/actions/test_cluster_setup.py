@@ -18,7 +18,7 @@ from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.setup import cluster, clustercheck, corosync, forming, jointoken, main
 from cxm.setup.cluster import Options
 from tests.actions.test_setup import Said
-from tests.fakes.clusternode import DEVICE, FakeClusterNode, FakePacemaker, San
+from tests.fakes.clusternode import DEVICE, SBD_HEADER, FakeClusterNode, FakePacemaker, San
 from tests.fakes.machine import Outcome
 
 GIVEN = Options(
@@ -270,6 +270,15 @@ def _signature(pair: Pair) -> None:
     pair.san.signature = "ext4"
 
 
+def _sbd(pair: Pair) -> None:
+    pair.first.write(DEVICE, SBD_HEADER)
+
+
+def _unreadable(pair: Pair) -> None:
+    _disk(pair)
+    os.mkdir(pair.first.node.path(DEVICE.lstrip("/")))
+
+
 def _group(pair: Pair) -> None:
     pair.san.group = "other"
 
@@ -307,6 +316,8 @@ def _user(pair: Pair) -> None:
         (_address, "address"),
         (_disk, "shared disk"),
         (_signature, "shared disk"),
+        (_sbd, "shared disk"),
+        (_unreadable, "shared disk"),
         (_group, "shared disk"),
         (_other, "corosync"),
         (_resources, "corosync"),
@@ -487,8 +498,9 @@ def test_fence_device_that_does_not_work_is_said(pair: Pair) -> None:
     assert "Nothing to change" in pair.run(pair.first, GIVEN), "it works again"
     pair.pacemaker.started.discard("fence-node2")
     with pytest.raises(CxmError, match="fence-node2 does not work from node1: Unable") as raised:
-        pair.run(pair.first, GIVEN)
+        pair.run(pair.first, GIVEN, lambda: pair.pacemaker.failures.append(failure))
     assert "correct --fence" in (raised.value.hint or "")
+    pair.pacemaker.cleaned.clear()
     corrected = [GIVEN.fencing[0], GIVEN.fencing[1].replace("secret2", "right")]
     said = pair.run(
         pair.first,
@@ -497,6 +509,19 @@ def test_fence_device_that_does_not_work_is_said(pair: Pair) -> None:
     )
     assert pair.pacemaker.cleaned == ["fence-node2"]
     assert "formed" in said
+
+
+def test_fence_device_that_was_repaired_is_tried_again(pair: Pair) -> None:
+    """Its old failure is not told: the same command is a new try."""
+    pair.form()
+    pair.pacemaker.started.discard("fence-node2")
+    for resource in ("fence-node2", "cxm-dlm"):
+        failure = Failure(resource, "start", "node1", "Unable to connect", "now")
+        pair.pacemaker.failures.append(failure)
+    started = pair.pacemaker.started
+    said = pair.run(pair.first, GIVEN, lambda: started.add("fence-node2"))
+    assert pair.pacemaker.cleaned == ["fence-node2"]
+    assert "waiting for the fence devices fence-node2" in said
 
 
 def test_group_that_is_not_shared_is_refused(pair: Pair) -> None:

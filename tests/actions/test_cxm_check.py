@@ -22,6 +22,7 @@ from cxm.cluster.nodefindings import ahead
 from cxm.errors import UsageError
 from cxm.names import VmId
 from cxm.setup.report import Check, failed, warning
+from tests.fakes.clusternode import SBD, running_sbd
 from tests.fakes.crm import NOW, VERSIONS, FakeCluster, Place, two_nodes
 from tests.fakes.machine import CLOUD
 
@@ -52,7 +53,7 @@ def crm(tmp_path: Path) -> FakeCluster:
 def test_pair_with_sbd_needs_no_human(crm: FakeCluster) -> None:
     """A message on its disk is an answer also when a node has lost its power."""
     _sbd(crm)
-    crm.units["sbd.service"] = "active"
+    _sbd_runs(crm, SBD)
     _code, found = _check(crm)
     levels = {each["name"]: each["level"] for each in found}
     assert levels["sbd"] == "ok"
@@ -92,7 +93,19 @@ def _device(crm: FakeCluster, _: object = None) -> None:
 def _sbd(crm: FakeCluster) -> None:
     resources = crm.cib.find("configuration/resources")
     assert resources is not None
-    SubElement(resources, "primitive", {"id": "fence-sbd", "class": "stonith"})
+    device = SubElement(resources, "primitive", {"id": "fence-sbd", "class": "stonith"})
+    group = SubElement(device, "instance_attributes", {"id": "fence-sbd-p"})
+    SubElement(group, "nvpair", {"id": "fence-sbd-d", "name": "devices", "value": SBD})
+
+
+def _sbd_runs(crm: FakeCluster, disk: str) -> None:
+    crm.units["sbd.service"], crm.sbd_pid = "active", 700
+    running_sbd(crm.node, disk)
+
+
+def _other_disk(crm: FakeCluster) -> None:
+    _sbd(crm)
+    _sbd_runs(crm, f"{SBD}2")
 
 
 def _config(crm: FakeCluster, text: str) -> None:
@@ -148,6 +161,7 @@ ERRORS: list[tuple[Callable[[FakeCluster], object], str, str]] = [
     (lambda crm: crm.units.update({"xendomains.service": "enabled"}), "xendomains", "enabled"),
     (lambda crm: crm.units.update({"cxm-tend.service": "enabled"}), "cxm-tend", "enabled"),
     (_sbd, "sbd", "inactive: nobody reads its disk here"),
+    (_other_disk, "sbd", f"it does not read {SBD}, which messages are written to"),
     (lambda crm: _found(crm, failed("bridges", "xenbr1 is missing here", "make it")), "bridges",
      "node2: xenbr1 is missing here"),
     (lambda crm: crm.answers.update({"check": {"versions": {}}}), "connections",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 from cxm.cluster.pacemaker import Failure, Node, Placed, Status
-from cxm.errors import RefusedError
+from cxm.errors import RefusedError, UnreachableError
 from cxm.run import Runner, System
 from cxm.setup import corosync
 from cxm.setup.corosync import CONF
@@ -26,6 +26,7 @@ from tests.fakes.xl_list import HEAD
 
 DEVICE = "/dev/disk/by-id/virtio-SAN"
 SBD = "/dev/disk/by-id/virtio-SBD"
+SBD_HEADER = "SBD_SBD_\x02" + "\0" * 503
 EXAMPLE = (
     "totem {\n\tcluster_name: debian\n}\nnodelist {\n\tnode {\n\t\tring0_addr: 127.0.0.1\n\t}\n}\n"
 )
@@ -39,6 +40,18 @@ _AGENTS = (
 )
 
 
+def running_sbd(node: FakeNode, disk: str) -> None:
+    """The processes of an sbd that reads a disk, under the number 700."""
+    for name in ("700/task/700", "701/fd", "702/fd"):
+        os.makedirs(node.path(f"proc/{name}"), exist_ok=True)
+    with open(node.path("proc/700/task/700/children"), "w", encoding="ascii") as file:
+        file.write("701 702 703 ")
+    link = node.path("proc/702/fd/4")
+    if os.path.lexists(link):
+        os.unlink(link)
+    os.symlink(node.path(disk.lstrip("/")), link)
+
+
 @dataclass(slots=True)
 class San:
     """The disks, as every node sees them."""
@@ -47,7 +60,7 @@ class San:
     signature: str = ""
     lock_type: str = "dlm"
     machines: dict[str, "FakeClusterNode"] = field(default_factory=dict)
-    sbd: tuple[int, int] | None = None  # the times on SBD's: watchdog, msgwait
+    sbd: tuple[int, int] | None = None  # the times on SBD's: watchdog, msgwait; see make_sbd
     sbd_signature: str = ""
     slots: list[str] = field(default_factory=list)  # who has used it
     made: list[tuple[str, ...]] = field(default_factory=list)  # file systems
@@ -55,6 +68,12 @@ class San:
     broken: dict[str, str] = field(default_factory=dict)
     actions: str = "monitor status off on reboot metadata"  # of the fence agents
     asked: list[dict[str, str]] = field(default_factory=list)
+
+    def make_sbd(self, watchdog: int, msgwait: int) -> None:
+        """Make SBD's disk."""
+        self.sbd, self.slots = (watchdog, msgwait), []
+        for machine in self.machines.values():
+            machine.write(SBD, SBD_HEADER)
 
 
 @dataclass(slots=True)
@@ -137,6 +156,8 @@ class FakeClusterNode:
         self.masked: set[str] = set()
         self.steps: list[Callable[[], None]] = []
         self.loaded = ""  # the corosync.conf that Corosync runs with
+        self.sbd_fails = False  # the program
+        self.unreachable = ""  # why ssh to another node fails
         san.machines[name] = self
         for path in (f"usr/lib/ocf/resource.d/{each}" for each in _AGENTS):
             self.write(path, "#!/bin/sh\n")
@@ -204,7 +225,13 @@ class FakeClusterNode:
             pacemaker.query,
         )
 
+    def restart(self) -> None:
+        """Corosync starts again, with the file that is there."""
+        self.loaded = self.text(CONF)
+
     def _settings(self, _host: Host, node: str) -> str:
+        if self.unreachable:
+            raise UnreachableError(f"the node {node} cannot be reached: {self.unreachable}")
         return hashlib.sha256(self.san.machines[node].text(CONF).encode()).hexdigest()
 
     def _cmapctl(self, _argv: tuple[str, ...], _in: bytes) -> Outcome:
@@ -212,6 +239,13 @@ class FakeClusterNode:
         for index, (name, each) in enumerate(corosync.members(self.loaded).items()):
             lines.append(f"nodelist.node.{index}.name (str) = {name}")
             lines.append(f"nodelist.node.{index}.ring0_addr (str) = {each.address}")
+            machine = self.san.machines[name]
+            key = f"runtime.members.{each.number}"
+            if machine.loaded:
+                version = corosync.version(machine.loaded)
+                is_up = "corosync.service" in machine.active
+                lines.append(f"{key}.config_version (u64) = {version}")
+                lines.append(f"{key}.status (str) = {'joined' if is_up else 'left'}")
         return Outcome("\n".join(lines) + "\n")
 
     def _cfgtool(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
@@ -238,6 +272,9 @@ class FakeClusterNode:
         if verb == "is-enabled":
             state = "masked" if name in self.masked else "disabled"
             return Outcome("enabled\n" if name in self.enabled else f"{state}\n", code=1)
+        if verb == "show":
+            assert argv[2:] == ("--property=MainPID", "--value", "sbd.service")
+            return Outcome("700\n" if name in self.active else "0\n")
         if verb == "is-active":
             return Outcome(code=0 if name in self.active else 3)
         if verb == "mask":
@@ -264,6 +301,7 @@ class FakeClusterNode:
             assert self.san.sbd is not None, "it fails on a disk that is not made"
             assert f'SBD_DEVICE="{SBD}"' in self.text("etc/default/sbd")
             self.active.add("sbd.service")
+            running_sbd(self.node, SBD)
             if self.name not in self.san.slots:
                 self.san.slots.append(self.name)
 
@@ -271,9 +309,9 @@ class FakeClusterNode:
         assert argv[1:3] == ("-d", SBD)
         if argv[-1] == "create":
             assert (argv[3], argv[5]) == ("-1", "-4")
-            self.san.sbd, self.san.slots = (int(argv[4]), int(argv[6])), []
+            self.san.make_sbd(int(argv[4]), int(argv[6]))
             return Outcome()
-        if self.san.sbd is None:
+        if self.san.sbd is None or self.sbd_fails:
             return Outcome(f"==Header on disk {SBD} NOT dumped\n", code=1)
         if argv[-1] == "list":
             rows = [f"{n}\t{name}\tclear\t\n" for n, name in enumerate(self.san.slots)]

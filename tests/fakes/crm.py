@@ -99,6 +99,7 @@ class FakeCluster:
     units: dict[str, str] = field(
         default_factory=lambda: {"xendomains.service": "masked", "cxm-tend.service": "disabled"}
     )
+    sbd_pid: int = 0
     dead: bool = False  # Pacemaker does not run here
     xen: Xen = field(init=False)
 
@@ -474,6 +475,8 @@ class FakeCluster:
     def _systemctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         if argv[1] == "is-active":
             return Outcome(f"{self.units.get(argv[2], 'inactive')}\n", code=3)
+        if argv[1] == "show":
+            return Outcome(f"{self.sbd_pid}\n")
         assert argv[1] == "is-enabled"
         return Outcome(f"{self.units[argv[2]]}\n", code=1)
 

@@ -19,6 +19,9 @@ def test_nodes_are_numbered_and_named() -> None:
     assert "nodeid: 2\n        name: node2\n        ring0_addr: 10.0.0.2\n" in text
     assert "crypto_cipher: aes256" in text
     assert "ring1_addr" not in text
+    # Else each node above two adds 650 ms, which SBD's times know nothing of.
+    assert "    token: 5000\n" in text
+    assert "    token_coefficient: 0\n" in text
     assert "two_node: 1" in text
     assert text.count("{") == text.count("}")
 

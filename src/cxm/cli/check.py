@@ -50,7 +50,7 @@ def _lost(world: World, cluster: Cluster, cib: Element) -> dict[str, list[Vm]]:
 def check(world: World) -> int:
     """What is wrong, and what to do about it; fails when something is."""
     cluster, cib = world.look()
-    own = survey.node(world.machine(), cluster, root=world.root)
+    own = survey.node(world.machine(), cluster, cib, root=world.root)
     others = _others(world, cluster, cib, own.node)
     here = replace(own, others=others, mixed=len(nodes.abilities(cib)) > 1)
     found = judge(cluster, here, _lost(world, cluster, cib))

@@ -3,6 +3,9 @@
 """Owns what is asked of a running Corosync; its configuration is :mod:`cxm.setup.corosync`'s."""
 
 import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from cxm.run import Runner
@@ -10,6 +13,28 @@ from cxm.run import Runner
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 30.0
+_NAME: Final = re.compile(r"^nodelist\.node\.\d+\.name \(str\) = (\S+)$", re.MULTILINE)
+_STATUS: Final = re.compile(r"^runtime\.members\.(\d+)\.status \(str\) = joined$", re.MULTILINE)
+_VERSION: Final = re.compile(
+    r"^runtime\.members\.(\d+)\.config_version \(u64\) = (\d+)$", re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a running Corosync has in mind."""
+
+    members: frozenset[str]  # the nodes that it has loaded
+    versions: Mapping[int, int]  # number of a node that is there -> config_version it has loaded
+
+
+def running(runner: Runner) -> Running:
+    """What Corosync on this node has loaded, and sees of the others; raises CommandError."""
+    text = runner.run(["corosync-cmapctl"], timeout_s=_TIMEOUT_S).stdout
+    # What one that has left had loaded is kept.
+    there = set(_STATUS.findall(text))
+    versions = {int(nr): int(found) for nr, found in _VERSION.findall(text) if nr in there}
+    return Running(frozenset(_NAME.findall(text)), versions)
 
 
 def go_on_alone(runner: Runner) -> None:

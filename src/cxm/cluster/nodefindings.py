@@ -52,6 +52,7 @@ class Here:
     xendomains: str = "masked"  # what systemctl says
     tend: str = "disabled"
     sbd: str = ""  # what systemctl says of its running
+    unread: str = ""  # the disk of SBD, where this node's sbd does not read it
     now: float = 0.0
 
 
@@ -327,14 +328,22 @@ def _connections(here: Here) -> Iterator[Check]:
 def _sbd(cluster: Cluster, here: Here) -> Iterator[Check]:
     if not any(SBD in member.devices for member in cluster.nodes):
         return
-    if here.sbd == "active":
-        yield ok("sbd", here.sbd)
-    else:
-        advice = (
-            f"'cxm eject {here.node}', then 'systemctl enable sbd' and 'systemctl restart "
-            "corosync pacemaker': until then the cluster takes this node for dead while it lives"
+    if here.sbd != "active":
+        wrong, first = (
+            f"{here.sbd or 'unknown'}: nobody reads its disk here",
+            "systemctl enable sbd",
         )
-        yield failed("sbd", f"{here.sbd or 'unknown'}: nobody reads its disk here", advice)
+    elif here.unread:
+        wrong = f"it does not read {here.unread}, which messages are written to"
+        first = "grep SBD_DEVICE /etc/default/sbd"
+    else:
+        yield ok("sbd", here.sbd)
+        return
+    advice = (
+        f"'cxm eject {here.node}', then '{first}' and 'systemctl restart corosync pacemaker': "
+        "until then the cluster takes this node for dead while it lives"
+    )
+    yield failed("sbd", wrong, advice)
 
 
 def _services(here: Here) -> Iterator[Check]:

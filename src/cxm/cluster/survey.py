@@ -13,7 +13,7 @@ from typing import Any, Final
 from xml.etree.ElementTree import Element
 
 from cxm import __version__, lvm
-from cxm.cluster import destination, model, nodefindings, pacemaker
+from cxm.cluster import basis, destination, model, nodefindings, pacemaker, sbd
 from cxm.cluster.guestdisks import needs
 from cxm.cluster.model import Cluster
 from cxm.cluster.nodefindings import Here, Told
@@ -41,7 +41,7 @@ def cluster(runner: Runner) -> tuple[Cluster, Element]:
 # --- this node ------------------------------------------------------------------------------------
 
 
-def node(machine: Machine, seen: Cluster, *, root: str = "/") -> Here:
+def node(machine: Machine, seen: Cluster, cib: Element, *, root: str = "/") -> Here:
     """This node as it is now; raises what keeps it from being seen."""
     runner, vg = machine.runner, machine.config.vg_name
     return Here(
@@ -60,7 +60,8 @@ def node(machine: Machine, seen: Cluster, *, root: str = "/") -> Here:
         clock=_said(runner, _CLOCK),
         xendomains=_said(runner, ("systemctl", "is-enabled", "xendomains.service")),
         tend=_said(runner, ("systemctl", "is-enabled", "cxm-tend.service")),
-        sbd=_said(runner, ("systemctl", "is-active", "sbd.service")),
+        sbd=_said(runner, ("systemctl", "is-active", sbd.SERVICE)),
+        unread=_unread(runner, cib, root),
         now=machine.now(),
     )
 
@@ -71,6 +72,12 @@ def _said(runner: Runner, argv: Sequence[str]) -> str:
         return runner.run(argv, timeout_s=_TIMEOUT_S, ok=range(126)).stdout.strip()
     except CommandError:
         return ""
+
+
+def _unread(runner: Runner, cib: Element, root: str) -> str:
+    """The disk by which the cluster fences, where this node's sbd does not read it."""
+    disk, _directory = basis.optional(cib)
+    return disk if disk and not sbd.reads(runner, disk, root) else ""
 
 
 def _lacking(seen: Cluster, vg: str, root: str) -> frozenset[str]:
@@ -99,8 +106,8 @@ def _group(runner: Runner, vg: str) -> Group | str:
 def told(machine: Machine) -> dict[str, Any]:
     """What this node tells another one: its versions, its clock, what is wrong with it."""
     began = machine.now()
-    seen, _cib = cluster(machine.runner)
-    here = node(machine, seen)
+    seen, cib = cluster(machine.runner)
+    here = node(machine, seen, cib)
     wrong = [each for each in nodefindings.own(seen, here) if each.level is not Level.OK]
     return {
         "versions": dict(here.versions),

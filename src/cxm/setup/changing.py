@@ -7,26 +7,23 @@ one does the node that began have it loaded; until then Corosync goes on with th
 """
 
 import hashlib
-import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import basis
+from cxm.cluster import basis, nodes
+from cxm.cluster import corosync as engine
 from cxm.cluster.cib import parse_id
 from cxm.cluster.pacemaker import Node, Status
 from cxm.errors import CxmError, RefusedError
-from cxm.run import Runner
-from cxm.setup import corosync, files, services
+from cxm.setup import corosync, files, forming, services
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.corosync import Present
 from cxm.setup.forming import World, listed
 from cxm.setup.nodecheck import Host
 
 _TIMEOUT_S: Final = 60.0
-_PAUSE_S: Final = 2.0
 RELOAD: Final = ("corosync-cfgtool", "-R")
-_LOADED: Final = re.compile(r"^nodelist\.node\.\d+\.name \(str\) = (\S+)$", re.MULTILINE)
 
 
 def numbered(text: str | None, cluster: Cluster) -> Cluster:
@@ -49,10 +46,18 @@ def numbered(text: str | None, cluster: Cluster) -> Cluster:
 
 
 def require(world: World, cluster: Cluster) -> None:
-    """Raise RefusedError unless the change that this node's corosync.conf would get is safe."""
-    text = files.read(world.host.path(corosync.CONF))
-    if text is not None and corosync.present(text, cluster) is Present.CHANGED:
+    """Raise RefusedError unless the changes that this node's files would get are safe."""
+    text, runner = files.read(world.host.path(corosync.CONF)), world.host.runner
+    present = corosync.present(text, cluster)
+    if text is not None and present is Present.CHANGED:
         _require_all(world, set(corosync.members(text)), cluster)
+    elif present is Present.OURS and services.is_active(runner, "pacemaker"):
+        try:
+            cib = world.cib(runner)
+        except CxmError:
+            # It is starting; it is asked again before the CIB is changed.
+            return
+        forming.require_disk(cib, cluster)
 
 
 def _require_all(world: World, before: set[str], cluster: Cluster) -> None:
@@ -107,43 +112,107 @@ def _require(status: Status, before: set[str], cluster: Cluster) -> None:
         raise RefusedError("the cluster has no quorum, so its members are not changed")
 
 
-def loaded(runner: Runner) -> set[str]:
-    """The nodes that the running Corosync believes in."""
-    return set(_LOADED.findall(runner.run(["corosync-cmapctl"], timeout_s=_TIMEOUT_S).stdout))
+def is_settled(world: World, me: str, cluster: Cluster) -> bool:
+    """Whether all other nodes have this node's file, and no Corosync has other members in mind."""
+    same = all(_strange(world, each) is None for each in cluster.nodes if each != me)
+    return same and not _behind(world, me, cluster)
 
 
-def is_due(world: World, cluster: Cluster) -> bool:
-    """Whether Corosync runs here with other members than its file has."""
-    runner = world.host.runner
-    return services.is_active(runner, "corosync") and loaded(runner) != set(cluster.nodes)
-
-
-def load(world: World, me: str, cluster: Cluster) -> bool:
-    """Have all nodes take the new members, once all have the same file; whether there was any."""
-    if not is_due(world, cluster):
+def is_due(world: World, me: str, cluster: Cluster) -> bool:
+    """Whether members would have to be loaded, as far as can be seen from here."""
+    if not services.is_active(world.host.runner, "corosync"):
         return False
-    runner = world.host.runner
-    before = loaded(runner)
-    others = sorted((before & set(cluster.nodes)) - {me})
-    told: list[str] = []
-    while missing := [node for node in others if not _has_same(world, node)]:
-        if missing != told:
-            world.say(f"waiting for {listed(missing)}: run there 'cxm-setup cluster --join ...'")
-            told = missing
-        world.sleep(_PAUSE_S)
-    _require_all(world, before, cluster)
-    runner.run(RELOAD, timeout_s=_TIMEOUT_S)
-    world.say(f"loaded on all nodes: the members are {listed(list(cluster.nodes))}")
-    return True
+    others = set(cluster.nodes) - {me}
+    return bool(_behind(world, me, cluster)) or any(_strange(world, each) == "" for each in others)
 
 
-def _has_same(world: World, node: str) -> bool:
+def gather(world: World, me: str, cluster: Cluster) -> bool:
+    """Wait until all nodes are there with the members of this node's file in mind.
+
+    Returns whether they had to load them. Not before all that are there have the same file: two
+    nodes with different members in mind would each count their own quorum.
+    """
+    gathering = _Gathering(world, me, cluster)
+    forming.wait(world, gathering.lacking)
+    return gathering.has_loaded
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """How far it is.
+
+    That this node's own Corosync has the new members in mind says nothing of the others: it may
+    have started again since the file was written.
+    """
+
+    world: World
+    me: str
+    cluster: Cluster
+    same: set[str] = field(default_factory=set)  # who has this node's file
+    differed: bool = False  # one had another, so that its Corosync may have too
+    has_loaded: bool = False
+
+    def lacking(self, status: Status) -> str:
+        """What is waited for; has the members loaded as soon as nothing is in the way."""
+        if not status.dc:
+            return "waiting until the nodes agree"
+        if strangers := self._strangers(status):
+            return strangers
+        behind = _behind(self.world, self.me, self.cluster)
+        if self.differed or (behind and not self.has_loaded):
+            self._load()
+            behind = _behind(self.world, self.me, self.cluster)
+        if behind:
+            return f"waiting until Corosync on {listed(behind)} has loaded the new members"
+        return forming.missing(self.cluster, status)
+
+    def _strangers(self, status: Status) -> str:
+        there = {node.name for node in status.nodes if node.online and not node.pending}
+        why = {}
+        for node in sorted((there & set(self.cluster.nodes)) - {self.me} - self.same):
+            found = _strange(self.world, node)
+            if found is None:
+                self.same.add(node)
+            else:
+                why[node] = found
+                self.differed |= not found
+        if not why:
+            return ""
+        reasons = "".join(f"; {reason}" for reason in why.values() if reason)
+        return f"waiting for {listed(list(why))}: run there 'cxm-setup cluster --join ...'{reasons}"
+
+    def _load(self) -> None:
+        runner = self.world.host.runner
+        _require_all(self.world, self._before(), self.cluster)
+        runner.run(RELOAD, timeout_s=_TIMEOUT_S)
+        self.world.say(f"loaded on all nodes: the members are {listed(list(self.cluster.nodes))}")
+        self.differed, self.has_loaded = False, True
+
+    def _before(self) -> set[str]:
+        """The members until now: one that is new has not said yet what it is."""
+        runner = self.world.host.runner
+        known = nodes.facts(self.world.cib(runner))
+        told = {name for name, each in known.items() if nodes.ADDRESS in each.attributes}
+        loaded = engine.running(runner).members
+        return told | (loaded if loaded != set(self.cluster.nodes) else set())
+
+
+def _behind(world: World, me: str, cluster: Cluster) -> list[str]:
+    """On which nodes that are there Corosync has other members in mind than this node's file."""
+    running = engine.running(world.host.runner)
+    known = {name: running.versions.get(number) for name, number in cluster.ids.items()}
+    found = {name for name, version in known.items() if version not in (None, cluster.version)}
+    return sorted(found | ({me} if running.members != set(cluster.nodes) else set()))
+
+
+def _strange(world: World, node: str) -> str | None:
+    """None for a node with the same file; else why it cannot be asked, empty for another file."""
     with open(world.host.path(corosync.CONF), "rb") as file:
         mine = hashlib.sha256(file.read()).hexdigest()
     try:
-        return world.settings(world.host, node) == mine
-    except CxmError:
-        return False
+        return None if world.settings(world.host, node) == mine else ""
+    except CxmError as error:
+        return error.sentence()
 
 
 def gone(world: World, cluster: Cluster) -> list[Node]:

@@ -13,6 +13,7 @@ from typing import Final
 
 from cxm import config
 from cxm.cluster.basis import Basis, Sbd
+from cxm.cluster.sbd import SERVICE as SBD_SERVICE
 from cxm.errors import NotFoundError, UsageError
 from cxm.setup import (
     changing,
@@ -55,7 +56,7 @@ _SERVICES: Final = (
 )
 _OURS: Final = (Present.OURS, Present.CHANGED)
 # It refuses to be started by hand: Corosync or Pacemaker has it started.
-_SBD: Final = Change(sbd.SERVICE, Wish.ENABLED)
+_SBD: Final = Change(SBD_SERVICE, Wish.ENABLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,15 +164,11 @@ def _first(host: Host, options: Options) -> tuple[Membership, _Told]:
     return Membership(cluster, "", ""), _Told(basis, wanted)
 
 
-def _with_sbd(host: Host, given: Membership, told: _Told) -> tuple[Membership, _Told]:
+def _with_sbd(given: Membership, told: _Told, disk: sbd.Disk) -> tuple[Membership, _Told]:
     """The same, with what is on SBD's disk or will be: the times, nodes that have left."""
     cluster = given.cluster
-    if not cluster.sbd:
-        return given, told
-    there = sbd.on_disk(host.runner, cluster.sbd)
-    former = sbd.others(host.runner, cluster) if there else []
-    times = there or sbd.times(cluster.token_ms)
-    membership = replace(given, cluster=replace(cluster, former=former))
+    times = disk.times or sbd.times(cluster.token_ms)
+    membership = replace(given, cluster=replace(cluster, former=disk.others))
     return membership, replace(told, basis=replace(told.basis, sbd=Sbd(cluster.sbd, times.msgwait)))
 
 
@@ -186,7 +183,7 @@ def _with_secrets(host: Host, given: Membership) -> Membership:
     )
 
 
-def _planned(host: Host, me: str, membership: Membership) -> _Plan:
+def _planned(host: Host, me: str, membership: Membership, disk: sbd.Disk | None) -> _Plan:
     cluster = membership.cluster
     text = files.read(host.path(corosync.CONF))
     is_new = corosync.present(text, cluster) not in _OURS
@@ -197,13 +194,12 @@ def _planned(host: Host, me: str, membership: Membership) -> _Plan:
     # Before what has it started.
     wishes = (_SBD, *_SERVICES) if cluster.sbd else _SERVICES
     unmet = services.unmet(host.runner, wishes)
-    empty = cluster.sbd and sbd.on_disk(host.runner, cluster.sbd) is None
     again = [each for each in _SERVICES if each.name in stopped and each not in unmet]
     return _Plan(
         tuple(stopped),
         tuple(os.path.join(left, name) for name in removed),
         clusterfiles.planned(host, me, membership),
-        (sbd.create(cluster),) if empty else (),
+        (sbd.create(cluster),) if disk and disk.is_empty else (),
         (*unmet, *again),
     )
 
@@ -254,13 +250,17 @@ def work(world: World, options: Options) -> None:
         changing.check_join(host, membership.cluster, membership.authkey)
     cluster = membership.cluster
     me = clustercheck.own_name(host, cluster)
-    found = clustercheck.checks(host, me, cluster, told.basis.fencing if told else None)
+    is_first = told is not None
+    disk = sbd.look(host, cluster, is_first=is_first) if cluster.sbd else None
+    found = clustercheck.checks(host, me, cluster, told.basis.fencing if told else [], disk)
     say(report.table(found))
     report.require(found, "cxm-setup cluster")
     changing.require(world, cluster)
     if told is not None:
-        membership, told = _with_sbd(host, _with_secrets(host, membership), told)
-    plan = _planned(host, me, membership)
+        membership = _with_secrets(host, membership)
+        if disk is not None:
+            membership, told = _with_sbd(membership, told, disk)
+    plan = _planned(host, me, membership, disk)
     if options.dry_run:
         basis, wanted = (told.basis, told.datastore) if told else (None, None)
         later = forecast.lines(world, me, cluster, basis, wanted)
@@ -273,14 +273,14 @@ def work(world: World, options: Options) -> None:
     if told is None:
         changed |= forming.join(world, me, cluster)
     else:
-        if changing.is_due(world, cluster) or not forming.is_whole(world, me, cluster):
+        whole = forming.is_whole(world, me, cluster)
+        if not (whole and changing.is_settled(world, me, cluster)):
             say(
                 "On each other node, also on those that are members already (whoever has this "
                 f"line can be a node: keep it secret):\n"
                 f"cxm-setup cluster --join {jointoken.pack(membership)}"
             )
-        changed |= changing.load(world, me, cluster)
-        forming.gathered(world, cluster)
+            changed |= changing.gather(world, me, cluster)
         changed |= changing.forget(world, cluster)
         changed |= forming.form(world, me, cluster, told.basis, told.datastore)
     say(_end(me, membership, changed=changed, first=told is not None))

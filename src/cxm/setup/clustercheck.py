@@ -190,11 +190,15 @@ def _sshd(host: Host) -> Check:
 
 
 def checks(
-    host: Host, me: str, cluster: Cluster, fencing: Sequence[FenceDevice] | None
+    host: Host,
+    me: str,
+    cluster: Cluster,
+    fencing: Sequence[FenceDevice],
+    disk: sbd.Disk | None,
 ) -> Sequence[Check]:
-    """All that is looked at; without root, only that.
+    """All that is looked at, with what was found on SBD's disk; without root, only that.
 
-    Only the first node knows the fence devices, None elsewhere: their passwords stay with it.
+    Only the first node knows the fence devices, none elsewhere: their passwords stay with it.
     """
     first = _root(host)
     if host.uid != 0:
@@ -207,9 +211,9 @@ def checks(
         _dom0(host),
         _sshd(host),
         shareddisk.check(host, cluster.device, cluster.vg),
-        *(sbd.checks(host, cluster, is_first=fencing is not None) if cluster.sbd else []),
+        *(sbd.checks(host, disk) if disk else []),
         *([sharedfs.check(host, cluster.directory)] if cluster.datastore else []),
         _corosync(host, cluster),
         _marker(host, cluster),
-        *fenceagents.checks(host, me, fencing or []),
+        *fenceagents.checks(host, me, fencing),
     ]

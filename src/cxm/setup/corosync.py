@@ -50,6 +50,8 @@ totem {{
     crypto_cipher: aes256
     crypto_hash: sha256
     token: {cluster.token_ms}
+    # As given, whatever the number of nodes: the times of SBD's disk are derived from it.
+    token_coefficient: 0
 }}
 
 nodelist {{

@@ -36,7 +36,7 @@ def lines(
     is_there = corosync.present(text, cluster) in (Present.OURS, Present.CHANGED)
     before = _cib(world) if is_there else Element("cib")
     after = deepcopy(before)
-    said = _members(world, cluster, after) if given is not None and is_there else []
+    said = _members(world, me, cluster, after) if given is not None and is_there else []
     _edit_facts(world, me, cluster, after)
     if given is not None:
         ours = wanted.datastore if wanted is not None else None
@@ -61,10 +61,10 @@ def _cib(world: World) -> Element:
         return ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
 
 
-def _members(world: World, cluster: Cluster, cib: Element) -> list[str]:
+def _members(world: World, me: str, cluster: Cluster, cib: Element) -> list[str]:
     """A node that comes or goes; what is said of one that goes is taken out of the CIB."""
     said = []
-    if changing.is_due(world, cluster):
+    if changing.is_due(world, me, cluster):
         said.append(f"when all nodes have this corosync.conf: {' '.join(changing.RELOAD)}")
     try:
         gone = changing.gone(world, cluster)

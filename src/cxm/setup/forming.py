@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import basis, datastore, nodes, pacemaker, peer
+from cxm.cluster import basis, datastore, nodes, pacemaker, peer, sbd
 from cxm.cluster.basis import Basis
 from cxm.cluster.pacemaker import Status
 from cxm.config import NodeConfig
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
 from cxm.node.machine import ROOT, Machine
 from cxm.run import Runner
-from cxm.setup import files, sbd, services, shareddisk, sharedfs
+from cxm.setup import files, services, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.clustercheck import HOST_KEY
 from cxm.setup.nodecheck import Host
@@ -29,6 +29,7 @@ from cxm.xen import xl
 
 _PAUSE_S: Final = 2.0
 _PERCENT: Final = 100
+_FENCE: Final = "fence-"
 _LVMLOCKD, _LOCKSPACE = "cxm-lvmlockd", "cxm-lockspace"
 
 _Change = Callable[[Runner, Callable[[Element], None], str], bool]
@@ -58,7 +59,7 @@ class World:
     cib: Callable[[Runner], Element] = pacemaker.cib
 
 
-def _wait(world: World, lacking: Callable[[Status], str]) -> Status:
+def wait(world: World, lacking: Callable[[Status], str]) -> Status:
     """Wait until nothing is lacking; says what is, whenever that changes."""
     told = ""
     while True:
@@ -110,9 +111,9 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
             return "waiting for other nodes: these are too few to decide anything"
         return ""
 
-    _wait(world, lacking)
+    wait(world, lacking)
     if cluster.sbd:
-        _wait(world, lambda _status: _sbd(world, me))
+        wait(world, lambda _status: _sbd(world, me, cluster.sbd))
     attributes, size = facts(world.host, me, cluster)
     changed = world.change(
         world.host.runner,
@@ -147,25 +148,35 @@ def _extras(cluster: Cluster) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _sbd(world: World, me: str) -> str:
-    """A message on the disk kills nobody whose sbd does not run: then it would be no fencing."""
-    if services.is_active(world.host.runner, sbd.SERVICE):
+def _sbd(world: World, me: str, disk: str) -> str:
+    """A message on the disk kills nobody whose sbd does not read it: it would be no fencing."""
+    runner = world.host.runner
+    if sbd.reads(runner, disk, world.host.root):
         return ""
+    is_active = services.is_active(runner, sbd.SERVICE)
+    other = f" and does not read {disk} before it starts again" if is_active else ""
     return (
-        f"waiting for sbd, which starts with Corosync: 'cxm eject {me}', "
+        f"waiting for sbd, which starts with Corosync{other}: 'cxm eject {me}', "
         f"'systemctl restart corosync pacemaker', 'cxm eject --back {me}' in another terminal"
     )
+
+
+def require_disk(cib: Element, cluster: Cluster) -> None:
+    """Raise RefusedError for another disk of SBD than the one by which the cluster fences."""
+    disk, _directory = basis.optional(cib)
+    if disk and cluster.sbd and disk != cluster.sbd:
+        raise RefusedError(
+            f"the nodes of {cluster.name} read {disk}, so a message on {cluster.sbd} would kill "
+            "nobody and be taken for a death",
+            hint=f"--sbd {disk}; docs/cluster.md, 'Changing a cluster', says how another takes "
+            "its place",
+        )
 
 
 def is_whole(world: World, me: str, cluster: Cluster) -> bool:
     """Whether all nodes are there already, and all others have been told of everything."""
     status = _status(world)
-    return status is not None and not (_missing(cluster, status) or _untold(world, me, cluster))
-
-
-def gathered(world: World, cluster: Cluster) -> None:
-    """Wait until all nodes are there."""
-    _wait(world, lambda status: _missing(cluster, status))
+    return status is not None and not (missing(cluster, status) or _untold(world, me, cluster))
 
 
 def _untold(world: World, me: str, cluster: Cluster) -> str:
@@ -188,9 +199,10 @@ def form(
 ) -> bool:
     """Make the cluster whole from its first node; whether anything was changed."""
     runner = world.host.runner
-    gathered(world, cluster)
+    wait(world, lambda status: missing(cluster, status))
     changed = join(world, me, cluster)
-    _wait(world, lambda _status: _untold(world, me, cluster))
+    wait(world, lambda _status: _untold(world, me, cluster))
+    require_disk(world.cib(runner), cluster)
     unproven: list[str] = []
 
     def edit(cib: Element) -> None:
@@ -203,16 +215,18 @@ def form(
         changed = True
         if unproven:
             world.say(to_be_proven(unproven))
-        for failure in world.status(runner).failures:
-            world.clean_up(runner, failure.resource)
-    _wait(world, lambda status: _not_on_all(cluster, status, _LVMLOCKD))
+        _forget(world, "")
+    else:
+        # The same command once more is a new try: of a BMC that was repaired, for example.
+        _forget(world, _FENCE)
+    wait(world, lambda status: _not_on_all(cluster, status, _LVMLOCKD))
     if not shareddisk.has_group(runner, cluster.vg):
         while not shareddisk.make_group(runner, cluster.vg, cluster.device):
             world.sleep(_PAUSE_S)
         world.say(f"made: the shared volume group {cluster.vg} on {cluster.device}")
         changed = True
-    _wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))
-    _wait(world, lambda status: _fencing(given, status))
+    wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))
+    wait(world, lambda status: _fencing(given, status))
     if wanted is not None:
         changed |= _datastore(world, cluster, given, wanted)
     return changed
@@ -231,15 +245,20 @@ def _datastore(world: World, cluster: Cluster, given: Basis, wanted: Wanted) -> 
         world.say(f"written: {ours.directory} is mounted on every node")
         changed = True
     else:
-        # The same command once more is a new try.
-        for failure in world.status(runner).failures:
-            if failure.resource.startswith(datastore.GROUP):
-                world.clean_up(runner, failure.resource)
-    _wait(world, lambda status: _mounted(cluster, status))
+        _forget(world, datastore.GROUP)
+    wait(world, lambda status: _mounted(cluster, status))
     if sharedfs.own(world.host, ours.directory):
         world.say(f"{ours.directory} belongs to oneadmin now")
         changed = True
     return changed
+
+
+def _forget(world: World, prefix: str) -> None:
+    """Have Pacemaker try again what has failed of the resources that are called so."""
+    runner = world.host.runner
+    failed = {each.resource for each in world.status(runner).failures}
+    for resource in sorted(each for each in failed if each.startswith(prefix)):
+        world.clean_up(runner, resource)
 
 
 def _mounted(cluster: Cluster, status: Status) -> str:
@@ -255,17 +274,18 @@ def _mounted(cluster: Cluster, status: Status) -> str:
     return lacks.replace("the locks", "the system datastore")
 
 
-def _missing(cluster: Cluster, status: Status) -> str:
+def missing(cluster: Cluster, status: Status) -> str:
+    """Which nodes are waited for; empty when all are there and can decide."""
     online = {node.name for node in status.nodes if node.online and not node.pending}
-    missing = [name for name in cluster.nodes if name not in online]
-    if missing:
-        return f"waiting for {listed(missing)}: run there 'cxm-setup cluster --join ...'"
+    away = [name for name in cluster.nodes if name not in online]
+    if away:
+        return f"waiting for {listed(away)}: run there 'cxm-setup cluster --join ...'"
     return "" if status.dc and status.quorate else "waiting until the nodes agree"
 
 
 def _not_on_all(cluster: Cluster, status: Status, resource: str) -> str:
-    if missing := _missing(cluster, status):
-        return missing
+    if lacks := missing(cluster, status):
+        return lacks
     placed = status.resources.get(resource)
     nodes = () if placed is None else placed.nodes
     # A resource that is being started has its node already.
@@ -278,7 +298,7 @@ def _not_on_all(cluster: Cluster, status: Status, resource: str) -> str:
 
 def _fencing(given: Basis, status: Status) -> str:
     """Raises CxmError for a device that does not answer: no guest would ever be safe."""
-    names = [name for name in status.resources if name.startswith("fence-")]
+    names = [name for name in status.resources if name.startswith(_FENCE)]
     waiting = [name for name in names if status.resources[name].role != "Started"]
     for failure in status.failures:
         # One that has started since has forgotten nothing, but works.
@@ -286,7 +306,7 @@ def _fencing(given: Basis, status: Status) -> str:
             raise CxmError(
                 f"the fence device {failure.resource} does not work from {failure.node}: "
                 f"{failure.reason}",
-                hint="correct --fence and run this again; everything else is in place",
+                hint="repair it, or correct --fence, and run this again; all else is in place",
             )
     if len(names) < len(given.fencing) + (given.sbd is not None) or waiting:
         return f"waiting for the fence devices {listed(waiting)}"

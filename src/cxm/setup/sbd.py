@@ -9,11 +9,11 @@ also where the other's BMC has no power: on the condition that sbd ran there.
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cxm import run
-from cxm.errors import CommandError
+from cxm.errors import CxmError, DataError
 from cxm.run import Runner
 from cxm.setup import corosync, cxmrc, files, shareddisk
 from cxm.setup.clusterargs import Cluster
@@ -22,7 +22,6 @@ from cxm.setup.nodecheck import Host
 from cxm.setup.report import Check, failed, ok, warning
 
 CONF: Final = "/etc/default/sbd"
-SERVICE: Final = "sbd.service"
 WATCHDOG: Final = "/dev/watchdog"
 _IDENTITY: Final = "/sys/class/watchdog/watchdog0/identity"
 _SOFTDOG: Final = "Software Watchdog"
@@ -32,6 +31,8 @@ _TIMEOUT_S: Final = 60.0
 # Shorter, and a SAN that changes its path resets nodes.
 _LEAST_WATCHDOG_S: Final = 15
 _TOKENS: Final = 3
+# A node waits for msgwait before its sbd has started, and systemd for 90 s.
+_MOST_MSGWAIT_S: Final = 85
 _MS: Final = 1000
 
 
@@ -52,24 +53,30 @@ def times(token_ms: int) -> Times:
     return Times(watchdog, 2 * watchdog)
 
 
-def on_disk(runner: Runner, device: str) -> Times | None:
-    """The times on an SBD device, None for a disk that is none; raises CommandError."""
-    said = runner.run(["sbd", "-d", device, "dump"], timeout_s=_TIMEOUT_S, ok=(0, 1))
-    found = dict(re.findall(r"^Timeout \((\w+)\)\s*:\s*(\d+)", said.stdout, re.MULTILINE))
-    if said.code or not {"watchdog", "msgwait"} <= set(found):
-        return None
-    return Times(int(found["watchdog"]), int(found["msgwait"]))
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What one look at the disk has found: all that is planned with it follows from this."""
+
+    check: Check
+    times: Times | None = None  # None where it is no SBD device
+    others: Sequence[str] = ()  # who has a slot and is no node of the cluster
+    is_empty: bool = False  # it can be made an SBD device
+
+
+def _times(runner: Runner, device: str) -> Times:
+    """The times on an SBD device."""
+    said = runner.run(["sbd", "-d", device, "dump"], timeout_s=_TIMEOUT_S).stdout
+    found = dict(re.findall(r"^Timeout \((\w+)\)\s*:\s*(\d+)", said, re.MULTILINE))
+    try:
+        return Times(int(found["watchdog"]), int(found["msgwait"]))
+    except KeyError as error:
+        raise DataError(f"'sbd -d {device} dump' says no Timeout ({error.args[0]})") from error
 
 
 def _nodes(runner: Runner, device: str) -> list[str]:
     """Who has used the device."""
     said = runner.run(["sbd", "-d", device, "list"], timeout_s=_TIMEOUT_S).stdout
     return [line.split()[1] for line in said.splitlines()]
-
-
-def others(runner: Runner, cluster: Cluster) -> list[str]:
-    """Who has a slot and is no node of the cluster: sbd takes no slot away."""
-    return sorted(set(_nodes(runner, cluster.sbd)) - set(cluster.nodes))
 
 
 def create(cluster: Cluster) -> list[str]:
@@ -97,27 +104,32 @@ def settings(text: str, host: Host, me: str, cluster: Cluster) -> str:
     return cxmrc.set_values(text, values)
 
 
-def checks(host: Host, cluster: Cluster, *, is_first: bool) -> list[Check]:
-    """Whether disk and watchdog can be used; the first node takes an empty disk too."""
-    return [_disk(host, cluster, is_first=is_first), _watchdog(host)]
+def checks(host: Host, disk: Disk) -> list[Check]:
+    """Whether disk and watchdog can be used."""
+    return [disk.check, _watchdog(host)]
 
 
-def _disk(host: Host, cluster: Cluster, *, is_first: bool) -> Check:
+def look(host: Host, cluster: Cluster, *, is_first: bool) -> Disk:
+    """Look at the disk, once; the first node takes an empty one too."""
     device, path = cluster.sbd, host.path(cluster.sbd)
     if not os.path.exists(path):
-        return failed(_DISK, f"{device} is not there", "ls -l /dev/disk/by-id /dev/mapper")
+        advice = "ls -l /dev/disk/by-id /dev/mapper"
+        return Disk(failed(_DISK, f"{device} is not there", advice))
     if os.path.realpath(path) == os.path.realpath(host.path(cluster.device)):
-        return failed(_DISK, f"{device} is the disk of --device", "a small one of its own")
+        advice = "a small one of its own"
+        return Disk(failed(_DISK, f"{device} is the disk of --device", advice))
     if host.which("sbd") is None:
-        return failed(_DISK, "cannot be looked at without sbd", "apt install sbd")
+        return Disk(failed(_DISK, "cannot be looked at without sbd", "apt install sbd"))
     try:
-        found = on_disk(host.runner, device)
-        if found is not None:
-            strangers = set(others(host.runner, cluster)) - set(cluster.former)
-            return _used(cluster, found, set() if _is_ours(host, cluster) else strangers)
-        return _new(device, shareddisk.content(host.runner, device), is_first=is_first)
-    except CommandError as error:
-        return failed(_DISK, run.tail(error.sentence()), f"can {device} be read?")
+        if not shareddisk.is_sbd(host, device):
+            return _new(device, shareddisk.content(host, device), is_first=is_first)
+        found = _times(host.runner, device)
+        # Sbd takes no slot away.
+        others = sorted(set(_nodes(host.runner, device)) - set(cluster.nodes))
+    except (CxmError, OSError) as error:
+        return Disk(failed(_DISK, shareddisk.why(error), f"can {device} be read?"))
+    strangers = set() if _is_ours(host, cluster) else set(others) - set(cluster.former)
+    return Disk(_used(cluster, found, strangers), found, others)
 
 
 def _is_ours(host: Host, cluster: Cluster) -> bool:
@@ -127,14 +139,15 @@ def _is_ours(host: Host, cluster: Cluster) -> bool:
     return conf in (Present.OURS, Present.CHANGED) and f'SBD_DEVICE="{cluster.sbd}"' in words
 
 
-def _new(device: str, content: str, *, is_first: bool) -> Check:
+def _new(device: str, content: str, *, is_first: bool) -> Disk:
     """Whether a disk that is no SBD device may become one."""
     if content:
         advice = "another --sbd; or, if nobody needs what is on it: wipefs -a " + device
-        return failed(_DISK, f"{device} is in use: {content}", advice)
+        return Disk(failed(_DISK, f"{device} is in use: {content}", advice))
     if not is_first:
-        return failed(_DISK, f"{device} is empty here", "is it the disk that the first node has?")
-    return ok(_DISK, f"{device}, empty")
+        advice = "is it the disk that the first node has?"
+        return Disk(failed(_DISK, f"{device} is empty here", advice))
+    return Disk(ok(_DISK, f"{device}, empty"), is_empty=True)
 
 
 def _used(cluster: Cluster, found: Times, strangers: set[str]) -> Check:
@@ -142,11 +155,18 @@ def _used(cluster: Cluster, found: Times, strangers: set[str]) -> Check:
     if strangers:
         advice = "another --sbd: on a disk of two clusters it is not clear who is meant"
         return failed(_DISK, f"{cluster.sbd} is used by {', '.join(sorted(strangers))}", advice)
-    if found.watchdog < times(cluster.token_ms).watchdog or found.msgwait < 2 * found.watchdog:
-        text = f"{cluster.sbd} has a watchdog of {found.watchdog} s, msgwait of {found.msgwait} s"
+    text = f"watchdog {found.watchdog} s, msgwait {found.msgwait} s"
+    least = times(cluster.token_ms).watchdog
+    is_short = found.watchdog < least or found.msgwait < 2 * found.watchdog
+    if is_short or found.msgwait >= _MOST_MSGWAIT_S:
+        wrong = (
+            f"the watchdog must be {least} s at least, msgwait twice the watchdog"
+            if is_short
+            else "sbd waits for msgwait when it starts, and systemd ends it after 90 s"
+        )
         advice = f"while Pacemaker is stopped on all nodes: {' '.join(create(cluster))}"
-        return failed(_DISK, text, advice)
-    return ok(_DISK, f"{cluster.sbd}, watchdog {found.watchdog} s, msgwait {found.msgwait} s")
+        return failed(_DISK, f"{cluster.sbd} has {text}: {wrong}", advice)
+    return ok(_DISK, f"{cluster.sbd}, {text}")
 
 
 def _watchdog(host: Host) -> Check:

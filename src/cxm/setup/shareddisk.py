@@ -6,14 +6,18 @@ import os
 from typing import Final
 
 from cxm import run
-from cxm.errors import CommandError, RefusedError
+from cxm.errors import CommandError, CxmError, RefusedError, system_error
 from cxm.run import Runner
 from cxm.setup.nodecheck import Host
 from cxm.setup.report import Check, failed, ok
 
 _TIMEOUT_S: Final = 60.0
 _CREATE_S: Final = 300.0
-_EMPTY: Final = 2  # blkid's code for a disk on which it finds nothing
+_EMPTY: Final = 2  # blkid's code for a disk on which it finds nothing, or that it cannot open
+# The first bytes of an SBD device: neither blkid, nor LVM, nor wipefs knows them.
+_SBD: Final = b"SBD_SBD_"
+_BY_SBD: Final = "SBD, by which nodes order each other to die"
+_MIB: Final = 1 << 20
 # What LVM says of the first group: it starts the lockspace of all groups, and does not wait.
 _STARTING: Final = "lockspace is starting"
 # LVM's own 1 MiB is full after some 700 volumes with our tags.
@@ -27,24 +31,38 @@ def check(host: Host, device: str, vg: str) -> Check:
         return failed(name, f"{device} is not there", "ls -l /dev/disk/by-id /dev/mapper")
     try:
         group = group_on(host.runner, device)
-        found = "" if group else _signature(host.runner, device)
-    except CommandError as error:
-        return failed(name, run.tail(error.sentence()), f"can {device} be read?")
+        found = "" if group else _signature(host, device)
+    except (CommandError, OSError) as error:
+        return failed(name, why(error), f"can {device} be read?")
     if group == vg:
         return ok(name, f"{device}, with the volume group {vg}")
     if group:
         advice = f"--vg {group} if it is the one to be used, else another --device"
         return failed(name, f"{device} has the volume group {group}", advice)
     if found:
-        advice = "another --device; or, if nobody needs what is on it: wipefs -a " + device
+        wipe = f"dd if=/dev/zero of={device} count=1" if found == _BY_SBD else f"wipefs -a {device}"
+        advice = f"another --device; or, if nobody needs what is on it: {wipe}"
         return failed(name, f"{device} is in use: {found}", advice)
     return ok(name, f"{device}, empty")
 
 
-def content(runner: Runner, device: str) -> str:
-    """What is on a disk, for people; empty for nothing."""
-    group = group_on(runner, device)
-    return f"the volume group {group}" if group else _signature(runner, device)
+def why(error: CxmError | OSError) -> str:
+    """Why a disk could not be looked at."""
+    return run.tail(error.sentence()) if isinstance(error, CxmError) else system_error(error)
+
+
+def content(host: Host, device: str) -> str:
+    """What is on a disk, for people; empty for nothing. Raises CommandError and OSError."""
+    group = group_on(host.runner, device)
+    return f"the volume group {group}" if group else _signature(host, device)
+
+
+def is_sbd(host: Host, device: str) -> bool:
+    """Whether nodes order each other to die by this disk; raises OSError."""
+    with open(host.path(device), "rb", buffering=0) as disk:
+        # Another machine may have made it one since this one has read it.
+        os.posix_fadvise(disk.fileno(), 0, _MIB, os.POSIX_FADV_DONTNEED)
+        return disk.read(len(_SBD)) == _SBD
 
 
 def group_on(runner: Runner, device: str) -> str:
@@ -54,9 +72,12 @@ def group_on(runner: Runner, device: str) -> str:
     return said.stdout.strip()
 
 
-def _signature(runner: Runner, device: str) -> str:
+def _signature(host: Host, device: str) -> str:
     """What is on a disk, in a word; empty for nothing."""
-    said = runner.run(["blkid", "-p", "-o", "export", device], timeout_s=_TIMEOUT_S, ok=(0, 2, 8))
+    if is_sbd(host, device):
+        return _BY_SBD
+    argv = ["blkid", "-p", "-o", "export", device]
+    said = host.runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, _EMPTY, 8))
     if said.code == _EMPTY:
         return ""
     pairs = dict(line.partition("=")[::2] for line in said.stdout.splitlines())
