@@ -82,7 +82,10 @@ def start(vm: Vm) -> Ocf:
     if present:
         end(vm)
     volumes = resource.volumes
-    moving.take(vm, volumes)
+    # Its saved memory too: whichever way it starts that is read or removed, and another node where
+    # LVM stood still may have it.
+    checkpoint = names.lv_name(vm.machine.config.lv_prefix, vm.vm, CHECKPOINT)
+    moving.take(vm, [*volumes, checkpoint])
     if resource.wish is Wish.RESTORE and _can_wake(vm):
         memory.wake(vm, None, "")
         memory.throw_away(vm)

@@ -251,7 +251,7 @@ def receive(vm: Vm, resource: Resource) -> list[str]:
     return xl.receive_argv(vm.scope)
 
 
-def withdraw(vm: Vm, resource: Resource) -> None:
+def withdraw(vm: Vm) -> None:
     """End what came here of a VM that did not move after all."""
     if vm.machine.vm_busy(vm.owner.cloud, vm.vm):
         raise RefusedError(f"an action is at work on VM {vm.vm} here")
@@ -267,10 +267,9 @@ def withdraw(vm: Vm, resource: Resource) -> None:
                 xl.destroy(vm.machine.runner, domain.domid)
         for pid in kept:
             xl.end_keeper(vm.machine.runner, pid)
-    volumes = resource.volumes
     group = load(vm.machine, vm.owner)
-    active = [name for name in volumes if (found := group.find(name)) and found.active]
-    _deactivate(vm, group, active)
+    owned = of_vm(vm.machine, group, vm.owner)
+    _deactivate(vm, group, [each.name for each in owned if each.volume.active])
     forget(vm)
 
 

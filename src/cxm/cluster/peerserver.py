@@ -35,7 +35,7 @@ _BOOT: Final = "boot"
 
 
 def _release(vm: Vm) -> dict[str, Any]:
-    moving.withdraw(vm, agent.resource_of(vm))
+    moving.withdraw(vm)
     return {}
 
 
