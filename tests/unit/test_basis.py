@@ -11,6 +11,8 @@ import pytest
 
 from cxm.cluster import basis, nodes
 from cxm.cluster.basis import Basis, FenceDevice, Sbd
+from cxm.cluster.cib import pairs
+from cxm.cluster.elements import put_pair
 from cxm.errors import NotFoundError
 from tests.fakes.cib import BMC, EMPTY, Cluster, Step, of_nodes, section, vm_id, waits_for
 
@@ -241,6 +243,22 @@ def test_proof_goes_with_the_device_that_it_proved(changed: Basis) -> None:
     nodes.set_attribute(cib, "node2", nodes.FENCING, "1800000000")
     basis.edit(cib, changed)
     assert _proofs(cib) == {"node1", "node2"}
+
+
+def test_device_in_anothers_place_has_its_own_parameters_only() -> None:
+    """An old port beside a new plug would be another node's outlet; what an expert tuned stays."""
+    cib = _proven(of_nodes("node1", "node2"))
+    (held,) = cib.iterfind(".//primitive[@id='fence-node2']/instance_attributes")
+    put_pair(held, "port", "3")
+    put_pair(held, "pcmk_monitor_timeout", "90s")
+    basis.edit(cib, _with(FenceDevice("node2", "fence_apc", {"ip": "10.0.0.9", "plug": "5"})))
+    (device,) = cib.iterfind(".//primitive[@id='fence-node2']")
+    assert pairs(device, "instance_attributes") == {
+        "ip": "10.0.0.9",
+        "plug": "5",
+        "pcmk_host_list": "node2",
+        "pcmk_monitor_timeout": "90s",
+    }
 
 
 def test_sbd_is_a_device_of_every_node_that_has_to_be_proven() -> None:

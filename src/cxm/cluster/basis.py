@@ -298,6 +298,7 @@ def _fencing(configuration: Element, basis: Basis) -> None:
             parameters = known | delay | dict(device.parameters)
             given = attributes("instance", f"{name}-params", parameters)
             merge(resources, primitive(name, f"stonith:{device.agent}", _FENCING, given))
+            _forget_others(resources, name, parameters)
             banned = {"id": f"{name}-elsewhere", "rsc": name, "node": node, "score": "-INFINITY"}
             merge(constraints, Element("rsc_location", banned))
         if basis.sbd is not None:
@@ -309,6 +310,18 @@ def _fencing(configuration: Element, basis: Basis) -> None:
             for index, name in enumerate(names, 1):
                 level = {"id": f"cxm-{node}-{index}", "target": node, "index": str(index)}
                 merge(topology, Element("fencing-level", level | {"devices": name}))
+
+
+def _forget_others(resources: Element, name: str, parameters: Mapping[str, str]) -> None:
+    """Take the parameters of another device away, that this one had; what Pacemaker's are stay.
+
+    Of two spellings of one (port, plug) the agent might take the old one: another node's outlet.
+    """
+    for holder in resources.iterfind(f"primitive[@id='{name}']/instance_attributes"):
+        for pair in list(holder):
+            key = pair.get("name", "")
+            if key not in parameters and not key.startswith("pcmk_"):
+                holder.remove(pair)
 
 
 def _sbd(basis: Basis, sbd: Sbd) -> Element:
