@@ -52,6 +52,7 @@ def test_a_peers_defect_is_an_answer() -> None:
 
 def test_a_node_without_settings_tells_its_boot() -> None:
     """A new node's fencing is proven before it is a host of OpenNebula."""
-    assert peerserver.machine_for("boot", _broken).config == NodeConfig()
+    for word in ("boot", "corosync", "journal 1"):
+        assert peerserver.machine_for(word, _broken).config == NodeConfig()
     with pytest.raises(ZeroDivisionError):
-        peerserver.machine_for("corosync", _broken)
+        peerserver.machine_for("check", _broken)

@@ -32,6 +32,8 @@ _VM_WORDS: Final = 3
 _MOMENT: Final = re.compile(r"[0-9]{1,12}")
 _MOST: Final = 16  # files in one question; a VM has two
 _BOOT: Final = "boot"
+# What is asked of a node, not of its VMs or volumes.
+_PLAIN: Final = [[word] for word in (_BOOT, "corosync", "journal", "lacks", "keep", "fetch")]
 
 
 def _release(vm: Vm) -> dict[str, Any]:
@@ -174,10 +176,10 @@ def answered(
 def machine_for(text: str, read: Callable[[], NodeConfig]) -> Machine:
     """This node for what is asked; raises where that needs settings that cannot be read.
 
-    Fencing of a new node is proven before cxm-setup node gives it any.
+    A cluster is formed, and its fencing proven, before cxm-setup node gives a node any.
     """
     plain = this_machine()
-    return plain if text == _BOOT else replace(plain, config=read())
+    return plain if text.split()[:1] in _PLAIN else replace(plain, config=read())
 
 
 def main(environ: Mapping[str, str]) -> int:
