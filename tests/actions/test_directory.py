@@ -278,3 +278,20 @@ class TestRemoveVm:
         with pytest.raises(RefusedError, match="lv-one-42-1 is in use"):
             self.remove(node)
         assert set(node.state.lvs) == {"lv-one-42-0", "lv-one-42-1"}
+
+
+@pytest.mark.parametrize(("kind", "stays"), [("gfs2", True), ("nfs4", True), ("ext4", False)])
+def test_directory_that_all_nodes_see_is_not_dropped(
+    node: FakeNode, tmp_path: Path, kind: str, stays: bool
+) -> None:
+    """With a shared system datastore it is the one that the VM has just moved to."""
+    put(node, [Section("deployment.0", {"mode": 0o644}), b"kept"])
+    (tmp_path / "proc/self").mkdir(parents=True)
+    point = os.path.dirname(directory(node, 42))
+    (tmp_path / "proc/self/mountinfo").write_text(
+        f"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
+        f"40 22 253:5 / {point} rw,relatime shared:9 - {kind} /dev/mapper/x rw\n"
+    )
+    machine = node.machine(proc_dir=str(tmp_path / "proc"))
+    ask(machine, "dir-drop", vm=42, dir=directory(node, 42))
+    assert os.path.exists(os.path.join(directory(node, 42), "deployment.0")) == stays

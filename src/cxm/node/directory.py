@@ -27,6 +27,7 @@ from cxm.wire import Item, Section, Zeros
 _log = logging.getLogger(__name__)
 
 _VOLUME = "volume"
+_SHARED = ("ceph", "cifs", "fuse.glusterfs", "gfs2", "nfs", "nfs4", "ocfs2")
 
 
 def _make(directory: str) -> None:
@@ -95,9 +96,24 @@ def remove(machine: Machine, directory: str) -> list[str]:
     return [directory]
 
 
+def _is_shared(machine: Machine, directory: str) -> bool:
+    """Whether a directory is on a file system that other machines have mounted too (proc(5))."""
+    best, kind = "", ""
+    with open(os.path.join(machine.proc_dir, "self", "mountinfo"), encoding="utf-8") as file:
+        for line in file:
+            words, _dash, rest = line.partition(" - ")
+            point = words.split()[4]
+            if os.path.commonpath([point, directory]) == point and len(point) >= len(best):
+                best, kind = point, rest.split()[0]
+    return kind in _SHARED
+
+
 def drop(call: Call, *, vm: VmId, directory: str) -> dict[str, Any]:
-    """Remove the directory of a VM that has gone to another node of this cluster; nothing else."""
-    removed = remove(call.machine, directory)
+    """Remove the directory of a VM that has gone to another node of this cluster; nothing else.
+
+    On a file system that the nodes share it is the other node's as well: it stays.
+    """
+    removed = [] if _is_shared(call.machine, directory) else remove(call.machine, directory)
     adopted.forget(call.machine, Owner(call.cloud, vm))
     return {"removed": removed}
 
