@@ -11,7 +11,6 @@ import pytest
 from cxm.cluster import agent, cib, moving, orders, pacemaker
 from cxm.cluster.agent import Ocf
 from cxm.errors import CommandError, CxmError, NotFoundError, RefusedError
-from cxm.names import VmId
 from cxm.node import configs
 from cxm.node.machine import Machine
 from tests.actions.test_cluster_moves import assert_well
@@ -94,18 +93,10 @@ def test_guest_that_has_come_has_come(
     assert after.memory == before.memory
 
 
-def test_why_it_does_not_move_is_told(pair: Pair) -> None:
+def test_why_it_does_not_move_is_told(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the agent came to nothing before it sent anything."""
-    act = pair.pacemaker._act
-
-    def locked(order: Order) -> tuple[int, str]:
-        if order.action != "migrate_to":
-            return act(order)
-        with pair.xens["node1"].machine().vm_lock(CLOUD, VmId(7)):
-            return act(order)
-
-    pair.pacemaker._act = locked
-    with pytest.raises(CxmError, match="holds the lock"):
+    monkeypatch.setattr(moving, "send", raising(HANGS))
+    with pytest.raises(CxmError, match="'lvm' did not finish within 25 s"):
         pair.move("node1", "node2")
     assert pair.runs_on() == ["node1"]
 
