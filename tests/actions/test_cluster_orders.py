@@ -3,13 +3,12 @@
 """Orders about a VM of a cluster, on two modelled nodes and Pacemaker's real scheduler."""
 
 import os
-from dataclasses import replace
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
 from cxm.cluster import basis, cib, elements, orders
-from cxm.cluster.pacemaker import Failure, Node, Placed, Status
+from cxm.cluster.pacemaker import Node, Status
 from cxm.cluster.view import View, ready
 from cxm.errors import CxmError, RefusedError
 from cxm.names import VmId
@@ -158,26 +157,6 @@ class TestStart:
             device.append(elements.attributes("meta", "x", {"target-role": "Stopped"}))
         with pytest.raises(RefusedError, match="no device can fence node2 any more"):
             ready(View(RID, _status(), root, None), "node1")
-
-    @pytest.mark.parametrize(
-        ("role", "online", "refused"),
-        [("Stopped", True, True), ("Started", True, False), ("Stopped", False, False)],
-    )
-    def test_device_that_does_not_answer_counts_for_nothing(
-        self, pair: Pair, role: str, online: bool, refused: bool
-    ) -> None:
-        """One that works again does; of a node that is off none is needed."""
-        status = replace(
-            _status(online=online),
-            resources={"fence-node2": Placed("fence-node2", role)},
-            failures=(Failure("fence-node2", "monitor", "node1", "x", "now"),),
-        )
-        view = View(RID, status, fromstring(pair.pacemaker.text), None)
-        if refused:
-            with pytest.raises(RefusedError, match="node2 cannot be fenced at the moment: fence-n"):
-                ready(view, "node1")
-        else:
-            ready(view, "node1")
 
     def test_refused_where_pacemaker_does_not_answer(self, pair: Pair) -> None:
         """A node of a cluster never falls back to acting alone."""

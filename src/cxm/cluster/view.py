@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, nodes, pacemaker
 from cxm.cluster.cib import Resource
-from cxm.cluster.pacemaker import Failure, Node, Placed, Status
+from cxm.cluster.pacemaker import Failure, Placed, Status
 from cxm.errors import CommandError, LockTimeoutError, RefusedError
 from cxm.node.life import Vm
 
@@ -105,30 +105,19 @@ def ready(view: View, node: str) -> None:
         )
     devices = nodes.devices(view.root)
     for each in view.status.nodes:
-        _fenceable(view, each, [device.id for device in devices if device.fences(each.name)])
+        # One that does not answer for a while is an alarm, no reason to stop a whole cloud.
+        if not any(device.fences(each.name) for device in devices):
+            raise RefusedError(
+                f"no device can fence {each.name} any more: there is none, or it is switched off",
+                hint="'cxm-setup cluster' with its --fence makes it; 'crm_resource --resource "
+                f"fence-{each.name} --meta --delete-parameter target-role' switches it on",
+            )
         if nodes.FENCING not in nodes.attributes(view.root, each.name):
             raise RefusedError(
                 f"it was never proven that {each.name} can be fenced, "
                 "so no VM can be called highly available",
                 hint=f"cxm fence --test {each.name}",
             )
-
-
-def _fenceable(view: View, node: Node, devices: list[str]) -> None:
-    """Raise RefusedError unless one of its devices can fence the node now."""
-    if not devices:
-        raise RefusedError(
-            f"no device can fence {node.name} any more: there is none, or it is switched off",
-            hint="'cxm-setup cluster' with its --fence makes it; 'crm_resource --resource "
-            f"fence-{node.name} --meta --delete-parameter target-role' switches it on",
-        )
-    # One that is off needs no fencing, and its BMC may be without power as well.
-    if node.online and not any(view.status.works(device) for device in devices):
-        raise RefusedError(
-            f"{node.name} cannot be fenced at the moment: {', '.join(devices)} failed, "
-            "so its VMs would stay down if it died",
-            hint=f"'cxm check' says why; then 'crm_resource --cleanup --resource {devices[0]}'",
-        )
 
 
 def iso(seconds: float) -> str:
