@@ -75,8 +75,8 @@ def test_saved_memory(town: Town) -> None:
     before = town.web.answers()
     with watched(town.lab), ThreadPoolExecutor(1) as pool:
         saving = pool.submit(node.call, "domain-save", {"vm": town.web.vm}, timeout_s=_ORDER_S)
-        first.wait_until(["pgrep", "-f", "^xl save "], timeout_s=FAILOVER_S)
-        first.run(["pkill", "-KILL", "-f", "cxm-helper domain-save|^xl save "])
+        first.wait_until(["pgrep", "-f", "bin/xl save "], timeout_s=FAILOVER_S)
+        first.run(["pkill", "-KILL", "-f", "cxm-helper domain-save|bin/xl save "])
         with pytest.raises(CxmError):
             saving.result()
         assert set(towns.running(town, first)) == {town.web.vm, town.db.vm}
