@@ -65,7 +65,7 @@ def files(places: Places, spec: LabSpec, host: HostSpec) -> dict[str, tuple[str,
         "etc/ssh/ssh_host_ed25519_key": (private, _SECRET),
         "etc/ssh/ssh_host_ed25519_key.pub": (keys.public_key(places, name), 0o644),
         "etc/ssh/ssh_known_hosts": (keys.known_hosts(places, spec), 0o644),
-        # Not authorized_keys: this is written at each boot, and what cxm-setup adds there must stay.
+        # Not authorized_keys: this is written at each boot, and what cxm-setup adds must stay.
         "root/.ssh/authorized_keys2": (keys.public_key(places, keys.ROOT_KEY), _SECRET),
     }
 
