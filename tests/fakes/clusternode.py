@@ -368,7 +368,11 @@ class FakeClusterNode:
 
     def _blkid(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         found = self.san.sbd_signature if argv[-1] == SBD else self.san.signature
-        return Outcome(f"TYPE={found}\n") if found else Outcome(code=2)
+        # Of a partition blkid tells its place also when it is empty.
+        place = "PART_ENTRY_SCHEME=dos\nPART_ENTRY_NUMBER=1\n" if argv[-1] == SBD else ""
+        if not found:
+            return Outcome(place) if place else Outcome(code=2)
+        return Outcome(f"{place}TYPE={found}\n")
 
     def _ssh_keygen(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         done = System().run(argv)

@@ -13,6 +13,7 @@ from cxm.setup.report import Check, failed, ok
 
 _TIMEOUT_S: Final = 60.0
 _CREATE_S: Final = 300.0
+_SEVERAL: Final = 8  # blkid's code for signatures that contradict each other
 _EMPTY: Final = 2  # blkid's code for a disk on which it finds nothing, or that it cannot open
 # The first bytes of an SBD device: neither blkid, nor LVM, nor wipefs knows them.
 _SBD: Final = b"SBD_SBD_"
@@ -77,11 +78,12 @@ def _signature(host: Host, device: str) -> str:
     if is_sbd(host, device):
         return _BY_SBD
     argv = ["blkid", "-p", "-o", "export", device]
-    said = host.runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, _EMPTY, 8))
-    if said.code == _EMPTY:
-        return ""
+    said = host.runner.run(argv, timeout_s=_TIMEOUT_S, ok=(0, _EMPTY, _SEVERAL))
+    if said.code == _SEVERAL:
+        return "signatures of several kinds"
+    # Of a partition it always tells where it is in its table.
     pairs = dict(line.partition("=")[::2] for line in said.stdout.splitlines())
-    return pairs.get("TYPE") or pairs.get("PTTYPE") or "signatures of several kinds"
+    return pairs.get("TYPE") or pairs.get("PTTYPE") or ""
 
 
 def has_group(runner: Runner, vg: str) -> bool:
