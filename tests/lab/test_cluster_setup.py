@@ -62,7 +62,8 @@ def _two_parts(lab: Lab) -> None:
     first, *_others = machines = list(lab.machines.values())
     first.run(["python3", "-c", _PARTITIONS, DEVICE])
     for machine in machines:
-        machine.run(["blockdev", "--rereadpt", DEVICE])
+        # udev may be looking at the disk just now.
+        machine.wait_until(["blockdev", "--rereadpt", DEVICE], timeout_s=60.0)
         machine.run(["udevadm", "settle"])
         machine.run(["modprobe", "xen_wdt"])
         machine.run(["sh", "-c", "echo xen_wdt >/etc/modules-load.d/cxm-watchdog.conf"])
