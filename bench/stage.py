@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from bench.timed import TimedScripts
 from cxm.errors import CxmError
 from cxm.run import System
-from lab import guest_image, image, installed, keys, lab
+from lab import guest_image, installed, keys, lab
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
@@ -102,8 +102,7 @@ def lab_of(name: str, hosts: Sequence[str]) -> Iterator[tuple[Lab, GuestImage]]:
     if lab.running(places(name)):
         lab.down(name)
     with lab.prepare(make_spec(hosts), name=name, progress=progress) as running:
-        node = image.node_image(running.places, progress)
-        yield running, guest_image.guest_image(running.places, node, progress)
+        yield running, guest_image.ready(running.places, progress)
 
 
 @contextmanager

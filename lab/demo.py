@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
-from lab import demo_cluster, guest_image, image, installed, lab, traces, visit
+from lab import demo_cluster, guest_image, installed, lab, traces, visit
 from lab.lab import Lab
 from lab.oned import scenarios
 from lab.oned.cloud import Cloud, Network
@@ -148,8 +148,7 @@ def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - reads a
 
 
 def _images(stage: Stage) -> tuple[int, int]:
-    node = image.node_image(stage.lab.places, stage.lab.progress)
-    guest = guest_image.guest_image(stage.lab.places, node, stage.lab.progress)
+    guest = guest_image.ready(stage.lab.places, stage.lab.progress)
     cloud = stage.cloud
     cloud.add_host(_HOST)
     cloud.create_network(Network("lab", BRIDGE, _PVH))
@@ -177,8 +176,7 @@ def _describe_images(stage: Stage, images: tuple[int, int]) -> str:
 
 def _create_both(stage: Stage, images: tuple[int, int]) -> list[int]:
     """A PVH guest whose kernel is the host's, and a PV guest that grub boots from its own disk."""
-    node = image.node_image(stage.lab.places, stage.lab.progress)
-    guest = guest_image.guest_image(stage.lab.places, node, stage.lab.progress)
+    guest = guest_image.ready(stage.lab.places, stage.lab.progress)
     direct = scenarios.directly(stage.lab.machine(_HOST), guest)
     return [
         stage.cloud.create_vm(

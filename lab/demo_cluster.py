@@ -6,9 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
-from lab import cluster, town, visit
-from lab.guest_image import guest_image
-from lab.image import node_image
+from lab import cluster, guest_image, town, visit
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.oned import scenarios
@@ -79,9 +77,7 @@ def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - reads a
 
 def _deploy(running: Lab, cloud: Cloud) -> int:
     first = running.machine(NODES[0])
-    guest = guest_image(
-        running.places, node_image(running.places, running.progress), running.progress
-    )
+    guest = guest_image.ready(running.places, running.progress)
     network = Network("lab", BRIDGE, _ADDRESS)
     parts = Parts(
         first.name,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cxm.run import System
-from lab.image import NodeImage, locked, make_file_system
+from lab.image import NodeImage, locked, make_file_system, node_image
 from lab.places import Places
 from lab.progress import Progress
 
@@ -117,6 +117,11 @@ def guest_key(image: NodeImage) -> str:
         with open(os.path.join(GUEST_FILES, name), "rb") as file:
             digest.update(name.encode() + b"\0" + file.read())
     return digest.hexdigest()[:16]
+
+
+def ready(places: Places, progress: Progress) -> GuestImage:
+    """The guest image that belongs to the nodes' image of today; both are built when absent."""
+    return guest_image(places, node_image(places, progress), progress)
 
 
 def guest_image(places: Places, image: NodeImage, progress: Progress) -> GuestImage:

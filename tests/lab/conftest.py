@@ -13,10 +13,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab import cluster, lab
+from lab import cluster, guest_image, lab
 from lab import town as towns
-from lab.guest_image import GuestImage, guest_image
-from lab.image import node_image
+from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.places import places
@@ -138,9 +137,7 @@ def town(pair_session: Lab, guest: GuestImage) -> Town:
 @pytest.fixture(scope="session")
 def guest() -> GuestImage:
     """The image of a small real guest."""
-    where = places(_NAME)
-    progress = Progress()
-    return guest_image(where, node_image(where, progress), progress)
+    return guest_image.ready(places(_NAME), Progress())
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 """Owns the subcommand ``fence``: resetting a node, proving that it works, and a human's word."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
@@ -15,7 +14,6 @@ from cxm.cluster.amounts import count
 from cxm.cluster.model import UP, Cluster, Member, NodeState
 from cxm.cluster.peer import Peer
 from cxm.errors import CommandError, CxmError, LockTimeoutError, RefusedError, UsageError
-from cxm.node.machine import this_machine
 
 _FENCE_S: Final = 300.0
 _QUORUM_S: Final = 60.0
@@ -142,7 +140,8 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
     for member in chosen:
         _able(world, cluster, member)
         evacuate.check(world, member.name, restart=False)
-        _peer(world, member.name).boot_id()  # who cannot say it is not emptied for nothing
+        # Who cannot say its boot is not emptied for nothing.
+        peer.find(world.bare(), world.look()[1], member.name).boot_id()
     if not chosen:
         raise RefusedError("there is no other node whose fencing could be tried")
     names = ", ".join(member.name for member in chosen)
@@ -160,21 +159,15 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
     return 0
 
 
-def _peer(world: World, node: str) -> Peer:
-    """Another node, to be asked which boot it is in; needs no settings of this one."""
-    plain = this_machine(runner=world.runner)
-    machine = replace(plain, hostname=world.here(), run_dir=world.path("/run/cxm"))
-    return peer.find(machine, world.look()[1], node)
-
-
 def _prove(world: World, member: Member, boot_s: float) -> None:
     """Empty a node, have it reset, wait until it is back from another boot, and note the time."""
     name = member.name
     ours = evacuate.evacuate(world, name, restart=False, timeout_s=_EVACUATE_S)
     try:
-        told = _peer(world, name)
+        cib = world.look()[1]
+        told = peer.find(world.bare(), cib, name)
         before = told.boot_id()
-        means = nodes.means(world.look()[1]).get(name)
+        means = nodes.means(cib).get(name)
         world.say(f"{name}: being reset by {member.device} ...")
         pacemaker.fence(world.runner, name, how="reboot", timeout_s=_FENCE_S)
         world.say(f"{name}: was fenced; waiting until it is back ...")

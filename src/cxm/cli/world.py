@@ -127,9 +127,7 @@ class World:
         self, cib: Element, names: Iterable[str], question: Callable[[Peer], _T]
     ) -> dict[str, _T | CxmError]:
         """What other nodes answer, or why one does not; all are asked at the same time."""
-        # Without its settings, which may be broken.
-        bare = this_machine(runner=self.runner)
-        machine = replace(bare, hostname=self.here(), run_dir=self.path("/run/cxm"))
+        machine = self.bare()
 
         def one(name: str) -> _T | CxmError:
             try:
@@ -140,6 +138,11 @@ class World:
         asked = list(names)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return dict(zip(asked, pool.map(one, asked), strict=True))
+
+    def bare(self) -> Machine:
+        """This node as others are asked from it: its settings may be broken, or absent yet."""
+        plain = this_machine(runner=self.runner)
+        return replace(plain, hostname=self.here(), run_dir=self.path("/run/cxm"))
 
     def machine(self) -> Machine:
         """This node as the verbs use it, for its volumes and locks."""

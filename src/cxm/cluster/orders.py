@@ -27,6 +27,7 @@ from cxm.cluster.view import (
     iso,
     look,
     ready,
+    stays_put,
     unblocked,
 )
 from cxm.errors import NotFoundError, RefusedError
@@ -111,11 +112,7 @@ def called_off(vm: Vm, known: Resource | None) -> Resource | None:
 def adopt(vm: Vm, view: View) -> dict[str, Any]:
     """Take a VM that runs here already for one that should; elsewhere it is refused."""
     me = vm.machine.hostname
-    if view.is_moving:
-        raise RefusedError(
-            f"VM {vm.vm} is on its way from {' to '.join(view.where)} just now",
-            hint="'cxm list' shows where it is; run it again when that is done",
-        )
+    stays_put(view, vm)
     if view.where != (me,) or view.resource is None:
         raise RefusedError(
             f"VM {vm.vm} runs on {' and '.join(view.where)}, so it is not started on {me}",

@@ -33,7 +33,7 @@ _MOMENT: Final = re.compile(r"[0-9]{1,12}")
 _MOST: Final = 16  # files in one question; a VM has two
 _BOOT: Final = "boot"
 # What is asked of a node, not of its VMs or volumes.
-_PLAIN: Final = [[word] for word in (_BOOT, "corosync", "journal", "lacks", "keep", "fetch")]
+_PLAIN: Final = (_BOOT, "corosync", "journal", "lacks", "keep", "fetch")
 
 
 def _release(vm: Vm) -> dict[str, Any]:
@@ -179,7 +179,8 @@ def machine_for(text: str, read: Callable[[], NodeConfig]) -> Machine:
     A cluster is formed, and its fencing proven, before cxm-setup node gives a node any.
     """
     plain = this_machine()
-    return plain if text.split()[:1] in _PLAIN else replace(plain, config=read())
+    word, *_rest = text.split() or [""]
+    return plain if word in _PLAIN else replace(plain, config=read())
 
 
 def main(environ: Mapping[str, str]) -> int:

@@ -21,6 +21,7 @@ from cxm.cluster.view import (
     edited,
     glance,
     iso,
+    stays_put,
     unblocked,
 )
 from cxm.errors import CommandError, RefusedError
@@ -41,11 +42,7 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
         target = nodes.of_host(view.root, node)
-        if view.is_moving:
-            raise RefusedError(
-                f"VM {vm} is on its way from {' to '.join(view.where)} just now",
-                hint="'cxm list' shows where it is; run it again when that is done",
-            )
+        stays_put(view, here)
         if view.where == (target,):
             # An order that was killed may have left its rule.
             rid = cib.resource_id(call.cloud, vm)

@@ -120,6 +120,15 @@ def ready(view: View, node: str) -> None:
             )
 
 
+def stays_put(view: View, vm: Vm) -> None:
+    """Raise RefusedError while the VM is on its way: an order would turn the move back."""
+    if view.is_moving:
+        raise RefusedError(
+            f"VM {vm.vm} is on its way from {' to '.join(view.where)} just now",
+            hint="'cxm list' shows where it is; run it again when that is done",
+        )
+
+
 def iso(seconds: float) -> str:
     """Seconds since 1970 as Pacemaker's rules take a moment."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
