@@ -8,7 +8,7 @@ here happens with the frontend away.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,8 +30,11 @@ FAILOVER_S: Final = 300.0
 # Measured 70 s from the reset of a node to its locks.
 BACK_S: Final = 400.0
 NODES: Final = ("node1", "node2")
-_NAMES: Final = ("web", "db")
-_ADDRESSES: Final = ("10.77.1.150", "10.77.1.151")
+# Who lives where, by turns on the first and on the second node.
+PAIR: Final = ("web", "db")
+FOUR: Final = (*PAIR, "shop", "mail")
+_ADDRESS: Final = "10.77.1.{}"
+_FIRST: Final = 150
 
 
 def status(node: Machine) -> pacemaker.Status:
@@ -94,11 +97,18 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Town:
-    """node1 with the VM web, node2 with the VM db."""
+    """node1 with the VM web, node2 with the VM db, and perhaps as many more on each."""
 
     lab: Lab
-    web: Resident
-    db: Resident
+    residents: tuple[Resident, ...]
+
+    @property
+    def web(self) -> Resident:
+        return self.residents[0]
+
+    @property
+    def db(self) -> Resident:
+        return self.residents[1]
 
     @property
     def nodes(self) -> tuple[Machine, Machine]:
@@ -168,40 +178,46 @@ def _try(look: Callable[[], pacemaker.Status]) -> pacemaker.Status | None:
         return None
 
 
-def bring_up(lab: Lab, guest: GuestImage) -> Town:
+def bring_up(lab: Lab, guest: GuestImage, names: Sequence[str] = PAIR) -> Town:
     """The town as it was built, from a snapshot where there is one."""
     packages = installed.ready(lab)
     below = cluster.label(lab.places, packages).partition("-")[2]
+    residents = tuple(
+        Resident(lab, vm, name, _ADDRESS.format(_FIRST + vm), NODES[vm % len(NODES)])
+        for vm, name in enumerate(names)
+    )
     # This module says what the town is like.
     with open(__file__, "rb") as file:
-        plan = hashlib.sha256(file.read() + guest.key.encode() + below.encode()).hexdigest()
-    lab.prepared(f"town-{plan[:12]}", lambda lab: _settle(lab, guest))
-    web, db = (
-        Resident(lab, vm, name, address, home)
-        for vm, (name, address, home) in enumerate(zip(_NAMES, _ADDRESSES, NODES, strict=True))
-    )
-    return Town(lab, web, db)
+        plan = file.read() + f"{guest.key} {below} {names}".encode()
+    label = f"town-{hashlib.sha256(plan).hexdigest()[:12]}"
+    lab.prepared(label, lambda lab: _settle(lab, guest, residents))
+    return Town(lab, residents)
 
 
-def _settle(lab: Lab, guest: GuestImage) -> None:
+def _settle(lab: Lab, guest: GuestImage, residents: Sequence[Resident]) -> None:
     cluster.bring_up(lab)
     first, second = NODES
-    # db boots what only its own node has; web boots from its disk.
-    direct = scenarios.directly(lab.machine(second), guest)
-    network = Network("lan", BRIDGE, _ADDRESSES[0])
-    web, db = (
-        Parts(home, guest.tgz, network, address=address, other=other, more=more)
-        for home, other, address, more in (
-            (first, second, _ADDRESSES[0], ""),
-            (second, first, _ADDRESSES[1], direct),
+    network = Network("lan", BRIDGE, _ADDRESS.format(_FIRST))
+    # Those of the second node boot what only that node has; the others from their disks.
+    more = {first: "", second: scenarios.directly(lab.machine(second), guest)}
+    others = {first: second, second: first}
+    parts = [
+        Parts(
+            each.home,
+            guest.tgz,
+            network,
+            address=each.address,
+            other=others[each.home],
+            more=more[each.home],
         )
-    )
+        for each in residents
+    ]
     with open_standin(lab, "7.4", setup=SAN, settings={"VM_FQDN_TEMPLATE": "%V"}) as cloud:
-        scenarios.prepare(cloud, web)
-        image = scenarios.register(cloud, web, "town")
-        for parts, name in zip((web, db), _NAMES, strict=True):
-            scenarios.deploy(cloud, parts, name, image)
-            visit.await_status(lab, parts.address)
+        scenarios.prepare(cloud, parts[0])
+        image = scenarios.register(cloud, parts[0], "town")
+        for each, its in zip(residents, parts, strict=True):
+            scenarios.deploy(cloud, its, each.name, image)
+            visit.await_status(lab, each.address)
 
 
 def running(town: Town, seen_from: Machine) -> dict[int, tuple[str, ...]]:
@@ -211,7 +227,7 @@ def running(town: Town, seen_from: Machine) -> dict[int, tuple[str, ...]]:
     def quiet() -> bool:
         seen = status(seen_from)
         found.append(places_of(seen))
-        return len(found[-1]) == len((town.web, town.db)) and all(
+        return len(found[-1]) == len(town.residents) and all(
             each.at_rest for each in seen.resources.values()
         )
 

@@ -183,16 +183,60 @@ def test_the_larger_image_holds_the_guest(tmp_path: Path) -> None:
         assert len(archive.getnames()) == 4
 
 
-def test_failovers_are_told_beside_cold_starts() -> None:
-    """Each step from the cut on, and how many cold starts of the same round they take."""
+def _kernel(at: float, text: str) -> dict[str, str]:
+    return {"__REALTIME_TIMESTAMP": str(int(at * 1e6)), "MESSAGE": f"dlm: lvm_VG: {text}"}
+
+
+def _event(at: float, node: str, what: str) -> dict[str, object]:
+    return {"at": at, "node": node, "what": what}
+
+
+_EVENTS = [
+    _event(90.0, "node2", "was fenced by node1: rebooted"),
+    _event(110.0, "node2", "left the cluster or died"),
+    _event(112.0, "node2", "was fenced by node1: rebooted"),
+    _event(160.0, "node2", "joined the cluster"),
+]
+_KERNEL = [
+    _kernel(95.0, "dlm_recover 1 generation 1 done: 0 ms"),
+    _kernel(112.5, "dlm_recover 3"),
+    _kernel(113.0, "dlm_recover 3 generation 2 done: 296 ms"),
+    _kernel(170.0, "dlm_recover 5 generation 3 done: 20 ms"),
+]
+
+
+def test_steps_of_a_failover_are_those_after_the_cut() -> None:
+    """What was before it, and the dead node's return, are not its steps."""
+    assert failover.moments(_EVENTS, _KERNEL, [118.0, 116.0], "node2", 100.0) == {
+        "noticed": 110.0,
+        "fenced": 112.0,
+        "locks recovered": 113.0,
+        "first 'xl create'": 116.0,
+        "last 'xl create'": 118.0,
+    }
+    with pytest.raises(CxmError, match=r"death of node2 .*: first .xl create., last"):
+        failover.moments(_EVENTS, _KERNEL, [], "node2", 100.0)
+
+
+def test_failovers_are_told_beside_cold_starts_and_moves_beside_those_of_xl() -> None:
+    """Each step with its target, and the ratios of the same rounds."""
     values = {
-        "lost": (8.0, 10.0),
-        "fenced": (20.0, 30.0),
-        "started": (40.0, 50.0),
-        "answered": (60.0, 80.0),
+        "noticed": (8.0, 10.0),
+        "fenced": (2.0, 3.0),
+        "locks recovered": (1.0, 1.0),
+        "first 'xl create'": (4.0, 6.0),
+        "last 'xl create'": (6.0, 8.0),
+        "first VM answers": (60.0, 80.0),
+        "last VM answers": (62.0, 90.0),
         "cold start to answer": (20.0, 40.0),
+        "cxm migrate": (30.0, 40.0),
+        "xl migrate": (10.0, 20.0),
     }
     report = failover.Report({what: figures.series(each) for what, each in values.items()})
-    assert "it is fenced              25.0 (20.0-30.0)" in report.text()
-    assert "2.50 (2.00-3.00) x" in report.text()
-    assert report.to_json()["answered"]["median"] == 70.0
+    shown = [line.split() for line in report.text().splitlines()]
+    assert ["fenced", "since", "noticed", "2.5", "(2.0-3.0)", "3.0"] in shown
+    assert ["failover", "/", "cold", "start", "2.50", "(2.00-3.00)", "x"] in shown
+    assert ["cxm", "migrate", "/", "xl", "migrate", "2.50", "(2.00-3.00)", "x"] in shown
+    told = report.to_json()
+    assert told["targets"] == {"noticed": 14.2, "fenced": 3.0, "first 'xl create'": 8.0}
+    assert told["steps"]["last VM answers"]["median"] == 76.0
