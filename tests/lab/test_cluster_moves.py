@@ -121,6 +121,8 @@ def broken_off(town: Town, phase: Phase, deed: Deed) -> None:
         after = _lives(town.web, web)
         _lives(town.db, db)
         is_there = seen[town.web.vm] == (second.name,)
+        fate = "goes on" if after.boot == web.boot else "was started afresh"
+        print(f"\n{phase}, {deed}: it {fate} on {seen[town.web.vm][0]}; the order: {said.code}")
         if said.code == 0:
             assert is_there, said
         if said.code and not is_there:
