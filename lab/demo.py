@@ -14,7 +14,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
@@ -44,14 +44,22 @@ class Stage:
     story: Story
 
 
-def main(argv: list[str] | None = None) -> int:
+# What is done around the part that plays on the cluster, for example a watch from outside.
+Around = Callable[[Lab], AbstractContextManager[None]]
+
+
+def _alone(_pair: Lab) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def main(argv: list[str] | None = None, *, around: Around = _alone) -> int:
     """Run the demo; exit code 0 only when every step really happened."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the lab up at the end")
     options = parser.parse_args(argv)
     story = Story()
     try:
-        _play(story, keep=options.keep)
+        _play(story, around, keep=options.keep)
     except CxmError as error:
         print(f"\ndemo: {error.sentence()}", file=sys.stderr)
         return 1
@@ -64,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _play(story: Story, *, keep: bool) -> None:
+def _play(story: Story, around: Around, *, keep: bool) -> None:
     for name in (_NAME, _CLUSTER):
         if lab.running(places(name)):
             lab.down(name)  # of an earlier demo that was kept
@@ -84,7 +92,9 @@ def _play(story: Story, *, keep: bool) -> None:
             _main_job(Stage(alone, cloud, story))
         if not keep:
             alone.down()
-        demo_cluster.play(story, cluster.join())
+        stage = cluster.join()
+        with around(pair):
+            demo_cluster.play(story, stage)
         kept = keep
     if keep:
         _invite(alone, pair)

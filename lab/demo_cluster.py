@@ -15,8 +15,9 @@ from lab.oned.inlab import SAN, open_standin
 from lab.oned.scenarios import Parts
 from lab.spec import BRIDGE
 from lab.story import Story
-from lab.town import NODES
+from lab.town import NODES, Resident, Town
 
+_NAME = "ha"
 _ADDRESS = "10.77.1.160"
 _MEMORY_MIB = 104  # less does not boot; what there is must be sent when it moves
 _EJECT_S = 900.0
@@ -49,7 +50,9 @@ def prepare(story: Story, running: Lab, kept: ExitStack) -> Stage:
         _require("2 nodes, quorate" in shown, shown)
         row.happened = "cxm-setup cluster: Corosync, Pacemaker, DLM, lvmlockd, fencing by IPMI"
     with story.step("Deploy a VM on the cluster") as row, ExitStack() as opened:
-        cloud = opened.enter_context(open_standin(running, "7.4", setup=SAN))
+        cloud = opened.enter_context(
+            open_standin(running, "7.4", setup=SAN, settings={"VM_FQDN_TEMPLATE": "%V"})
+        )
         vm = _deploy(running, cloud)
         kept.push(opened.pop_all())
         row.happened = f"it runs on {NODES[0]}, as OpenNebula chose, and Pacemaker looks after it"
@@ -64,6 +67,12 @@ def play(story: Story, stage: Stage) -> None:
     _empty(story, stage)
     _survive(story, stage)
     _tell(story, stage)
+
+
+def town_of(running: Lab) -> Town:
+    """The cluster as the demo leaves it, which lives on: its VM is on the second node."""
+    (vm,) = town.places_of(town.status(running.machine(NODES[1])))
+    return Town(running, (Resident(running, vm, _NAME, _ADDRESS, NODES[1]),))
 
 
 def _indented(lines: list[str]) -> str:
@@ -89,8 +98,8 @@ def _deploy(running: Lab, cloud: Cloud) -> int:
         more=scenarios.directly(first, guest),
     )
     scenarios.prepare(cloud, parts)
-    image = scenarios.register(cloud, parts, "ha")
-    vm = scenarios.deploy(cloud, parts, "ha", image)
+    image = scenarios.register(cloud, parts, _NAME)
+    vm = scenarios.deploy(cloud, parts, _NAME, image)
     visit.await_status(running, _ADDRESS)
     where = _where(first)
     _require(where == [first.name], f"the VM is on {where}")

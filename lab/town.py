@@ -97,7 +97,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Town:
-    """node1 with the VM web, node2 with the VM db, and perhaps as many more on each."""
+    """VMs that live on two nodes by turns: web on the first, db on the second, perhaps more."""
 
     lab: Lab
     residents: tuple[Resident, ...]
@@ -112,8 +112,9 @@ class Town:
 
     @property
     def nodes(self) -> tuple[Machine, Machine]:
-        first, second = (self.lab.machine(name) for name in NODES)
-        return first, second
+        """The home of the first VM, and the other node."""
+        first, second = NODES if self.web.home == NODES[0] else NODES[::-1]
+        return self.lab.machine(first), self.lab.machine(second)
 
     def infos(self, node: Machine) -> dict[str, Any]:
         """What ``cxm infos`` says on a node."""
