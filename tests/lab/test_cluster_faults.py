@@ -5,15 +5,25 @@
 Requirements: the lab with node1 and node2, a cluster by cxm-setup, a VM on each, no frontend.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import Process
+from typing import Final
+
 import pytest
 
 from cxm.cluster.pacemaker import Status
 from lab import faults, visit
 from lab import town as towns
+from lab.guest_image import GuestImage
+from lab.lab import Lab
 from lab.machine import Machine, Power
 from lab.oned import scenarios
 from lab.town import BACK_S, FAILOVER_S, Town, status
 from tests.lab.invariant import watched
+
+_RESTORES: Final = 50
 
 
 @pytest.mark.extensive
@@ -280,3 +290,35 @@ def _domains(node: Machine) -> list[str]:
 
 def _fencings(seen: Status) -> int:
     return len([each for each in seen.fencing if each.status == "success"])
+
+
+@pytest.mark.extensive
+def test_a_busy_machine_fences_nobody(pair_session: Lab, guest: GuestImage) -> None:
+    """The lab's token is long enough: restored fifty times on a loaded machine, all are there."""
+    with _loaded():
+        for _time in range(_RESTORES):
+            town = towns.bring_up(pair_session, guest)
+            before = [each.answers() for each in town.residents]
+            town.await_whole()
+            for each, then in zip(town.residents, before, strict=True):
+                each.lives_on(then)
+            assert town.fenced(town.nodes[0]) == []
+
+
+@contextmanager
+def _loaded() -> Iterator[None]:
+    """Another process for each of this machine's processors, always busy."""
+    busy = [Process(target=_run_for_ever, daemon=True) for _cpu in range(os.cpu_count() or 1)]
+    for each in busy:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in busy:
+            each.terminate()
+            each.join()
+
+
+def _run_for_ever() -> None:
+    while True:
+        pass

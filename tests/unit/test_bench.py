@@ -237,6 +237,8 @@ def test_failovers_are_told_beside_cold_starts_and_moves_beside_those_of_xl() ->
     assert ["fenced", "since", "noticed", "2.5", "(2.0-3.0)", "3.0"] in shown
     assert ["failover", "/", "cold", "start", "2.50", "(2.00-3.00)", "x"] in shown
     assert ["cxm", "migrate", "/", "xl", "migrate", "2.50", "(2.00-3.00)", "x"] in shown
+    # 2.2 tokens, 1 s, 3 s of fencing, and the 5 s from there.
+    assert ["--token-ms", "1000", "11.2"] in shown
     told = report.to_json()
     assert told["targets"] == {"noticed": 14.2, "fenced": 3.0, "first 'xl create'": 8.0}
     assert told["steps"]["last VM answers"]["median"] == 76.0
