@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from cxm import names
-from cxm.cluster import bootfiles, cib, moving, pacemaker, request
+from cxm.cluster import bootfiles, cib, locks, moving, pacemaker, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
 from cxm.errors import CxmError, LockTimeoutError
@@ -78,6 +78,7 @@ def start(vm: Vm) -> Ocf:
         _log.info("VM %d runs already, as %s", vm.vm, found.name)
         moving.settle(vm)
         return Ocf.SUCCESS
+    locks.await_(vm.machine, locks.START_S)
     bootfiles.fetch_all(vm.machine, resource.config)
     if present:
         end(vm)
