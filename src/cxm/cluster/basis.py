@@ -291,6 +291,21 @@ def named(fencing: Sequence[FenceDevice]) -> list[tuple[str, FenceDevice]]:
     return found
 
 
+def known(cib: Element, fencing: Sequence[FenceDevice]) -> set[str]:
+    """The resources of those devices that are in a CIB just as they are given."""
+    there = {each.get("id"): each for each in cib.iterfind("configuration/resources/primitive")}
+    return {name for name, device in named(fencing) if _is_like(there.get(name), device)}
+
+
+def _is_like(there: Element | None, device: FenceDevice) -> bool:
+    if there is None or (there.get("class"), there.get("type")) != ("stonith", device.agent):
+        return False
+    has = pairs(there, "instance_attributes")
+    # What is Pacemaker's, an administrator or this module may have added.
+    others = {key for key in has if not key.startswith("pcmk_")} - set(device.parameters)
+    return not others and dict(device.parameters).items() <= has.items()
+
+
 def _fencing(configuration: Element, basis: Basis) -> None:
     """The devices, where each may run, and which is tried first."""
     resources, constraints = (child(configuration, tag) for tag in ("resources", "constraints"))
