@@ -68,9 +68,8 @@ def update(vm: Vm, what: str, edit: Callable[[Resource], Resource]) -> None:
 def start(vm: Vm) -> Ocf:
     """Start the VM, from its saved memory if that is wished and possible, else cold."""
     resource = resource_of(vm)
-    # Pacemaker starts only what runs nowhere: whoever sent a half of it here is dead, or gave up.
-    if vm.receivers() and all(domain.moving for domain in vm.present()):
-        end(vm)
+    # Pacemaker starts only what runs nowhere.
+    moving.end_half(vm)
     present = settled(vm)
     found = running(present)
     path = _configured(vm, resource)
