@@ -576,6 +576,27 @@ def test_fence_device_that_was_repaired_is_tried_again(pair: Pair) -> None:
     assert "waiting for the fence devices fence-node2" in said
 
 
+def test_new_key_of_the_peers_shuts_the_old_one_out(pair: Pair) -> None:
+    """Its file removed, the same command makes another; each other node gets it by its token."""
+    pair.form()
+    old = pair.first.text("etc/cxm/peer_key"), pair.second.text("root/.ssh/authorized_keys")
+    os.unlink(pair.first.node.path("etc/cxm/peer_key"))
+    pair.first.unreachable = "Permission denied"
+
+    def joins() -> None:
+        pair.run(pair.second, Options(join=pair.token()))
+        pair.first.unreachable = ""
+
+    said = pair.run(pair.first, GIVEN, joins)
+    assert f"cxm-setup cluster --join {pair.token()}" in said
+    for node in pair.nodes:
+        new = node.text("etc/cxm/peer_key"), node.text("root/.ssh/authorized_keys")
+        assert new[0] == pair.first.text("etc/cxm/peer_key") != old[0]
+        assert new[1].count("cxm-setup:cluster=lab") == 1
+        assert new[1] != old[1]
+    assert "Nothing to change" in pair.run(pair.first, GIVEN)
+
+
 def test_group_that_is_not_shared_is_refused(pair: Pair) -> None:
     """Each node would write to it as if it were alone."""
     pair.san.group, pair.san.lock_type = "LVM_XEN", ""
