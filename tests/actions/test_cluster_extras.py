@@ -128,16 +128,38 @@ def test_another_disk_is_no_fence_device_while_the_old_one_is_read(pair: Pair) -
     assert _values(pair, "fence-sbd")["devices"] == SBD
 
 
-def test_disk_that_pacemaker_did_not_name_at_first_is_refused_before_it_is_told(pair: Pair) -> None:
-    """It was not up yet when the command began."""
+def test_another_disk_is_refused_where_pacemaker_does_not_run(pair: Pair) -> None:
+    """Sbd would start with it, while the others send this node's death to the old one."""
     pair.given = BY_DISK
     pair.form()
+    cib = tostring(pair.pacemaker.cib, encoding="unicode")
+    pair.first.write("var/lib/pacemaker/cib/cib.xml", cib)
+    pair.first.write(OTHER, "")
+    pair.first.active -= {"pacemaker.service", "corosync.service", "sbd.service"}
+    pair.pacemaker.answers = False
+    before = _files(pair.first.node.root)
+    with pytest.raises(RefusedError, match=rf"read {SBD}, so a message on {OTHER} would kill no"):
+        pair.run(pair.first, replace(BY_DISK, sbd=OTHER))
+    assert _files(pair.first.node.root) == before
+    assert "sbd.service" not in pair.first.active
+
+
+def test_disk_that_pacemaker_did_not_name_at_first_is_refused_before_it_is_told(pair: Pair) -> None:
+    """It was not up yet when the command began, and what it had on the disk was old."""
+    pair.given = BY_DISK
+    pair.form()
+    cib = tostring(pair.pacemaker.cib, encoding="unicode")
+    pair.first.write("var/lib/pacemaker/cib/cib.xml", cib)
     (devices,) = pair.pacemaker.cib.iterfind(".//primitive[@id='fence-sbd']//*[@name='devices']")
     devices.set("value", OTHER)
-    pair.first.active.discard("pacemaker.service")
+    pair.pacemaker.answers = False
     before = tostring(pair.pacemaker.cib)
+
+    def comes() -> None:
+        pair.pacemaker.answers = True
+
     with pytest.raises(RefusedError, match=f"read {OTHER}, so a message on {SBD} would"):
-        pair.run(pair.first, BY_DISK)
+        pair.run(pair.first, BY_DISK, comes)
     assert tostring(pair.pacemaker.cib) == before
 
 

@@ -13,7 +13,7 @@ import pytest
 from cxm.cluster import nodes
 from cxm.errors import CxmError, RefusedError
 from cxm.node import helper
-from tests.fakes.machine import Outcome
+from tests.fakes.machine import CLOUD, Outcome
 from tests.fakes.pair import Pair
 from tests.unit.test_kernel import PVH, elf
 
@@ -172,6 +172,26 @@ def test_kept_while_a_vm_is_known_and_removed_after(pair: Pair) -> None:
         age(pair, node)
         assert gather(pair, node) == 0
         assert kept(pair, node) == set()
+
+
+def test_damaged_vm_does_not_keep_the_others_from_what_they_boot(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named, and what it may boot is not removed."""
+    pair.fail("node2")
+    start(pair)
+    pair.come_back("node2")
+    pair.damage(5, 6)
+    old = store(pair, "node2") / ("a" * 64)
+    old.parent.mkdir(exist_ok=True)
+    old.write_bytes(b"")
+    age(pair, "node2")
+    assert gather(pair, "node2") != 0
+    assert set(os.listdir(old.parent)) > HASHES
+    assert old.exists()
+    for vm in (5, 6):
+        said = f"the resource cxm-{CLOUD}-{vm} in the CIB is damaged: its configuration cannot"
+        assert said in caplog.text
 
 
 @pytest.mark.extensive

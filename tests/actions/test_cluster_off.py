@@ -101,6 +101,12 @@ class TestWhoSaysIt:
         ordered_off(pair, node, how)
         assert told(pair) == {"node1": OFF, "node2": {}}
 
+    def test_another_is_damaged_in_the_cib(self, pair: Pair) -> None:
+        """Of that one nobody can say anything; it hides none."""
+        pair.damage(6)
+        switch_off(pair)
+        assert told(pair) == {"node1": OFF, "node2": {}}
+
     def test_moved_before(self, pair: Pair) -> None:
         """It was ordered to the other one last."""
         pair.move("node1", "node2")

@@ -3,6 +3,7 @@
 """Orders about a VM of a cluster, on two modelled nodes and Pacemaker's real scheduler."""
 
 import os
+from dataclasses import replace
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
@@ -14,7 +15,7 @@ from cxm.errors import CxmError, RefusedError
 from cxm.names import VmId
 from cxm.node.guests import Life
 from cxm.node.verbs import Call
-from tests.fakes.domains import checkpoint
+from tests.fakes.domains import NAME, checkpoint
 from tests.fakes.machine import CLOUD, KilledError
 from tests.fakes.pair import DISK, RID, Pair, kills
 from tests.fakes.scheduler import Order
@@ -52,6 +53,29 @@ class TestStart:
         assert pair.locks() == {node: "ex"}
         assert pair.constraints() == {"prefer": node}
         assert state(pair) == (True, Life.RUNNING, "OpenNebula started it")
+
+    @pytest.mark.parametrize("half", [True, False])
+    def test_half_of_a_guest_whose_sender_has_died_is_not_waited_for(
+        self, pair: Pair, *, half: bool
+    ) -> None:
+        """Its receiver would sit there until the connection is given up, its disk in use."""
+        pair.start("node1")
+        there, domain = pair.xens["node2"], pair.xens["node1"].of_vm(7)
+        assert domain is not None
+        pair.stop("node1", "destroy")
+        there.node.run(["lvchange", "-a", "sy", f"{there.node.vg}/{DISK}"])
+        name, life = (f"{NAME}--incoming", "half") if half else (NAME, "gap")
+        unit = f"unit:cxm-{CLOUD}-7-4711"
+        volumes = (DISK,) if half else ()
+        coming = replace(domain, name=name, life=life, ran=False, volumes=volumes)
+        there.put(replace(coming, keeper=4000, config=unit))
+        begun = there.clock
+        assert not pair.start("node2").result["adopted"]
+        assert there.clock - begun < 10
+        assert pair.runs_on() == ["node2"]
+        assert pair.locks() == {"node2": "ex"}
+        (made,) = there.state.domains
+        assert made.keeper != 4000
 
     def test_refused_by_the_scheduler_before_anything_is_written(self, pair: Pair) -> None:
         """A node without memory, though the other has some."""

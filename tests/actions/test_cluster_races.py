@@ -162,7 +162,8 @@ def test_vm_on_its_way_is_neither_here_nor_there(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An order about it would turn the move back: Pacemaker then stops it on both nodes."""
-    moved = pair.mon().replace('role="Started"', 'role="Migrating"', 1)
+    head, own, tail = pair.mon().partition(f'<resource id="{RID}"')
+    moved = head + own + tail.replace('role="Started"', 'role="Migrating"', 1)
     assert "Migrating" in moved
     monkeypatch.setattr(pacemaker, "status", lambda _runner: pacemaker.parse_status(moved))
     before = pair.pacemaker.text

@@ -390,6 +390,58 @@ def test_fence_devices_are_asked_all_at_once(pair: Pair) -> None:
     )
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_dead_bmc_of_another_node_does_not_stop_what_else_is_asked_for(
+    pair: Pair, *, dry_run: bool
+) -> None:
+    """The cluster has it already, as it is given: somebody may be repairing just that.
+
+    It is not waited for; whether it is switched off meanwhile or fails.
+    """
+    pair.form()
+    pair.san.broken["10.0.1.2"] = "Unable to connect"
+    pair.pacemaker.started.discard("fence-node2")
+    for pacemaker_runs in (True, not dry_run):
+        pair.pacemaker.answers = pacemaker_runs
+        cib = tostring(pair.pacemaker.cib, encoding="unicode")
+        pair.first.write("var/lib/pacemaker/cib/cib.xml", cib)
+        said = pair.run(pair.first, replace(GIVEN, dry_run=dry_run))
+        assert "warning  fencing node2  fence-node2 does not answer: 'fence_ipmilan' fai" in said
+        assert "-> the cluster has it already, so this goes on" in said
+        assert "Nothing to change" in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "fence_ipmilan,ip=10.0.1.9,username=u,password=secret2",
+        "fence_ipmilan,ip=10.0.1.2,username=u,password=another",
+        "fence_ipmilan,ip=10.0.1.2,username=u",
+        "fence_x,ip=10.0.1.2,username=u,password=secret2",
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_device_that_is_another_has_to_answer(pair: Pair, given: str, *, dry_run: bool) -> None:
+    """Another address, password or agent, one parameter less: what was there says nothing of it."""
+    pair.form()
+    pair.san.broken |= {"10.0.1.2": "no", "10.0.1.9": "no"}
+    options = replace(GIVEN, fencing=[GIVEN.fencing[0], f"node2={given}"], dry_run=dry_run)
+    with pytest.raises(RefusedError, match="because of the failed check: fencing node2"):
+        pair.run(pair.first, options)
+
+
+def test_own_bmc_is_not_waited_for_once_it_was_proven(pair: Pair) -> None:
+    """Before that it may never have worked: only the others can say so."""
+    pair.form()
+    pair.san.broken["10.0.1.1"] = "timed out"
+    pair.pacemaker.started.discard("fence-node1")
+    failure = Failure("fence-node1", "start", "node2", "Unable to connect", "now")
+    with pytest.raises(CxmError, match="fence-node1 does not work from node2"):
+        pair.run(pair.first, GIVEN, lambda: pair.pacemaker.failures.append(failure))
+    nodes.set_attribute(pair.pacemaker.cib, "node1", nodes.FENCING, "1700000000")
+    assert "Nothing to change" in pair.run(pair.first, GIVEN)
+
+
 def test_own_bmc_that_does_not_answer_is_a_warning(pair: Pair) -> None:
     """One that shares the network port of its machine answers all others, who are to use it."""
     pair.san.broken["10.0.1.1"] = "timed out"
@@ -522,6 +574,27 @@ def test_fence_device_that_was_repaired_is_tried_again(pair: Pair) -> None:
     said = pair.run(pair.first, GIVEN, lambda: started.add("fence-node2"))
     assert pair.pacemaker.cleaned == ["fence-node2"]
     assert "waiting for the fence devices fence-node2" in said
+
+
+def test_new_key_of_the_peers_shuts_the_old_one_out(pair: Pair) -> None:
+    """Its file removed, the same command makes another; each other node gets it by its token."""
+    pair.form()
+    old = pair.first.text("etc/cxm/peer_key"), pair.second.text("root/.ssh/authorized_keys")
+    os.unlink(pair.first.node.path("etc/cxm/peer_key"))
+    pair.first.unreachable = "Permission denied"
+
+    def joins() -> None:
+        pair.run(pair.second, Options(join=pair.token()))
+        pair.first.unreachable = ""
+
+    said = pair.run(pair.first, GIVEN, joins)
+    assert f"cxm-setup cluster --join {pair.token()}" in said
+    for node in pair.nodes:
+        new = node.text("etc/cxm/peer_key"), node.text("root/.ssh/authorized_keys")
+        assert new[0] == pair.first.text("etc/cxm/peer_key") != old[0]
+        assert new[1].count("cxm-setup:cluster=lab") == 1
+        assert new[1] != old[1]
+    assert "Nothing to change" in pair.run(pair.first, GIVEN)
 
 
 def test_group_that_is_not_shared_is_refused(pair: Pair) -> None:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
-from xml.etree.ElementTree import fromstring
+from xml.etree.ElementTree import Element, fromstring
 
 from cxm.cluster import agentmain, cib, pacemaker, peer, peerserver
 from cxm.cluster.cib import Resource
+from cxm.cluster.elements import put_pair
 from cxm.config import NodeConfig
 from cxm.errors import CxmError
 from cxm.names import VmId, domain_uuid
@@ -225,6 +226,18 @@ class Pair:
     def resource(self) -> Resource | None:
         """What the cluster knows of the VM."""
         return cib.find(fromstring(self.pacemaker.text), CLOUD, VmId(7))
+
+    def damage(self, *vms: int) -> None:
+        """There are these VMs besides, like VM 7, whose configuration nobody can read."""
+
+        def edit(root: Element) -> None:
+            known = cib.known(root, CLOUD, VmId(7))
+            for vm in vms:
+                cib.put(root, replace(known, vm=VmId(vm), started=False))
+                (held,) = root.iterfind(f".//primitive[@id='cxm-{CLOUD}-{vm}']/meta_attributes")
+                put_pair(held, "cxm-config", "nonsense")
+
+        self.pacemaker.edit(edit)
 
     def constraints(self) -> dict[str, str]:
         """The constraints about the VM."""

@@ -13,6 +13,10 @@ from tests.fakes.machine import FakeNode, Lv, Outcome
 
 ALONE = "ex"
 SHARED = "sh"
+# As lvmlockctl of 2.03.16 prints them; of the lockspace of all groups it knows no group.
+GLOBAL = "VG vg_uuid= lock_type= \nLS  lvm_global\nLK VG un ver 0\nLK GL un ver 1\n"
+GROUP = "VG LVM_XEN lock_type=dlm 6blhFh-kisV-XnXF\nLS dlm lvm_LVM_XEN\nLK VG un ver 0\n"
+USABLE = f"{GLOBAL}\n{GROUP}"
 
 
 @dataclass(slots=True)
@@ -40,6 +44,8 @@ class SanNode(FakeNode):
         san.nodes[name] = self
         super().__init__(root)
         self.shared = True
+        self.lvmlockd: str | None = USABLE  # what it says; None: it does not run
+        self.model("lvmlockctl", self._lvmlockctl)
 
     def path(self, *names: str) -> str:
         if names and names[0] in ("backing", "trees"):
@@ -66,6 +72,12 @@ class SanNode(FakeNode):
             if node is not self:
                 there = node.state.lvs.get(lv.name)
                 node.state.lvs[lv.name] = replace(lv, active=there is not None and there.active)
+
+    def _lvmlockctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        assert argv[1:] == ("-i",)
+        if self.lvmlockd is None:
+            return Outcome(stderr="Cannot connect to lvmlockd.\n", code=1)
+        return Outcome(self.lvmlockd)
 
     def _others(self, name: str) -> dict[str, str]:
         held = self.san.locks.get(name, {})

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 import pytest
 
-from cxm.cluster import basis, nodes
+from cxm.cluster import basis, difference, nodes
 from cxm.cluster.basis import Basis, FenceDevice, Sbd
 from cxm.cluster.cib import pairs
 from cxm.cluster.elements import put_pair
@@ -36,6 +36,7 @@ def _one(steps: Sequence[Step], what: str, node: str) -> Step:
 
 
 _GUESTS = ("start cxm-lab", "stop cxm-lab", "migrate_to cxm-lab")
+_LOCKS = tuple(f"start cxm-{each}" for each in ("storage", "dlm", "lvmlockd", "lockspace"))
 
 
 @pytest.mark.parametrize("nodes", [("node1", "node2"), ("a", "b", "c")])
@@ -45,14 +46,70 @@ def test_pacemaker_finds_nothing_to_complain_of(tmp_path: Path, nodes: tuple[str
     assert Cluster(str(tmp_path), {1: nodes[0]}, *nodes).verify() == ""
 
 
-def test_guests_start_after_the_locks(tmp_path: Path) -> None:
-    """When a whole cluster starts, a guest's disks cannot be had before its node has its locks."""
-    new = Cluster(str(tmp_path), VMS, start=False)
-    steps = new.go_on()
-    for vm, node in VMS.items():
-        locks = _one(steps, "start cxm-lockspace", node)
-        assert locks.number in waits_for(steps, _one(steps, f"start {vm_id(vm)}", node))
-        assert new.runs_on(vm) == {node}
+@pytest.mark.parametrize("is_cold", [True, False])
+def test_no_start_waits_for_the_locks_of_a_node(tmp_path: Path, *, is_cold: bool) -> None:
+    """A VM waits for its own node's by itself; an order waits for all that are being started."""
+    cluster = Cluster(str(tmp_path), VMS, start=not is_cold)
+    if not is_cold:
+        # A node is lost, one of its VMs could not be started yet when it is back.
+        cluster.go_on("--node-fail", "node2", "--op-fail", "cxm-lab-3_start_0@node1=1")
+    steps = cluster.ask() if is_cold else cluster.ask("--node-up", "node2")
+    locks = {each.number for each in steps if each.what.startswith("start cxm-lock")}
+    assert ("start cxm-lockspace", "node2") in _what(steps, "start")
+    starts = [each for each in steps if each.what.startswith("start cxm-lab")]
+    assert [each.node for each in starts] == (["node1", "node2", "node2"] if is_cold else ["node1"])
+    for each in starts:
+        assert not locks & waits_for(steps, each)
+
+
+def test_locks_are_given_out_before_what_waits_for_them(tmp_path: Path) -> None:
+    """A node does six things at once: so many VMs that wait would keep its locks from starting.
+
+    Pacemaker gives out what is ready in the order of its graph.
+    """
+    vms = {vm: ("node1", "node2")[vm % 2] for vm in range(8)}
+    steps = Cluster(str(tmp_path), vms, start=False).ask()
+    locks = [n for n, each in enumerate(steps) if each.what.startswith(_LOCKS)]
+    guests = [n for n, each in enumerate(steps) if each.what.startswith("start cxm-lab")]
+    assert len(locks) == 2 * len(_LOCKS)
+    assert max(locks) < min(guests)
+
+
+def test_locks_of_one_node_that_never_start_hold_up_nobody_else(tmp_path: Path) -> None:
+    """A VM whose start there fails three times, for it waited in vain, goes elsewhere."""
+    cluster = Cluster(str(tmp_path), {1: "node1", 2: "node2"}, start=False)
+    failed = ("--op-fail", "cxm-lockspace_start_0@node2=1")
+    # The simulation does no more once something has failed: one of both in each turn.
+    for turn in range(8):
+        cluster.go_on(*failed, "--op-fail", "cxm-lab-2_start_0@node2=1")
+        assert turn < 1 or cluster.runs_on(1) == {"node1"}
+    assert cluster.runs_on(2) == {"node1"}
+    steps = cluster.go_on()
+    assert cluster.where("cxm-lockspace") == {"node1", "node2"}
+    assert not _what(steps, *_GUESTS)
+
+
+def test_guest_that_cannot_leave_is_stopped_before_the_locks(cluster: Cluster) -> None:
+    """Nor can the node, with a volume that is active."""
+    for vm in (2, 3):
+        (found,) = cluster.cib.iterfind(f".//primitive[@id='{vm_id(vm)}']/meta_attributes")
+        put_pair(found, "allow-migrate", "false")
+    basis.edit_facts(cluster.cib, "node2", {"standby": "on"}, {})
+    steps = cluster.go_on()
+    last = waits_for(steps, _one(steps, "stop cxm-lockspace", "node2"))
+    for vm in (2, 3):
+        assert _one(steps, f"stop {vm_id(vm)}", "node2").number in last
+        assert cluster.runs_on(vm) == {"node1"}
+
+
+def test_order_of_former_clusters_goes() -> None:
+    """With the next run of cxm-setup cluster; --dry-run says so."""
+    cib = _cib()
+    former = {"id": "cxm-locks-then-domain", "first": basis.LOCKS, "then": "cxm-domain"}
+    SubElement(section(cib, "constraints"), "rsc_order", former)
+    before = fromstring(tostring(cib))
+    basis.edit(cib, of_nodes("node1", "node2"))
+    assert difference.told(before, cib) == ["- rsc_order cxm-locks-then-domain"]
 
 
 def test_lost_node_is_fenced_before_its_guests_start(cluster: Cluster) -> None:

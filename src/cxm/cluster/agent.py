@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from cxm import names
-from cxm.cluster import bootfiles, cib, moving, pacemaker, request
+from cxm.cluster import bootfiles, cib, locks, moving, pacemaker, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
 from cxm.errors import CxmError, LockTimeoutError
@@ -68,9 +68,8 @@ def update(vm: Vm, what: str, edit: Callable[[Resource], Resource]) -> None:
 def start(vm: Vm) -> Ocf:
     """Start the VM, from its saved memory if that is wished and possible, else cold."""
     resource = resource_of(vm)
-    # Pacemaker starts only what runs nowhere: whoever sent a half of it here is dead, or gave up.
-    if vm.receivers() and all(domain.moving for domain in vm.present()):
-        end(vm)
+    # Pacemaker starts only what runs nowhere.
+    moving.end_half(vm)
     present = settled(vm)
     found = running(present)
     path = _configured(vm, resource)
@@ -78,6 +77,7 @@ def start(vm: Vm) -> Ocf:
         _log.info("VM %d runs already, as %s", vm.vm, found.name)
         moving.settle(vm)
         return Ocf.SUCCESS
+    locks.await_(vm.machine, locks.START_S)
     bootfiles.fetch_all(vm.machine, resource.config)
     if present:
         end(vm)

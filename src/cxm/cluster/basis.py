@@ -16,19 +16,25 @@ from cxm.cluster.cib import TEMPLATE, pairs
 from cxm.cluster.datastore import Datastore
 from cxm.cluster.elements import (
     Operations,
-    around_locks,
     attributes,
     child,
     merge,
     operations,
     primitive,
     put_pair,
+    with_locks,
 )
 from cxm.errors import NotFoundError
 
 LOCKS: Final = "cxm-locks-clone"
 SBD: Final = "fence-sbd"
 _NOTHING: Final = "cxm-nothing"
+# Clusters had it until a VM's start waited for its own node's locks by itself: with it, it waits
+# for those of every node that is starting them.
+_FORMER_ORDER: Final = "cxm-locks-then-domain"
+# More than any VM's: their starts are given out first, so that VMs which wait for them never have
+# all the places of a node (node-action-limit).
+_LOCKS_PRIORITY: Final = "1000"
 STICKINESS: Final = 1000
 # Without these no VM is safe: they are put right at every run.
 _REQUIRED: Final = {
@@ -145,6 +151,8 @@ def edit(cib: Element, basis: Basis) -> None:
         merge(resources, each)
     for each in _constraints():
         merge(constraints, each)
+    for each in constraints.findall(f"rsc_order[@id='{_FORMER_ORDER}']"):
+        constraints.remove(each)
     if basis.datastore is not None:
         datastore.edit(resources, constraints, basis.datastore, basis.vg, LOCKS)
     nodes.unprove(cib, before)
@@ -234,7 +242,8 @@ def _locks(basis: Basis) -> Element:
     clone = Element("clone", {"id": LOCKS})
     # A dead lvmlockd is started again for as long as it takes: a ban would move every VM away.
     stays = {"interleave": "true", "migration-threshold": "INFINITY"}
-    clone.append(attributes("meta", f"{LOCKS}-meta", stays))
+    first = {"priority": _LOCKS_PRIORITY}
+    clone.append(attributes("meta", f"{LOCKS}-meta", stays | first))
     group = SubElement(clone, "group", {"id": "cxm-locks"})
     space = attributes("instance", "cxm-lockspace-params", {"vg": basis.vg})
     disk = attributes("instance", "cxm-storage-params", {"devices": basis.device})
@@ -270,7 +279,7 @@ def _constraints() -> list[Element]:
     rule = SubElement(nowhere, "rule", {"id": f"{_NOTHING}-rule", "score": "-INFINITY"})
     everywhere = {"id": f"{_NOTHING}-node", "attribute": "#uname", "operation": "defined"}
     SubElement(rule, "expression", everywhere)
-    return [nowhere, *around_locks(TEMPLATE, LOCKS)]
+    return [nowhere, *with_locks(TEMPLATE, LOCKS)]
 
 
 def named(fencing: Sequence[FenceDevice]) -> list[tuple[str, FenceDevice]]:
@@ -280,6 +289,21 @@ def named(fencing: Sequence[FenceDevice]) -> list[tuple[str, FenceDevice]]:
         number = 1 + sum(other.node == device.node for _name, other in found)
         found.append((f"fence-{device.node}" + (f"-{number}" if number > 1 else ""), device))
     return found
+
+
+def known(cib: Element, fencing: Sequence[FenceDevice]) -> set[str]:
+    """The resources of those devices that are in a CIB just as they are given."""
+    there = {each.get("id"): each for each in cib.iterfind("configuration/resources/primitive")}
+    return {name for name, device in named(fencing) if _is_like(there.get(name), device)}
+
+
+def _is_like(there: Element | None, device: FenceDevice) -> bool:
+    if there is None or (there.get("class"), there.get("type")) != ("stonith", device.agent):
+        return False
+    has = pairs(there, "instance_attributes")
+    # What is Pacemaker's, an administrator or this module may have added.
+    others = {key for key in has if not key.startswith("pcmk_")} - set(device.parameters)
+    return not others and dict(device.parameters).items() <= has.items()
 
 
 def _fencing(configuration: Element, basis: Basis) -> None:

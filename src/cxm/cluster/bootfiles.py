@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 
 from cxm.cluster import cib, pacemaker, peer
 from cxm.cluster.pacemaker import Status
-from cxm.errors import CxmError, NotFoundError, RefusedError
+from cxm.errors import CxmError, DataError, NotFoundError, RefusedError
 from cxm.node import kernels
 from cxm.node.life import Vm
 from cxm.node.machine import Machine
@@ -88,12 +88,30 @@ def try_to_fetch(machine: Machine, config: str) -> None:
 def gather(call: Call) -> dict[str, Any]:
     """Have the files of all VMs of the cluster here, and none that no VM boots any more.
 
-    What cannot be had is told; nothing is removed unless every VM could be read.
+    What cannot be had is told. A VM that is damaged in the CIB keeps no other from what it boots,
+    but nothing is removed while there is one: raises DataError when all else has been done.
     """
     machine = call.machine
+    found, damaged = cib.readable(pacemaker.cib(machine.runner))
     needed: set[str] = set()
-    for resource in cib.resources(pacemaker.cib(machine.runner)):
+    for resource in found:
         needed |= kernels.mentioned(resource.config)
+    got, missing = _had(machine, needed)
+    for error in damaged:
+        _log.error("%s", error.sentence())
+    if damaged:
+        raise DataError(
+            f"what {len(damaged)} of the cluster's VMs boot is not known: {damaged[0].message}",
+            hint=damaged[0].hint,
+        ) from damaged[0]
+    removed = kernels.drop_unused(machine, needed)
+    if removed:
+        _log.info("removed %d kernels and ramdisks that no VM boots any more", len(removed))
+    return {"got": got, "missing": missing, "removed": removed}
+
+
+def _had(machine: Machine, needed: set[str]) -> tuple[list[str], list[str]]:
+    """Have these files here; returns those that came, and those that nobody has."""
     got, missing = [], []
     for digest in sorted(needed):
         is_here = kernels.has(machine, digest)
@@ -104,7 +122,4 @@ def gather(call: Call) -> dict[str, Any]:
             _log.error("%s", error.sentence())
         else:
             got += [] if is_here else [digest]
-    removed = kernels.drop_unused(machine, needed)
-    if removed:
-        _log.info("removed %d kernels and ramdisks that no VM boots any more", len(removed))
-    return {"got": got, "missing": missing, "removed": removed}
+    return got, missing

@@ -102,7 +102,7 @@ def unpack(text: str) -> str:
     try:
         return zlib.decompress(base64.b64decode(text, validate=True)).decode()
     except (ValueError, zlib.error) as error:
-        raise DataError(f"a configuration in the CIB cannot be read: {error}") from error
+        raise DataError(f"its configuration cannot be read: {error}") from error
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _read(primitive: Element, preferences: dict[str, str]) -> Resource:
             host=meta.get("cxm-host", ""),
             preferred=preferences.get(rid, ""),
         )
-    except (KeyError, ValueError, UsageError) as error:
+    except (KeyError, ValueError, UsageError, DataError) as error:
         raise DataError(
             f"the resource {rid} in the CIB is damaged: {error}",
             hint=f"'cibadmin --query --xpath \"//primitive[@id='{rid}']\"' shows it",
@@ -161,9 +161,23 @@ def _preferences(cib: Element) -> dict[str, str]:
 
 def resources(cib: Element) -> list[Resource]:
     """All VMs of the cluster, by number; raises DataError for a damaged one."""
+    found, damaged = readable(cib)
+    if damaged:
+        raise damaged[0]
+    return found
+
+
+def readable(cib: Element) -> tuple[list[Resource], list[DataError]]:
+    """The same, for whom a damaged VM is no reason to leave the others: what is wrong with each."""
     preferences = _preferences(cib)
-    found = [_read(primitive, preferences) for primitive in _primitives(cib)]
-    return sorted(found, key=lambda resource: (resource.cloud, resource.vm))
+    found: list[Resource] = []
+    damaged: list[DataError] = []
+    for primitive in _primitives(cib):
+        try:
+            found.append(_read(primitive, preferences))
+        except DataError as error:
+            damaged.append(error)
+    return sorted(found, key=lambda resource: (resource.cloud, resource.vm)), damaged
 
 
 def find(cib: Element, cloud: CloudId, vm: VmId) -> Resource | None:

@@ -12,7 +12,14 @@ from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
 from cxm.cluster.cib import pairs
-from cxm.cluster.elements import Operations, around_locks, attributes, merge, primitive
+from cxm.cluster.elements import (
+    Operations,
+    attributes,
+    merge,
+    primitive,
+    start_order,
+    with_locks,
+)
 from cxm.errors import RefusedError
 
 CLONE: Final = "cxm-datastore-clone"
@@ -86,7 +93,8 @@ def edit(resources: Element, constraints: Element, given: Datastore, vg: str, lo
     operations = _mount_operations(given.kind)
     group.append(primitive(MOUNT, "ocf:heartbeat:Filesystem", operations, mount))
     merge(resources, clone)
-    for each in around_locks(CLONE, locks) if is_gfs2 else []:
+    ours = [*with_locks(CLONE, locks), start_order(CLONE, locks)]
+    for each in ours if is_gfs2 else []:
         merge(constraints, each)
 
 

@@ -37,23 +37,31 @@ def primitive(name: str, agent: str, given: Operations, *sets: Element) -> Eleme
     return made
 
 
-def around_locks(what: str, locks: str) -> list[Element]:
-    """Constraints that keep ``what`` where the locks are, started after them, stopped before.
+def with_locks(what: str, locks: str) -> list[Element]:
+    """Constraints that keep ``what`` where the locks are, and stop it before they stop.
 
-    A symmetrical order of the kind Optional does not make the locks wait for a guest that leaves
-    alive, and one of the kind Mandatory stops all when lvmlockd is started again: two orders of one
-    direction each do both.
+    The order is of one direction: a symmetrical one of the kind Optional does not make the locks
+    wait for a guest that leaves alive, and one of the kind Mandatory stops all when lvmlockd is
+    started again.
     """
     name = what.removesuffix("-clone")
     where = {"rsc": what, "with-rsc": locks, "score": "INFINITY"}
-    start = {"first": locks, "then": what, "kind": "Optional", "symmetrical": "false"}
     stop = {"first": what, "then": locks, "kind": "Mandatory", "symmetrical": "false"}
     stop |= {"first-action": "stop", "then-action": "stop"}
     return [
         Element("rsc_colocation", {"id": f"{name}-with-locks", **where}),
-        Element("rsc_order", {"id": f"cxm-locks-then-{name.removeprefix('cxm-')}", **start}),
         Element("rsc_order", {"id": f"{name}-then-locks", **stop}),
     ]
+
+
+def start_order(what: str, locks: str) -> Element:
+    """The order that starts ``what`` after the locks: those of all nodes that are starting them.
+
+    A VM must not wait for another node's, nor for ever where those do not start.
+    """
+    name = what.removesuffix("-clone").removeprefix("cxm-")
+    start = {"first": locks, "then": what, "kind": "Optional", "symmetrical": "false"}
+    return Element("rsc_order", {"id": f"cxm-locks-then-{name}", **start})
 
 
 def child(parent: Element, tag: str) -> Element:

@@ -28,7 +28,7 @@ from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
 from cxm.names import LvName
 from cxm.node import configs
-from cxm.node.life import Vm, running
+from cxm.node.life import Vm, end, running
 from cxm.node.volumes import load, of_vm
 from cxm.xen import xl
 from cxm.xen.xl import Domain
@@ -249,6 +249,15 @@ def receive(vm: Vm, resource: Resource) -> list[str]:
     note(vm)
     lvm.share(vm.machine.runner, load(vm.machine, vm.owner), volumes)
     return xl.receive_argv(vm.scope)
+
+
+def end_half(vm: Vm) -> None:
+    """End what came here of a VM that runs nowhere: whoever sent it is dead, or gave up.
+
+    Else what receives it would wait until the connection is given up, and whoever starts it, too.
+    """
+    if vm.receivers() and all(domain.moving for domain in vm.present()):
+        end(vm)
 
 
 def withdraw(vm: Vm) -> None:

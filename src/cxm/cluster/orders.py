@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import bootfiles, cib, limits, nodes, pacemaker, peer, request
+from cxm.cluster import bootfiles, cib, limits, moving, nodes, pacemaker, peer, request
 from cxm.cluster.cib import Resource, Rule, Wish
 from cxm.cluster.view import (
     ON_START,
@@ -131,8 +131,14 @@ def adopt(vm: Vm, view: View) -> dict[str, Any]:
 
 
 def planned(vm: Vm, view: View, spec: GuestSpec, directory: str) -> tuple[Resource, str]:
-    """The VM as it shall be; all about it that can be checked has been, every node can boot it."""
+    """The VM as it shall be; all about it that can be checked has been, every node can boot it.
+
+    It is nowhere, as Pacemaker sees it, which waits for the fencing of a node that is lost.
+    """
     wanted = plans.volumes_of(vm, spec)
+    if vm.receivers():
+        with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
+            moving.end_half(vm)
     if running(settled(vm)) is not None:
         group = vm.group()
         owned = [each for each in store.of_vm(vm.machine, group, vm.owner) if each.name in wanted]

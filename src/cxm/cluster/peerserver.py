@@ -18,7 +18,17 @@ from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 from cxm import log, names, run
-from cxm.cluster import agent, bootfiles, destination, journal, moving, peer, request, survey
+from cxm.cluster import (
+    agent,
+    bootfiles,
+    destination,
+    journal,
+    locks,
+    moving,
+    peer,
+    request,
+    survey,
+)
 from cxm.config import NodeConfig
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
 from cxm.node import kernels
@@ -63,6 +73,8 @@ _ANSWERS: Final[Mapping[str, Callable[[Vm], dict[str, Any]]]] = {
 
 def _receive(vm: Vm) -> list[str]:
     resource = agent.resource_of(vm)
+    # This node may have joined a moment ago.
+    locks.await_(vm.machine, locks.RECEIVE_S)
     # A guest that reboots later boots them here; that it moves does not need them.
     bootfiles.try_to_fetch(vm.machine, resource.config)
     return moving.receive(vm, resource)

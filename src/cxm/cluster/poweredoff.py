@@ -90,7 +90,8 @@ def look(machine: Machine, cloud: CloudId, known: Off) -> Mapping[int, str]:
 
 
 def _ask(machine: Machine, cloud: CloudId) -> tuple[dict[int, str], bool]:
-    found = cib.resources(pacemaker.cib(machine.runner, local=True, timeout_s=_ASK_S))
+    # Of one that is damaged in the CIB nothing is said; that is no reason to hide the others.
+    found, _damaged = cib.readable(pacemaker.cib(machine.runner, local=True, timeout_s=_ASK_S))
     ours = answered_for(found, cloud, machine.hostname)
     if not ours:
         return {}, False

@@ -47,17 +47,14 @@ def numbered(text: str | None, cluster: Cluster) -> Cluster:
 
 def require(world: World, cluster: Cluster) -> None:
     """Raise RefusedError unless the changes that this node's files would get are safe."""
-    text, runner = files.read(world.host.path(corosync.CONF)), world.host.runner
+    text = files.read(world.host.path(corosync.CONF))
     present = corosync.present(text, cluster)
     if text is not None and present is Present.CHANGED:
         _require_all(world, set(corosync.members(text)), cluster)
-    elif present is Present.OURS and services.is_active(runner, "pacemaker"):
-        try:
-            cib = world.cib(runner)
-        except CxmError:
-            # It is starting; it is asked again before the CIB is changed.
-            return
-        forming.require_disk(cib, cluster)
+    elif present is Present.OURS:
+        # Also where Pacemaker does not run: sbd would be started with the other disk, and the
+        # others go on writing to the one that they know. They are asked before the CIB is changed.
+        forming.require_disk(forming.last_cib(world, cluster), cluster)
 
 
 def _require_all(world: World, before: set[str], cluster: Cluster) -> None:

@@ -21,6 +21,7 @@ from cxm.setup import (
     clustercheck,
     clusterfiles,
     corosync,
+    fenceagents,
     files,
     forecast,
     forming,
@@ -252,7 +253,14 @@ def work(world: World, options: Options) -> None:
     me = clustercheck.own_name(host, cluster)
     is_first = told is not None
     disk = sbd.look(host, cluster, is_first=is_first) if cluster.sbd else None
-    found = clustercheck.checks(host, me, cluster, told.basis.fencing if told else [], disk)
+    # Only the first node knows the fence devices: their passwords stay with it.
+    fencing = told.basis.fencing if told is not None and host.uid == 0 else []
+    asked = fenceagents.ask(host, fencing)
+    has_silent = any(each.complaint for each in asked)
+    known = forming.known(world, me, cluster, fencing) if has_silent else ()
+    silent = fenceagents.silent(asked, known)
+    rows = fenceagents.checks(me, asked, silent)
+    found = clustercheck.checks(host, me, cluster, rows, disk)
     say(report.table(found))
     report.require(found, "cxm-setup cluster")
     changing.require(world, cluster)
@@ -282,7 +290,7 @@ def work(world: World, options: Options) -> None:
             )
             changed |= changing.gather(world, me, cluster)
         changed |= changing.forget(world, cluster)
-        changed |= forming.form(world, me, cluster, told.basis, told.datastore)
+        changed |= forming.form(world, me, cluster, told.basis, told.datastore, silent=silent)
     say(_end(me, membership, changed=changed, first=told is not None))
 
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from cxm import run
-from cxm.cluster.basis import FenceDevice
 from cxm.cluster.datastore import Kind
 from cxm.config import CLUSTER_MARKER
 from cxm.errors import CommandError, CxmError, UsageError
-from cxm.setup import corosync, fenceagents, files, nodecheck, sbd, shareddisk, sharedfs
+from cxm.setup import corosync, files, nodecheck, sbd, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.corosync import Present
 from cxm.setup.nodecheck import Host
@@ -193,12 +192,12 @@ def checks(
     host: Host,
     me: str,
     cluster: Cluster,
-    fencing: Sequence[FenceDevice],
+    fencing: Sequence[Check],
     disk: sbd.Disk | None,
 ) -> Sequence[Check]:
-    """All that is looked at, with what was found on SBD's disk; without root, only that.
+    """All that is looked at, with what was found on SBD's disk and of the fence devices.
 
-    Only the first node knows the fence devices, none elsewhere: their passwords stay with it.
+    Without root, only that.
     """
     first = _root(host)
     if host.uid != 0:
@@ -215,5 +214,5 @@ def checks(
         *([sharedfs.check(host, cluster.directory)] if cluster.datastore else []),
         _corosync(host, cluster),
         _marker(host, cluster),
-        *fenceagents.checks(host, me, fencing),
+        *fencing,
     ]

@@ -7,8 +7,9 @@ passwords, can be read by everybody.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 from cxm.cluster import basis, nodes
@@ -26,17 +27,40 @@ _OF_ACTION: Final = ("action", "option")
 _MONITOR: Final = re.compile(r"<action\b[^>]*\bname=[\"']monitor[\"']")
 
 
-def checks(host: Host, me: str, fencing: Sequence[FenceDevice]) -> list[Check]:
-    """A row for each device, all asked at once; an agent that is not installed is left out."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A device, and what its agent says is wrong: nothing when it answers."""
+
+    name: str  # of its resource
+    device: FenceDevice
+    complaint: str
+
+
+def ask(host: Host, fencing: Sequence[FenceDevice]) -> list[Asked]:
+    """Ask the devices, all at once; one whose agent is not installed is left out."""
     asked = [each for each in basis.named(fencing) if host.which(each[1].agent) is not None]
     if not asked:
         return []
     with ThreadPoolExecutor(len(asked)) as pool:
         said = list(pool.map(lambda each: _complaint(host.runner, each[1]), asked))
-    return [_row(me, *each, words) for each, words in zip(asked, said, strict=True)]
+    return [Asked(*each, words) for each, words in zip(asked, said, strict=True)]
 
 
-def _row(me: str, name: str, device: FenceDevice, complaint: str) -> Check:
+def silent(asked: Sequence[Asked], known: Container[str]) -> frozenset[str]:
+    """Which devices do not answer and need not: the cluster has them already, as they were given.
+
+    Such a run may be to repair just that. What is new or another has to answer.
+    """
+    return frozenset(each.name for each in asked if each.complaint and each.name in known)
+
+
+def checks(me: str, asked: Sequence[Asked], may_be_silent: Container[str]) -> list[Check]:
+    """A row for each device that was asked."""
+    return [_row(me, each, is_known=each.name in may_be_silent) for each in asked]
+
+
+def _row(me: str, asked: Asked, *, is_known: bool) -> Check:
+    name, device, complaint = asked.name, asked.device, asked.complaint
     what = f"fencing {device.node}"
     if not complaint:
         return ok(what, f"{name} ({device.agent}) answers")
@@ -44,6 +68,9 @@ def _row(me: str, name: str, device: FenceDevice, complaint: str) -> Check:
         # Pacemaker never has it run here: a node does not fence itself.
         advice = "others use it, not this node, and a BMC may share its port: is --fence right?"
         return warning(what, f"{name} does not answer here: {complaint}", advice)
+    if is_known:
+        advice = f"the cluster has it already, so this goes on; nobody fences {device.node} by it"
+        return warning(what, f"{name} does not answer: {complaint}", advice)
     advice = f"--fence {device.node}={device.agent},...: are address, user and password right?"
     return failed(what, f"{name} does not answer: {complaint}", advice)
 

@@ -8,7 +8,6 @@ It takes the steps of :mod:`cxm.setup.changing` and :mod:`cxm.setup.forming` on 
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element, SubElement
 
 from cxm.cluster import basis, datastore, difference, nodes
@@ -16,10 +15,8 @@ from cxm.cluster.basis import Basis
 from cxm.cluster.elements import child
 from cxm.errors import CxmError
 from cxm.run import Runner
-from cxm.setup import changing, corosync, files, forming, shareddisk, sharedfs
+from cxm.setup import changing, forming, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
-from cxm.setup.clustercheck import CIB_DIR
-from cxm.setup.corosync import Present
 from cxm.setup.forming import World
 from cxm.setup.sharedfs import Wanted
 
@@ -32,9 +29,8 @@ def lines(
     ``given`` is what only the first node knows, None elsewhere: there it is what the node says of
     itself.
     """
-    text = files.read(world.host.path(corosync.CONF))
-    is_there = corosync.present(text, cluster) in (Present.OURS, Present.CHANGED)
-    before = _cib(world) if is_there else Element("cib")
+    is_there = forming.is_node(world, cluster)
+    before = forming.last_cib(world, cluster)
     after = deepcopy(before)
     said = _members(world, me, cluster, after) if given is not None and is_there else []
     _edit_facts(world, me, cluster, after)
@@ -48,17 +44,6 @@ def lines(
     if given is not None:
         said += _storage(world, cluster, wanted, basis.optional(before)[1])
     return said
-
-
-def _cib(world: World) -> Element:
-    """The CIB of this cluster; where Pacemaker does not run here, as it was last."""
-    try:
-        return world.cib(world.host.runner)
-    except CxmError:
-        text = files.read(world.host.path(f"{CIB_DIR}/cib.xml"))
-        if text is None:
-            return Element("cib")
-        return ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
 
 
 def _members(world: World, me: str, cluster: Cluster, cib: Element) -> list[str]:

@@ -7,22 +7,24 @@ anywhere and begun again.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Final
+from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import basis, datastore, nodes, pacemaker, peer, sbd
-from cxm.cluster.basis import Basis
+from cxm.cluster.basis import Basis, FenceDevice
 from cxm.cluster.pacemaker import Status
 from cxm.config import NodeConfig
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
 from cxm.node.machine import ROOT, Machine
 from cxm.run import Runner
-from cxm.setup import files, services, shareddisk, sharedfs
+from cxm.setup import corosync, files, services, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
-from cxm.setup.clustercheck import HOST_KEY
+from cxm.setup.clustercheck import CIB_DIR, HOST_KEY
+from cxm.setup.corosync import Present
 from cxm.setup.nodecheck import Host
 from cxm.setup.sharedfs import Wanted
 from cxm.xen import xl
@@ -85,6 +87,37 @@ def _status(world: World) -> Status | None:
                     hint=f"journalctl -u {service} says why; then run the same command again",
                 ) from error
         return None
+
+
+def is_node(world: World, cluster: Cluster) -> bool:
+    """Whether this machine is a node of the cluster already, of the same members or others."""
+    text = files.read(world.host.path(corosync.CONF))
+    return corosync.present(text, cluster) in (Present.OURS, Present.CHANGED)
+
+
+def last_cib(world: World, cluster: Cluster) -> Element:
+    """The CIB of this cluster; where Pacemaker does not run here, as it was last; else empty."""
+    if not is_node(world, cluster):
+        return Element("cib")
+    try:
+        return world.cib(world.host.runner)
+    except CxmError:
+        text = files.read(world.host.path(f"{CIB_DIR}/cib.xml"))
+        if text is None:
+            return Element("cib")
+        return ET.fromstring(text)  # noqa: S314 - our own Pacemaker wrote it
+
+
+def known(world: World, me: str, cluster: Cluster, fencing: Sequence[FenceDevice]) -> set[str]:
+    """The fence devices that the cluster has as they are given, and that have worked.
+
+    Those of others answered here before they were written; this node's own has to be proven.
+    """
+    cib = last_cib(world, cluster)
+    had, facts = basis.known(cib, fencing), nodes.facts(cib)
+    is_proven = me in facts and facts[me].proven is not None
+    own = {name for name, device in basis.named(fencing) if device.node == me}
+    return had if is_proven else had - own
 
 
 def to_be_proven(names: list[str]) -> str:
@@ -195,9 +228,18 @@ def _untold(world: World, me: str, cluster: Cluster) -> str:
 
 
 def form(
-    world: World, me: str, cluster: Cluster, given: Basis, wanted: Wanted | None = None
+    world: World,
+    me: str,
+    cluster: Cluster,
+    given: Basis,
+    wanted: Wanted | None = None,
+    *,
+    silent: Container[str] = (),
 ) -> bool:
-    """Make the cluster whole from its first node; whether anything was changed."""
+    """Make the cluster whole from its first node; whether anything was changed.
+
+    Fence devices that are ``silent`` are not waited for: they are known not to answer.
+    """
     runner = world.host.runner
     wait(world, lambda status: missing(cluster, status))
     changed = join(world, me, cluster)
@@ -226,7 +268,7 @@ def form(
         world.say(f"made: the shared volume group {cluster.vg} on {cluster.device}")
         changed = True
     wait(world, lambda status: _not_on_all(cluster, status, _LOCKSPACE))
-    wait(world, lambda status: _fencing(given, status))
+    wait(world, lambda status: _fencing(given, status, silent))
     if wanted is not None:
         changed |= _datastore(world, cluster, given, wanted)
     return changed
@@ -296,10 +338,11 @@ def _not_on_all(cluster: Cluster, status: Status, resource: str) -> str:
     return f"waiting for the locks on all nodes{reason}"
 
 
-def _fencing(given: Basis, status: Status) -> str:
+def _fencing(given: Basis, status: Status, silent: Container[str]) -> str:
     """Raises CxmError for a device that does not answer: no guest would ever be safe."""
     names = [name for name in status.resources if name.startswith(_FENCE)]
-    waiting = [name for name in names if status.resources[name].role != "Started"]
+    off = [name for name in names if status.resources[name].role != "Started"]
+    waiting = [name for name in off if name not in silent]
     for failure in status.failures:
         # One that has started since has forgotten nothing, but works.
         if failure.resource in waiting:
