@@ -65,7 +65,7 @@ def update(vm: Vm, what: str, edit: Callable[[Resource], Resource]) -> None:
 # --- start --------------------------------------------------------------------------------------
 
 
-def start(vm: Vm) -> Ocf:
+def start(vm: Vm, limit_s: float) -> Ocf:
     """Start the VM, from its saved memory if that is wished and possible, else cold."""
     resource = resource_of(vm)
     # Pacemaker starts only what runs nowhere.
@@ -77,7 +77,7 @@ def start(vm: Vm) -> Ocf:
         _log.info("VM %d runs already, as %s", vm.vm, found.name)
         moving.settle(vm)
         return Ocf.SUCCESS
-    locks.await_(vm.machine, locks.START_S)
+    locks.await_(vm.machine, locks.start_s(limit_s))
     bootfiles.fetch_all(vm.machine, resource.config)
     if present:
         end(vm)
@@ -257,18 +257,14 @@ def _switched_off(vm: Vm, *, probe: bool) -> Ocf:
 # --- the agent ----------------------------------------------------------------------------------
 
 
-def _locked(vm: Vm, action: Callable[[Vm], Ocf]) -> Ocf:
-    with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
-        return action(vm)
-
-
 def run(machine: Machine, action: str, env: Mapping[str, str]) -> Ocf:
     """Do one action for the resource that the environment describes; raises CxmError."""
     cloud = names.cloud_id(env.get("OCF_RESKEY_cloud", ""))
     vm = Vm(machine, Owner(cloud, names.vm_id(env.get("OCF_RESKEY_vm", ""))))
     limit_s = int(env.get("OCF_RESKEY_CRM_meta_timeout", "0") or "0") / 1000
     if action == "start":
-        return _locked(vm, start)
+        with vm.machine.vm_lock(cloud, vm.vm):
+            return start(vm, limit_s)
     if action == "stop":
         return stop(vm)
     if action == "monitor":

@@ -14,13 +14,19 @@ from cxm.node.machine import Machine
 
 _log = logging.getLogger(__name__)
 
-# A node that joins takes up to a minute. A start has 300 s at least, and a move not much more than
-# its guest's memory needs (cluster/limits.py); a move that fails leaves the guest where it runs.
-START_S: Final = 180.0
+# A node that joins takes up to a minute. A move has not much more time than its guest's memory
+# needs (cluster/limits.py), and one that fails leaves the guest where it runs.
+_START_S: Final = 180.0
 RECEIVE_S: Final = 60.0
+_PART: Final = 0.6  # of the time that a start has: it has 300 s, unless an administrator gave less
 _ASK_S: Final = 10.0
 # The lockspace of all groups, of which a group's locks are made.
 _GLOBAL: Final = "lvm_global"
+
+
+def start_s(limit_s: float) -> float:
+    """How long a start waits that Pacemaker gives so much time (0: no limit)."""
+    return min(_START_S, _PART * limit_s) if limit_s else _START_S
 
 
 def await_(machine: Machine, patience_s: float) -> None:
