@@ -96,7 +96,7 @@ def start(vm: Vm) -> Ocf:
         update(
             vm, f"VM {vm.vm}: no memory to restore", lambda known: replace(known, wish=Wish.NONE)
         )
-    group, owned = usable(vm, volumes)
+    group, owned = usable(vm, volumes, kept=True)
     drop_checkpoint(vm, group)
     with (
         activated(vm, group, owned),

@@ -10,6 +10,7 @@ import base64
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -164,6 +165,16 @@ def resources(cib: Element) -> list[Resource]:
     preferences = _preferences(cib)
     found = [_read(primitive, preferences) for primitive in _primitives(cib)]
     return sorted(found, key=lambda resource: (resource.cloud, resource.vm))
+
+
+def readable(cib: Element) -> list[Resource]:
+    """The same, but that a damaged one does not keep anybody from the others."""
+    preferences = _preferences(cib)
+    found = []
+    for primitive in _primitives(cib):
+        with suppress(DataError):
+            found.append(_read(primitive, preferences))
+    return found
 
 
 def find(cib: Element, cloud: CloudId, vm: VmId) -> Resource | None:
