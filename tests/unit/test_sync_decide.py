@@ -194,12 +194,12 @@ class TestViews:
         pool = (
             "<VM_POOL><VM><ID>7</ID><NAME>web</NAME><STATE>3</STATE><LCM_STATE>16</LCM_STATE>"
             "<LOCK><LOCKED>1</LOCKED></LOCK><HISTORY_RECORDS><HISTORY><HOSTNAME>a</HOSTNAME>"
-            "<STIME>5</STIME></HISTORY></HISTORY_RECORDS></VM>"
+            "<ETIME>0</ETIME></HISTORY></HISTORY_RECORDS></VM>"
             "<VM><ID>8</ID><NAME>db</NAME><STATE>1</STATE><LCM_STATE>0</LCM_STATE>"
             "<HISTORY_RECORDS/></VM></VM_POOL>"
         )
         assert views.records(pool) == [
-            Record(VmId(7), "web", "UNKNOWN", "a", locked=True, since=5),
+            Record(VmId(7), "web", "UNKNOWN", "a", locked=True),
             Record(VmId(8), "db", "PENDING", ""),
         ]
 
@@ -217,7 +217,8 @@ class TestViews:
     def test_answer(self) -> None:
         """Of a node in a cluster, and of a host in none."""
         row = {"vm": 7, "name": "x", "host": "b", "doubt": "", "wanted": True}
-        said = {"clustered": True, "doubt": "", "hosts": ["a", "b"], "unclear": [], "vms": [row]}
+        said = {"clustered": True, "doubt": "", "hosts": ["a", "b"], "unclear": [], "away": []}
+        said["vms"] = [row]
         assert views.answer("a", said).vms == (SEEN,)
         assert views.answer("s", {"clustered": False}).counts
         with pytest.raises(DataError, match="a does not say where VMs are as it should"):

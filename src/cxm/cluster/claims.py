@@ -71,11 +71,11 @@ def require_unclaimed(machine: Machine, cloud: CloudId, vm: VmId) -> None:
 
 def _seat(machine: Machine, cloud: CloudId, vm: VmId) -> Element:
     """The CIB, when it is certain that the VM runs here; raises RefusedError, NotFoundError."""
-    doubt, seats, root = whereabouts.look(machine, cloud)
+    status, seats, root = whereabouts.look(machine, cloud)
     found = next((each for each in seats if each.vm == vm), None)
     if found is None:
         raise NotFoundError(f"the cluster knows no VM {vm} of the cloud '{cloud}'")
-    doubt = doubt or found.doubt
+    doubt = whereabouts.distrust(status) or found.doubt
     if doubt or found.node != machine.hostname:
         where = f"it is on {found.node}" if found.node else "it is nowhere"
         raise RefusedError(

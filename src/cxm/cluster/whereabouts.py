@@ -155,8 +155,8 @@ def _asked(
         return dict(zip(names, pool.map(one, names), strict=True))
 
 
-def look(machine: Machine, cloud: CloudId) -> tuple[str, list[Seat], Element]:
-    """Why this node is not to be trusted, if so; where the cloud's VMs are; and the CIB."""
+def look(machine: Machine, cloud: CloudId) -> tuple[Status, list[Seat], Element]:
+    """The cluster; where the cloud's VMs are, if :func:`distrust` has nothing to say; the CIB."""
     status = pacemaker.status(machine.runner)
     root = pacemaker.cib(machine.runner, local=not status.quorate)
     why = distrust(status)
@@ -166,22 +166,25 @@ def look(machine: Machine, cloud: CloudId) -> tuple[str, list[Seat], Element]:
         for each in cib.readable(root)
         if each.cloud == cloud
     ]
-    return why, seats, root
+    return status, seats, root
 
 
 def whereabouts(call: Call) -> dict[str, Any]:
     """The verb on a node of a cluster; names of nodes are those of OpenNebula's hosts."""
     machine = call.machine
-    why, seats, root = look(machine, call.cloud)
+    status, seats, root = look(machine, call.cloud)
+    why = distrust(status)
     known = nodes.facts(root)
     hosts = {name: each.attributes.get(nodes.HOST, name) for name, each in known.items()}
     unclear = nodes.ambiguous(known)
+    up = {each.name for each in status.nodes if each.online and not each.unclean}
     return {
         "node": machine.hostname,
         "clustered": True,
         "doubt": why,
         "hosts": sorted(host for host in hosts.values() if host not in unclear),
         "unclear": sorted(unclear),
+        "away": sorted(hosts[name] for name in hosts if name not in up),
         "vms": [
             {
                 "vm": each.vm,

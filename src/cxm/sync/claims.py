@@ -28,6 +28,7 @@ class Claim:
     vm: VmId
     host: str
     made_at: float
+    lost: bool = False  # the host that it was on is dead: nobody need try to reach it
 
 
 def directory(remotes: str) -> str:
@@ -35,12 +36,13 @@ def directory(remotes: str) -> str:
     return os.path.join(os.path.dirname(remotes), "cxm-sync")
 
 
-def make(place: str, vm: VmId, host: str, now: float) -> None:
+def make(place: str, claim: Claim) -> None:
     """Claim a VM; an older claim on it goes."""
     os.makedirs(place, mode=0o700, exist_ok=True)
-    path = os.path.join(place, f"{_NAME}{vm}")
+    path = os.path.join(place, f"{_NAME}{claim.vm}")
+    raw = {"host": claim.host, "made_at": claim.made_at, "lost": claim.lost}
     with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump({"host": host, "made_at": now}, file)
+        json.dump(raw, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(file.name, path)
@@ -58,7 +60,7 @@ def find(place: str, vm: VmId, now: float) -> Claim | None:
     try:
         with open(path, encoding="utf-8") as file:
             raw = json.load(file)
-        claim = Claim(vm, str(raw["host"]), float(raw["made_at"]))
+        claim = Claim(vm, str(raw["host"]), float(raw["made_at"]), raw["lost"] is True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,7 +68,8 @@ def find(place: str, vm: VmId, now: float) -> Claim | None:
             f"VM {vm} is claimed by cxm-sync, and the claim cannot be read: {error}",
             hint=f"if no cxm-sync runs, remove {path}",
         ) from error
-    return claim if 0 <= now - claim.made_at < LONGEST_S else None
+    # One from the future is one: a clock that was set back must not set drivers free.
+    return claim if now - claim.made_at < LONGEST_S else None
 
 
 def all_of(place: str, now: float) -> Iterator[Claim]:

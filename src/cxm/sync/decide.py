@@ -17,7 +17,6 @@ from cxm.one.version import OneVersion
 from cxm.sync.views import Host, Record, Sighting
 
 RECOVERS: Final = OneVersion(4, 0)  # one.vm.recover
-RECOVERS_BY_NUMBER: Final = OneVersion(4, 14)  # its argument: before, true or false
 MOVES_AT_REST: Final = OneVersion(4, 14)  # one.vm.migrate of what is off or suspended
 BOOT_FAILURES: Final = OneVersion(5, 0)
 # How long a migration of our own may take before it counts as one that nobody works on any more:
@@ -113,11 +112,8 @@ def decide(
         return _stuck(record, seen, version)
     if record.state not in _RESTING:
         return made(Kind.LEFT, f"OpenNebula is at work on it ({record.state})")
-    if seen.doubt:
-        return made(Kind.WAIT, f"where it runs is not certain: {seen.doubt}")
-    if not seen.host:
-        what = f"OpenNebula says {record.state} on {record.host}"
-        return made(Kind.LEFT, f"{what}, and it runs nowhere: its host's reports tell it")
+    if seen.doubt or not seen.host:
+        return made(*_unplaced(record, seen))
     return _misplaced(record, seen, hosts, version)
 
 
@@ -126,6 +122,13 @@ def _not_running(record: Record, seen: Sighting) -> tuple[Kind, str]:
         return Kind.AGREED, f"{record.state} in OpenNebula, and it runs nowhere"
     what = f"OpenNebula says {record.state}, but it runs on {seen.host}"
     return Kind.STUCK, f"{what}; 'cxm shutdown {record.vm}' on a node ends it"
+
+
+def _unplaced(record: Record, seen: Sighting) -> tuple[Kind, str]:
+    if seen.doubt:
+        return Kind.WAIT, f"where it runs is not certain: {seen.doubt}"
+    what = f"OpenNebula says {record.state} on {record.host}"
+    return Kind.LEFT, f"{what}, and it runs nowhere: its host's reports tell it"
 
 
 def _done(seen: Sighting) -> tuple[Kind, str]:
@@ -160,13 +163,19 @@ def _misplaced(
     if way is None:
         what = f"OpenNebula {version} takes no call that says where it is"
         return made(Kind.LEFT, f"{says}, but {where}: {what}; {record.host} vouches for it")
-    if record.locked:
-        what = f"it is locked in OpenNebula: 'onevm unlock {record.vm}'"
-        return made(Kind.STUCK, f"{says}, but {where}; {what}")
-    if not same and host.offline:
-        what = f"{host.name} is OFFLINE in OpenNebula, which sends no VM there"
-        return made(Kind.STUCK, f"{says}, but {where}; {what}: 'onehost enable {host.name}'")
+    if refusal := _refusal(record, host, same_host=same):
+        return made(Kind.STUCK, f"{says}, but {where}; {refusal}")
     return made(Kind.ACT, f"{says}, but {where}: {' and '.join(way)}", *way)
+
+
+def _refusal(record: Record, host: Host, *, same_host: bool) -> str:
+    """Why oned would refuse the calls, as far as that is known before; empty for nothing."""
+    if record.locked:
+        return f"it is locked in OpenNebula: 'onevm unlock {record.vm}'"
+    if host.offline and not same_host:
+        what = f"{host.name} is OFFLINE in OpenNebula, which sends no VM there"
+        return f"{what}: 'onehost enable {host.name}'"
+    return ""
 
 
 def _stuck(record: Record, seen: Sighting, version: OneVersion) -> Decision:

@@ -39,6 +39,8 @@ class Memory:
     failures: dict[int, Failure] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)  # hosts that did, the last time
     began_at: float = 0.0  # when the last run began
+    keys_at: float = 0.0  # when nodes were last asked for their keys
+    said: list[str] = field(default_factory=list)  # what was logged and still holds
     removals_at: float = 0.0  # when volumes were last looked for that wait for their removal
 
     def failed(self, vm: int, key: str, now: float, why: str) -> None:
@@ -63,6 +65,8 @@ def load(place: str) -> Memory:
             {int(vm): _failure(row) for vm, row in failures.items()},
             [str(host) for host in raw["answered"]],
             float(raw["began_at"]),
+            float(raw["keys_at"]),
+            [str(each) for each in raw["said"]],
             float(raw["removals_at"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

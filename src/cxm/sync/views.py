@@ -22,7 +22,8 @@ _STATES: Final = {
 }  # fmt: skip
 _LCM_STATES: Final = {
     1: "PROLOG", 2: "BOOT", 3: "RUNNING", 4: "MIGRATE", 16: "UNKNOWN", 36: "BOOT_FAILURE",
-    39: "PROLOG_FAILURE", 37: "BOOT_MIGRATE_FAILURE", 47: "BOOT_UNDEPLOY_FAILURE", 48: "BOOT_STOPPED_FAILURE",
+    37: "BOOT_MIGRATE_FAILURE", 39: "PROLOG_FAILURE", 47: "BOOT_UNDEPLOY_FAILURE",
+    48: "BOOT_STOPPED_FAILURE",
 }  # fmt: skip
 _OFFLINE: Final = 8
 OURS: Final = "cxm"  # IM_MAD of the hosts that have our drivers
@@ -48,7 +49,7 @@ class Record:
     state: str
     host: str  # of its last history record; empty before the first placement
     locked: bool = False
-    since: int = 0  # when its last history record began, seconds since 1970
+    moving: bool = False  # the history record before the last is open: a migration has not ended
 
     @property
     def label(self) -> str:
@@ -75,6 +76,7 @@ class Answer:
     doubt: str = ""
     hosts: tuple[str, ...] = ()
     unclear: tuple[str, ...] = ()
+    away: tuple[str, ...] = ()  # hosts whose nodes are dead, or no members for another reason
     vms: tuple[Sighting, ...] = ()
 
     @property
@@ -102,6 +104,11 @@ class World:
                 found[each.vm] = each
         return found
 
+    @property
+    def away(self) -> set[str]:
+        """The hosts that nobody need try to reach."""
+        return {host for answer in self.answers for host in answer.away}
+
     def covers(self, host: str) -> bool:
         """Whether a host is a node of a cluster that has answered."""
         return any(answer.clustered and host in answer.hosts for answer in self.answers)
@@ -116,14 +123,15 @@ def state_name(state: int | None, lcm_state: int | None) -> str:
 
 def record(element: Element) -> Record:
     """A VM of one.vmpool.info, or one.vm.info."""
-    last = element.findall("HISTORY_RECORDS/HISTORY")[-1:]
+    histories = element.findall("HISTORY_RECORDS/HISTORY")
+    last, before = histories[-1:], histories[-2:-1]
     return Record(
         vm=vm_id(xml.text_of(element, "ID")),
         name=xml.text_of(element, "NAME"),
         state=state_name(xml.number_of(element, "STATE"), xml.number_of(element, "LCM_STATE")),
         host=xml.text_of(last[0], "HOSTNAME") if last else "",
         locked=element.find("LOCK/LOCKED") is not None,
-        since=(xml.number_of(last[0], "STIME") or 0) if last else 0,
+        moving=any(xml.number_of(each, "ETIME") == 0 for each in before),
     )
 
 
@@ -157,6 +165,7 @@ def answer(asked: str, said: Mapping[str, Any]) -> Answer:
             doubt=str(said["doubt"]),
             hosts=tuple(map(str, said["hosts"])),
             unclear=tuple(map(str, said["unclear"])),
+            away=tuple(map(str, said["away"])),
             vms=tuple(_sightings(said["vms"])),
         )
     except (KeyError, TypeError, ValueError) as error:
