@@ -25,6 +25,11 @@ def refuse(call: Call, *, vm: VmId, timeout_s: int = 0) -> dict[str, Any]:  # no
     raise RefusedError(f"{call.machine.hostname} is in no cluster, so VM {vm} has not moved there")
 
 
+def no_key(_call: Call) -> dict[str, Any]:
+    """A standalone host has nothing to nudge about."""
+    return {"key": ""}
+
+
 def requested(call: Call) -> dict[str, Any]:
     """The VMs of the cloud with volumes whose deletion was asked for, and those volumes."""
     group = lvm.group(call.machine.runner, call.machine.config.vg_name)

@@ -183,6 +183,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "domain-claim": Verb("presence", "refuse", "vm timeout_s", lock=False, cluster="claims.claim"),
     "domain-confirm": Verb("presence", "refuse", "vm", lock=False, cluster="claims.confirm"),
     "whereabouts": Verb("presence", "whereabouts", cluster="whereabouts.whereabouts"),
+    "nudge-key": Verb("presence", "no_key", cluster="nudge.key"),
     "requested": Verb("presence", "requested"),
     "vm-purge": Verb("purge", "purge", "vm forced"),
     "observe": Verb("observe", "observe", "detail", stays=True),
