@@ -6,7 +6,7 @@
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -68,13 +68,15 @@ def silent(stage: Stage, node: Machine) -> Iterator[None]:
         stage.lab.frontend.run(["ip", "neigh", "del", address, "dev", device])
 
 
+def _another_boot(was: visit.Status) -> Callable[[visit.Status], bool]:
+    return lambda now: now.boot != was.boot
+
+
 def rescued(stage: Stage, vms: list[int], before: list[visit.Status]) -> None:
     """Wait until the guests have booted on the second node, and are at rest there."""
     second = stage.nodes[1]
     for address, was in zip(_ADDRESSES, before, strict=False):
-        visit.await_status(
-            stage.lab, address, lambda now, was=was: now.boot != was.boot, timeout_s=FAILOVER_S
-        )
+        visit.await_status(stage.lab, address, _another_boot(was), timeout_s=FAILOVER_S)
     wanted = dict.fromkeys(vms, (second.name,))
     second.wait_until(lambda: towns.places_of(towns.status(second)) == wanted, timeout_s=FAILOVER_S)
 
