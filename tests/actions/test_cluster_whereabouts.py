@@ -79,6 +79,7 @@ class TestCertain:
         pair.pacemaker.edit(lambda root: nodes.set_attribute(root, "node1", nodes.HOST, "node2"))
         answer = told(pair)
         assert (answer["hosts"], answer["unclear"]) == ([], ["node2"])
+        assert answer["vms"][0]["doubt"] == "'node2' may mean two nodes of the cluster"
 
     def test_off(self, pair: Pair) -> None:
         """Nowhere, for certain."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cxm import lock
 from cxm.cluster import relocate
 from cxm.errors import CxmError, UnreachableError, UsageError
 from cxm.names import VmId
@@ -393,6 +394,13 @@ class TestNudges:
         known.began_at = world.now + 1
         memory.store(here.place, known)
         assert main.sync(here, nudged=True) is None
+        assert world.asked == []
+
+    def test_one_waits_for_all(self, world: Believing) -> None:
+        """A node that nudges a hundred times does not make a hundred processes wait."""
+        here = world.here()
+        with lock.hold(here.place, "waiting", timeout_s=0.0):
+            assert main.sync(here, nudged=True) is None
         assert world.asked == []
 
 

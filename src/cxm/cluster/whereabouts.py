@@ -8,7 +8,7 @@ fenced, Pacemaker has the VM at rest on one node, and Xen there shows its domain
 name, running. Changes nothing, and never calls LVM, which stands still while a node is lost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -190,12 +190,16 @@ def whereabouts(call: Call) -> dict[str, Any]:
                 "vm": each.vm,
                 "name": each.name,
                 "host": hosts.get(each.node, ""),
-                "doubt": why or each.doubt,
+                "doubt": why or each.doubt or _unclear(hosts.get(each.node, ""), unclear),
                 "wanted": each.wanted,
             }
             for each in seats
         ],
     }
+
+
+def _unclear(host: str, unclear: Collection[str]) -> str:
+    return f"'{host}' may mean two nodes of the cluster" if host in unclear else ""
 
 
 def require_nowhere(machine: Machine, cloud: CloudId, vm: VmId, *, forced: bool) -> None:

@@ -26,11 +26,12 @@ def setting(remotes: str, key: str) -> str | None:
 def is_frontend(remotes: str) -> bool:
     """Whether the remotes tree is oned's own: a host has a copy, without oned's settings beside.
 
-    A file there that is not of the tree's owner is somebody else's: ``/var/tmp`` is everybody's.
+    A file there that is neither ours nor the tree's owner's is somebody else's: ``/var/tmp``, where
+    a host's copy lies, is everybody's.
     """
     try:
         beside = os.stat(os.path.join(os.path.dirname(remotes), "config"))
-        return beside.st_uid == os.stat(remotes).st_uid
+        return beside.st_uid in (os.geteuid(), os.stat(remotes).st_uid)
     except OSError:
         return False
 

@@ -160,8 +160,10 @@ def act(tools: Tools, seen: Seen, decisions: Sequence[Decision], memory: Memory)
         failure = _begin(tools, seen, decision)
         if failure is None:
             begun.append(decision)
-        else:
+        elif failure.kind is Kind.STUCK:
             done.append(_noted(tools, decision, memory, failure))
+        else:
+            done.append(failure)
     done += _ended(tools, begun, memory)
     return sorted(done, key=lambda each: each.record.vm)
 

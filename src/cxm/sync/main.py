@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
@@ -167,10 +168,14 @@ def _tell(known: Memory, done: Turn) -> None:
 
 
 def sync(here: Here, *, nudged: bool) -> Turn | None:
-    """Take turns until nothing is about to show; None where another run has just looked."""
+    """Take turns until nothing is about to show; None where another run looks, or is about to."""
     asked_at = here.now()
     try:
-        with lock.hold(here.place, "sync", timeout_s=_LOCK_S if nudged else 0.0):
+        with ExitStack() as held:
+            # Of several nudges one waits for the turn that is under way: it will see for all.
+            with lock.hold(here.place, "waiting", timeout_s=0.0):
+                patience_s = _LOCK_S if nudged else 0.0
+                held.enter_context(lock.hold(here.place, "sync", timeout_s=patience_s))
             if nudged and memory.load(here.place).began_at > asked_at:
                 return None
             done = turn(here, dry_run=False)
