@@ -404,5 +404,11 @@ class TestDeletion:
     def test_what_was_not_asked_for_stays(self, pair: Pair) -> None:
         """A VM that is off has disks, too."""
         pair.stop("node1")
-        assert pair.ask("node1", "vm-purge", vm=7, forced=True).result["removed"] == []
+        assert pair.ask("node1", "vm-purge", vm=7, forced=False).result["removed"] == []
         assert self._tags(pair)
+
+    def test_a_human_says_so(self, pair: Pair) -> None:
+        """OpenNebula's clean-up never reached a host: nothing is marked, and nobody owns it."""
+        pair.stop("node1")
+        assert pair.ask("node1", "vm-purge", vm=7, forced=True).result["removed"] == [RID, DISK]
+        assert self._tags(pair) == ()

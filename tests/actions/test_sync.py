@@ -444,6 +444,18 @@ class TestRemoval:
         assert "OpenNebula knows no such VM" in quietly(world).removals[0].sentence
         assert self._has_disk(world)
 
+    def test_a_human_says_that_nobody_needs_it(self, world: Believing) -> None:
+        """OpenNebula gave it up, its clean-up reached no host, and it has been shut down since."""
+        world.state = "DONE"
+        here = world.here()
+        assert "it runs on node1" in main.turn(here, dry_run=False, remove=VmId(7)).removals[0].why
+        world.pair.stop("node1")
+        assert "--remove 7" in quietly(world).decisions[0].sentence
+        assert self._has_disk(world)
+        assert main.turn(here, dry_run=False, remove=VmId(7)).removals[0].removed
+        assert not self._has_disk(world)
+        assert quietly(world).decisions == []
+
 
 class TestCommand:
     """What people and programs see."""

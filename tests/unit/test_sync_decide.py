@@ -158,7 +158,7 @@ def test_our_own_migration_that_does_not_end(
     [
         (SEEN, Kind.STUCK, "has given it up (DONE), and it runs on b: nothing of it is removed"),
         (Sighting(VmId(7), ""), Kind.STUCK, "the cluster keeps it"),
-        (Sighting(VmId(7), "", wanted=False), Kind.AGREED, "runs nowhere"),
+        (Sighting(VmId(7), "", wanted=False), Kind.STUCK, "'cxm-sync --remove 7'"),
         (Sighting(VmId(7), "", "x", wanted=False), Kind.STUCK, "the cluster keeps it: x"),
     ],
 )

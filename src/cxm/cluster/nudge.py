@@ -188,10 +188,19 @@ def main() -> int:
     log.to_syslog(ident="cxm-nudge", debug=False)
     machine = this_machine()
     try:
-        return 0 if send(replace(machine, config=settings()[0])) else 1
+        return 0 if send(_configured(machine)) else 1
     except Exception as error:  # noqa: BLE001 - the boundary
         _log.error("%s", explained(error, "sending nudges", _log).sentence())
         return CxmError.code
+
+
+def _configured(machine: Machine) -> Machine:
+    """The node with its settings; broken ones name no frontend, and notes must not pile up."""
+    try:
+        return replace(machine, config=settings()[0])
+    except CxmError as error:
+        _log.error("no frontend is told anything: %s", error.sentence())
+        return machine
 
 
 def told(machine: Machine, argv: Sequence[str]) -> None:

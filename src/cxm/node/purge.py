@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def purge(call: Call, *, vm: VmId, forced: bool) -> dict[str, Any]:
-    """Remove the VM's volumes whose deletion was asked for; ``forced`` also of one that ended late.
+    """Remove the VM's volumes whose deletion was asked for; with ``forced`` all of them.
 
     A VM that OpenNebula itself has stopped is forgotten by the cluster too. One that ended by
     itself, or by an operator, after OpenNebula had given it up, may have been somebody's rescued
@@ -32,7 +32,7 @@ def purge(call: Call, *, vm: VmId, forced: bool) -> dict[str, Any]:
     machine, owner = call.machine, Owner(call.cloud, vm)
     group = store.load(machine, owner)
     owned = store.of_vm(machine, group, owner)
-    wanted = [each for each in owned if each.tags.state is State.DELETE_REQUESTED]
+    wanted = [each for each in owned if forced or each.tags.state is State.DELETE_REQUESTED]
     if not wanted:
         return {"removed": []}
     disks.require_gone(machine, owner)

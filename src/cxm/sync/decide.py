@@ -134,11 +134,13 @@ def _unplaced(record: Record, seen: Sighting) -> tuple[Kind, str]:
 def _done(seen: Sighting) -> tuple[Kind, str]:
     if seen.host:
         what = f"OpenNebula has given it up (DONE), and it runs on {seen.host}"
-        return Kind.STUCK, f"{what}: nothing of it is removed; 'cxm shutdown {seen.vm}' ends it"
+        what = f"{what}: nothing of it is removed"
+        return Kind.STUCK, f"{what}; 'cxm shutdown {seen.vm}' on a node ends it"
     if seen.doubt or seen.wanted:
         what = seen.doubt or "it runs nowhere at the moment"
         return Kind.STUCK, f"OpenNebula has given it up (DONE), and the cluster keeps it: {what}"
-    return Kind.AGREED, "it has ended in OpenNebula, and runs nowhere"
+    what = "it has ended in OpenNebula (DONE), and the cluster still knows it"
+    return Kind.STUCK, f"{what}: what stays of its volumes goes by 'cxm-sync --remove {seen.vm}'"
 
 
 def _misplaced(

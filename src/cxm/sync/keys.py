@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+from cxm import names
 from cxm.errors import CxmError, UsageError
 from cxm.node.client import Node
 from cxm.setup import keys
@@ -74,6 +75,7 @@ def merge(
 
 def line_of(host: str, key: keys.PublicKey, command: str) -> str:
     """The line that lets a node nudge."""
+    names.host_name(host)
     if not re.fullmatch(r"[A-Za-z0-9_./ -]+", command):
         raise UsageError(f"the path '{command}' cannot be written into authorized_keys")
     return f'command="{command} --nudged",restrict {key} {_MARK}{host}'

@@ -37,7 +37,8 @@ class Removal:
     @property
     def sentence(self) -> str:
         """For people."""
-        return f"VM {self.vm}: {', '.join(self.volumes)} on {self.host}: {self.why}"
+        what = ", ".join(self.volumes) or "its volumes"
+        return f"VM {self.vm}: {what} on {self.host}: {self.why}"
 
 
 def candidates(seen: Seen) -> Iterator[str]:
@@ -57,6 +58,10 @@ def run(tools: Tools, seen: Seen, *, dry_run: bool, only: VmId | None = None) ->
             _log.warning("%s does not say which volumes wait: %s", host, error.sentence())
             continue
         wanted = [row for row in rows if only is None or row["vm"] == only]
+        if only is not None:
+            wanted = [
+                {"vm": only, "volumes": [str(each) for row in wanted for each in row["volumes"]]}
+            ]
         forced = only is not None
         found += [_one(tools, host, row, dry_run=dry_run, forced=forced) for row in wanted]
     return found
@@ -77,8 +82,11 @@ def _one(tools: Tools, host: str, row: dict[str, Any], *, dry_run: bool, forced:
     if dry_run:
         return made("to be removed")
     try:
-        tools.node(host).call("vm-purge", {"vm": vm, "forced": forced}, timeout_s=_LVM_S)
+        arguments = {"vm": vm, "forced": forced}
+        gone = tools.node(host).call("vm-purge", arguments, timeout_s=_LVM_S)["removed"]
     except CxmError as error:
         return made(f"kept: {error.sentence()}")
-    _log.info("VM %d is DONE: %s removed from %s", vm, ", ".join(volumes), host)
-    return made("removed", removed=True)
+    if not gone:
+        return made("nothing of it is there")
+    _log.info("VM %d is DONE: %s removed from %s", vm, ", ".join(gone), host)
+    return made(f"removed: {', '.join(gone)}", removed=True)
