@@ -274,7 +274,8 @@ class TestStop:
             return (1, "no") if order.action == "stop" else act(order)
 
         pair.pacemaker._act = fail
-        pair.stop("node2", "destroy")
+        pair.xens["node2"].listens = False
+        pair.stop("node1", timeout_s=5)
         assert pair.dead == {"node2"}
         assert pair.runs_on() == []
 

@@ -20,12 +20,17 @@ def whereabouts(call: Call) -> dict[str, Any]:
     return {"node": call.machine.hostname, "clustered": False}
 
 
-def refuse(call: Call, *, vm: VmId, timeout_s: int = 0) -> dict[str, Any]:  # noqa: ARG001 - a verb
-    """Of a standalone host nothing is claimed, and nothing confirmed."""
+def no_claim(call: Call, *, vm: VmId, timeout_s: int) -> dict[str, Any]:  # noqa: ARG001 - a verb
+    """Of a standalone host nothing is claimed."""
+    return no_confirm(call, vm=vm)
+
+
+def no_confirm(call: Call, *, vm: VmId) -> dict[str, Any]:
+    """Nothing has come to a standalone host by itself."""
     raise RefusedError(f"{call.machine.hostname} is in no cluster, so VM {vm} has not moved there")
 
 
-def no_key(_call: Call) -> dict[str, Any]:
+def no_key(call: Call) -> dict[str, Any]:  # noqa: ARG001 - a verb
     """A standalone host has nothing to nudge about."""
     return {"key": ""}
 

@@ -180,8 +180,10 @@ VERBS: Final[Mapping[str, Verb]] = {
     "domain-save": Verb("memory", "save", "vm", cluster="suspend.save"),
     "domain-restore": Verb("memory", "restore", "vm dir guest?", cluster="suspend.restore"),
     "domain-migrate": Verb("domains", "refuse_migration", "vm node", cluster="relocate.migrate"),
-    "domain-claim": Verb("presence", "refuse", "vm timeout_s", lock=False, cluster="claims.claim"),
-    "domain-confirm": Verb("presence", "refuse", "vm", lock=False, cluster="claims.confirm"),
+    "domain-claim": Verb(
+        "presence", "no_claim", "vm timeout_s", lock=False, cluster="claims.claim"
+    ),
+    "domain-confirm": Verb("presence", "no_confirm", "vm", lock=False, cluster="claims.confirm"),
     "whereabouts": Verb("presence", "whereabouts", cluster="whereabouts.whereabouts"),
     "nudge-key": Verb("presence", "no_key", cluster="nudge.key"),
     "requested": Verb("presence", "requested"),
