@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns what README.md takes from the program; ``python -m tools.guide`` renews it.
+"""Owns what the guides take from the program; ``python -m tools.guide`` renews them.
 
 Each part stands between ``<!-- NAME -->`` and ``<!-- end -->``. The demo's table comes from
 build/demo.json, and stays as it is where there is none.
@@ -13,11 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from cxm.config import FrontendConfig, NodeConfig
+from cxm.sync import decide
 from cxm.xen import options
 from lab.story import Row, Story
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+SYNC = ROOT / "docs/sync.md"
 _ROWS = ROOT / "build/demo.json"
 _PART = re.compile(r"(<!-- (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -54,6 +56,11 @@ def renewed(text: str, parts: Mapping[str, str | None]) -> str:
     return _PART.sub(one, text)
 
 
+def sync_parts() -> dict[str, str | None]:
+    """The parts of docs/sync.md."""
+    return {"sync calls": decide.table()}
+
+
 def parts() -> dict[str, str | None]:
     """All parts that are made from the program."""
     return {
@@ -65,4 +72,5 @@ def parts() -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text(encoding="utf-8"), parts()), encoding="utf-8")
+    for path, made in ((README, parts()), (SYNC, sync_parts())):
+        path.write_text(renewed(path.read_text(encoding="utf-8"), made), encoding="utf-8")

@@ -282,6 +282,7 @@ def _answering(lab: Lab, one: Installed, pid: int, inbox: str, names: Names) -> 
                 var=one.var,
                 inbox=inbox,
                 names=names,
+                as_account=lambda argv: _as_oneadmin(lab, one, argv),
             )
             found.append(cloud)
         return bool(found)

@@ -151,6 +151,10 @@ class Cloud(ABC):
     def settle(self) -> None:
         """Wait for what oned does behind a user's back, such as the cleanup of a deleted VM."""
 
+    @abstractmethod
+    def sync(self, *words: str) -> str:
+        """Have the frontend's ``cxm-sync`` take a turn, as its timer would; its output."""
+
     @property
     @abstractmethod
     def host_datastores(self) -> str:

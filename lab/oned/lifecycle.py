@@ -57,6 +57,25 @@ class Lifecycle(Migrations):
         if job is not None:
             self._start(vm, job)
 
+    def recover(self, vm: Vm, *, success: bool) -> None:
+        """A user says how an operation has ended; no driver is called, but by what follows."""
+        if not self._profile.recovers:
+            raise UsageError(f"OpenNebula {self._profile.version} has no recover")
+        with self._lock:
+            if vm.state == "UNKNOWN":
+                self._state(vm, "RUNNING", "recovered")
+            elif vm.state.startswith("BOOT"):
+                self._state(vm, "RUNNING" if success else vm.state, "recovered")
+            elif vm.state == "MIGRATE":
+                source = vm.histories[-2]
+                self._leave_record(source, "live-migrate")
+                if not success:
+                    vm.history.ended = source.ended
+                    self._record(vm, source.host, source.system)
+                self._state(vm, "RUNNING", "recovered")
+            elif vm.state != "RUNNING":
+                raise UsageError(f"recover is not available for state {vm.state}")
+
     def report(self, vm: Vm, state: str) -> None:
         """What monitoring says of a VM: RUNNING, POWEROFF, SUSPENDED, FAILURE or UNKNOWN."""
         with self._lock:

@@ -35,6 +35,8 @@ class Migrations(Jobs):
 
     def _plan_migration(self, vm: Vm, host: Host, *, live: bool) -> Callable[[], None]:
         at_rest = tuple(_PROLOGS) if self._profile.migrates_at_rest else ()
+        if self._profile.migrates_unknown:
+            at_rest = (*at_rest, "UNKNOWN")
         self._require(vm, "RUNNING", *at_rest)
         source, was = vm.history, vm.state
         if source.host is host:
@@ -93,7 +95,9 @@ class Migrations(Jobs):
             self._boot(vm, self._hypervisor.restore)
 
     def _migrate_at_rest(self, vm: Vm, was: str) -> None:
-        if not self._transfer(vm, "migrate", self._transfers.migrate(vm)):
+        # Up to 4.14 a VM that is not known any more is only deployed.
+        has_files = was != "UNKNOWN" or self._profile.migrates_at_rest
+        if has_files and not self._transfer(vm, "migrate", self._transfers.migrate(vm)):
             return
         if was == "UNKNOWN":
             self._state(vm, "BOOT")

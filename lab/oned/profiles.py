@@ -112,6 +112,21 @@ class Profile:
         return self.version >= (5, 0)
 
     @property
+    def recovers(self) -> bool:
+        """A user may say how an operation has ended that nobody works on."""
+        return self.version >= (4, 0)
+
+    @property
+    def has_raft(self) -> bool:
+        """Several servers of one zone follow a leader."""
+        return self.version >= (5, 4)
+
+    @property
+    def migrates_unknown(self) -> bool:
+        """A VM that is not known any more is migrated, by deploying it on the new host."""
+        return self.version >= (4, 10)
+
+    @property
     def boots_after_migration(self) -> bool:
         """A saved VM is restored in a state of its own, not in BOOT."""
         return self.version >= (4, 14)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from xml.etree import ElementTree as ET
@@ -60,6 +60,9 @@ class Names:
     cluster: str = datastores.LOCAL.name
 
 
+_SYNC_S = 600.0
+
+
 class RealOned(Cloud):
     """A running oned; ``prefix`` are the words that make a command run where oned is reached.
 
@@ -76,6 +79,7 @@ class RealOned(Cloud):
         var: str = "/var/lib/one",
         inbox: str = "",
         names: Names | None = None,
+        as_account: Callable[[Sequence[str]], list[str]] | None = None,
     ) -> None:
         self._runner = runner
         self._prefix = tuple(prefix)
@@ -83,6 +87,7 @@ class RealOned(Cloud):
         self._session = session
         self._var = var
         self._inbox = inbox
+        self._as_account = as_account or (lambda argv: [*self._prefix, *argv])
         self.names = names or Names()
         major, minor, patch = str(self._call("one.system.version")).split(".")[:3]
         self.version = OneVersion(int(major), int(minor), int(patch))
@@ -206,6 +211,10 @@ class RealOned(Cloud):
         top = f"{self._var}/datastores"
         argv = [*self._prefix, "find", top, "-mindepth", "2", "-maxdepth", "2", "-type", "d"]
         return self._runner.run(argv).stdout.splitlines()
+
+    def sync(self, *words: str) -> str:
+        argv = self._as_account(["/usr/sbin/cxm-sync", *words])
+        return self._runner.run(argv, timeout_s=_SYNC_S).stdout
 
     def settle(self) -> None:
         """Nothing to wait for: a VM that a real oned calls DONE has been cleaned up."""

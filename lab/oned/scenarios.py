@@ -6,7 +6,7 @@ A scenario asks for things as a user does and raises CxmError where something el
 is true outside of OpenNebula (guests, volumes, files) its caller looks at, at the stages named.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -269,3 +269,21 @@ def await_failure(cloud: Cloud, vm: int) -> VmView:
         if view.state == "PROLOG_FAILURE":
             return view
         raise
+
+
+def in_line(cloud: Cloud, vm: int, host: str) -> VmView:
+    """What OpenNebula says of a VM after a turn of ``cxm-sync``; raises unless it is right."""
+    said = cloud.sync()
+    view = cloud.vm(vm)
+    if (view.host, view.state) != (host, "RUNNING"):
+        raise CxmError(f"VM {vm} is {view.state} on {view.host}, not RUNNING on {host}: {said}")
+    return view
+
+
+def ended(cloud: Cloud, vms: Sequence[int]) -> None:
+    """Every VM is terminated by OpenNebula, wherever it has come to, and its disks are removed."""
+    for vm in vms:
+        cloud.terminate(vm, hard=True)
+    for vm in vms:
+        cloud.wait(vm, "DONE")
+    cloud.settle()

@@ -12,8 +12,9 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
-from cxm.errors import NotFoundError, RefusedError
+from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
 from cxm.run import Runner
+from cxm.setup import parts
 from lab.oned import foreign, images, instantiate, reports, sockets, templates
 from lab.oned.cloud import Action, Cloud, HostView, ImageView, Network, VmView
 from lab.oned.documents import Documents
@@ -46,6 +47,7 @@ class Setup:
     image_tm: str = "cxm"
     system: str = "cxm_local"
     system_tm: str = "cxm_local"  # "cxm" for a volume group on a SAN
+    is_local: bool = True  # what cxm-setup puts into the list -l runs on the frontend
     defaults: str = ""  # the VM driver's file of defaults, which oned reads up to 4.14
 
     @property
@@ -57,6 +59,7 @@ class StandIn(Cloud):
     """A stand-in for the oned of one version, at one place."""
 
     poll_s = 0.05
+    raft_state = 0  # of this server in its zone: 0 the only one, 2 a follower, 3 the leader
 
     def __init__(
         self,
@@ -83,11 +86,11 @@ class StandIn(Cloud):
         self._write_settings()
         self._make_stores()
         self._documents = Documents(profile, place)
-        scripts = Scripts(runner, place, profile)
+        scripts = self._scripts = Scripts(runner, place, profile)
         transfers = Transfers(scripts)
-        hypervisor = Hypervisor(
-            scripts, self._documents, transfers, templates.parse(self.setup.defaults)
-        )
+        local = parts.local_actions(profile.version) if self.setup.is_local else []
+        defaults = templates.parse(self.setup.defaults)
+        hypervisor = Hypervisor(scripts, self._documents, transfers, defaults, local)
         self._life = Lifecycle(
             profile,
             transfers,
@@ -174,7 +177,15 @@ class StandIn(Cloud):
             living = [vm for vm in self._vms.values() if vm.state != "DONE"]
             return dump("VM_POOL", [self._documents.vm(vm, full=False) for vm in living])
 
-        return {
+        changing: dict[str, Method] = {"one.vm.migrate": self._migrate_by_api}
+        if self.profile.recovers:
+            changing["one.vm.recover"] = self._recover_by_api
+        if self.profile.has_raft:
+            changing["one.zone.raftstatus"] = lambda: (
+                f"<RAFT><SERVER_ID>{-1 if self.raft_state == 0 else 0}</SERVER_ID>"
+                f"<STATE>{self.raft_state}</STATE></RAFT>"
+            )
+        return changing | {
             "one.system.version": lambda: str(self.version),
             "one.vm.info": lambda number, *_: self._documents.vm(self._vm(number), full=True),
             "one.vmpool.info": vm_pool,
@@ -188,6 +199,19 @@ class StandIn(Cloud):
                 "HOST_POOL", [self._host_xml(number) for number in self._hosts]
             ),
         }
+
+    def _migrate_by_api(self, vm: int, host: int, live: bool, *_more: object) -> int:  # noqa: FBT001 - oned's order
+        if host not in self._hosts:
+            raise NotFoundError(f"Error getting host [{host}].")
+        self._life.migrate(self._vm(vm), self._hosts[host], live=live)
+        return vm
+
+    def _recover_by_api(self, vm: int, how: int) -> int:
+        # A number from 4.14 on, before it is true or false; xmlrpc makes both what they are.
+        if isinstance(how, bool) is (self.version >= (4, 14)):
+            raise UsageError(f"parameter 2 is of the wrong type for {self.version}")
+        self._life.recover(self._vm(vm), success=bool(how))
+        return vm
 
     def _image_xml(self, number: int) -> str:
         if number not in self._images:
@@ -332,6 +356,14 @@ class StandIn(Cloud):
         system = os.path.join(self.place.files, "datastores", str(self.system_store.id))
         places = (system, self.place.here(self.place.scratch))
         return [os.path.join(place, name) for place in places for name in os.listdir(place)]
+
+    def sync(self, *words: str) -> str:
+        # Not the home of who runs the stand-in: the keys of nudges are written there.
+        command = f"HOME={self.place.var} /usr/sbin/cxm-sync {' '.join(words)}"
+        outcome = self._scripts.local(command)
+        if outcome.code:
+            raise CxmError(f"cxm-sync ended with {outcome.code}: {outcome.stderr}")
+        return outcome.stdout
 
     @property
     def host_datastores(self) -> str:

@@ -49,7 +49,14 @@ class Run:
 class Steps:
     """Runs steps as oned's VMM driver of one version does."""
 
-    def __init__(self, scripts: Scripts, documents: Documents, transfers: Transfers) -> None:
+    def __init__(
+        self,
+        scripts: Scripts,
+        documents: Documents,
+        transfers: Transfers,
+        local: Sequence[str] = (),
+    ) -> None:
+        self._local = local  # the actions of the list -l, which run on the frontend
         self._scripts = scripts
         self._documents = documents
         self._transfers = transfers
@@ -95,6 +102,8 @@ class Steps:
         if step.driver == "vnm":
             return self._network(run, step, words)
         host = run.place(step)
+        if step.driver == "vmm" and step.action in self._local:
+            return self._here(run, step, words, host)
         if step.driver == "shell":
             command = f"{step.action} {' '.join(words)}"
         else:
@@ -104,6 +113,13 @@ class Steps:
             stdin = run.message
         return answer(run.streams[host.id].run(command, stdin), self._profile, run.log)
 
+    def _here(self, run: Run, step: Step, words: Sequence[str], host: Host) -> Answer:
+        """Run the step's script on the frontend; up to 4.14 without any input."""
+        script = f"{self._scripts.place.remotes}/vmm/{_DRIVER}/{step.action}"
+        command = f"{script} {' '.join(words)} {run.vm.id} {host.name}"
+        data = self._scripts.local_data(run.message if step.stdin is None else step.stdin)
+        return answer(self._scripts.local(command, data), self._profile, run.log)
+
     def _network(self, run: Run, step: Step, words: Sequence[str]) -> Answer:
         """Run the step of each network driver; of the host's one up to 4.14."""
         host = run.place(step)
@@ -112,13 +128,20 @@ class Steps:
             names = [host.vn_mad]
         else:
             names = list(dict.fromkeys(nic["VN_MAD"] for nic in run.vm.nics if nic.get("VN_MAD")))
+        is_local = step.action in self._local
+        place = self._scripts.place
         for name in names:
-            script = f"{self._scripts.place.remote_dir}/vnm/{name}/{step.action}"
+            root = place.remotes if is_local else place.remote_dir
+            script = f"{root}/vnm/{name}/{step.action}"
             if self._profile.network_data_in_argv:
                 command, stdin = f"{script} {data} {' '.join(words)}", None
             else:
                 command, stdin = f"{script}  {' '.join(words)}", data
-            done = answer(run.streams[host.id].run(command, stdin), self._profile, run.log)
+            if is_local:
+                outcome = self._scripts.local(command, stdin or "")
+            else:
+                outcome = run.streams[host.id].run(command, stdin)
+            done = answer(outcome, self._profile, run.log)
             if not done.ok:
                 named = "" if self._profile.network_driver_of_host else f" {name}: "
                 return Answer(ok=False, info=f"{named}{done.info}")

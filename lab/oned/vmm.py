@@ -22,10 +22,15 @@ class Hypervisor:
     """Runs VMM actions as oned's VMM driver of one version does."""
 
     def __init__(
-        self, scripts: Scripts, documents: Documents, transfers: Transfers, defaults: Template
+        self,
+        scripts: Scripts,
+        documents: Documents,
+        transfers: Transfers,
+        defaults: Template,
+        local: Sequence[str] = (),
     ) -> None:
         self._scripts = scripts
-        self._steps = Steps(scripts, documents, transfers)
+        self._steps = Steps(scripts, documents, transfers, local)
         self._defaults = defaults
         self._documents = documents
         self._transfers = transfers

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 from cxm.errors import ConfigError, UsageError
-from cxm.names import CloudId, cloud_id, lv_prefix
+from cxm.names import CloudId, cloud_id, host_name, lv_prefix
 
 NODE_FILE: Final = "/etc/cxm/cxmrc"
 CLUSTER_MARKER: Final = "/etc/cxm/cluster"  # by cxm-setup: this machine is a node of a cluster
@@ -150,6 +150,20 @@ def _clouds(text: str) -> tuple[CloudId, ...]:
     return tuple(cloud_id(word) for word in text.split())
 
 
+def _frontends(text: str) -> tuple[str, ...]:
+    for word in text.split():
+        user, at, host = word.rpartition("@")
+        if at and not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
+            message = f"'{user}' is not the name of an account"
+            raise UsageError(message)
+        host_name(host)
+    return tuple(text.split())
+
+
+def _program(text: str) -> str:
+    return _directory(text) if text else ""
+
+
 def _setting(default: str, parse: Callable[[str], Any], help_: str) -> Any:
     """A row of the settings table: default and meaning, checked by ``parse``."""
     return field(
@@ -218,6 +232,18 @@ class NodeConfig:
         "/boot /usr/lib/grub-xen",
         _directories,
         "Where a VM's KERNEL and INITRD may lie on this node, separated by blanks.",
+    )
+    one_host: tuple[str, ...] = _setting(
+        "",
+        _frontends,
+        "Frontends that a node of a cluster nudges when a VM has come to it, separated by blanks; "
+        "HOST or USER@HOST. Written by cxm-setup node.",
+    )
+    post_migration_hook: str = _setting(
+        "",
+        _program,
+        "A program of yours that a node of a cluster runs when a VM has moved to it: "
+        "PROGRAM VM SOURCE TARGET.",
     )
     pygrub: bool = _setting(
         "no", _bool, "Whether a VM may ask for pygrub, with which root reads the VM's file system."

@@ -134,7 +134,7 @@ def ordered_in_vain(pair: Pair, node: str) -> None:
     """What an order to start leaves that was killed: the node that it named takes no VMs."""
     known = pair.resource()
     assert known is not None
-    wanted = replace(known, started=True, life=Life.RUNNING, preferred=node)
+    wanted = replace(known, started=True, life=Life.RUNNING, host=node, preferred=node)
 
     def edit(root: Element) -> None:
         basis.edit_facts(root, node, {"standby": "on"}, {})
@@ -187,12 +187,12 @@ class TestNoLonger:
         assert told(pair) == {"node1": {}, "node2": {}} | {node: {NAME: "running"}}
 
     def test_started_by_an_operator(self, pair: Pair) -> None:
-        """OpenNebula's record has to follow, but nobody says that it is off."""
+        """The node where OpenNebula looks for it says that it runs, until the sync has told."""
         switch_off(pair)
         told(pair)
         orders.begin(call(pair, "node1"), vm=VmId(7), node="node2", reason="root started it")
         later(pair)
-        assert told(pair) == {"node1": {}, "node2": {NAME: "running"}}
+        assert told(pair) == {"node1": {NAME: "elsewhere"}, "node2": {NAME: "running"}}
 
     def test_start_that_failed(self, pair: Pair) -> None:
         """An operator's leaves it off, and that is still said."""

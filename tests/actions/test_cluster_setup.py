@@ -115,7 +115,12 @@ def test_two_machines_become_a_cluster(pair: Pair) -> None:
             node.text("root/.ssh/authorized_keys"),
         )
         assert node.masked == {"xendomains.service"}
-        assert node.enabled == {"corosync.service", "pacemaker.service", "cxm-gather.timer"}
+        assert node.enabled == {
+            "corosync.service",
+            "pacemaker.service",
+            "cxm-gather.timer",
+            "cxm-nudge.path",
+        }
         assert node.active >= node.enabled
         assert "cxm-tend.service" not in node.active
     assert pair.san.group == "LVM_XEN"

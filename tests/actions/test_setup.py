@@ -207,6 +207,8 @@ class Frontend:
         self.location = tmp / "one"
         self.home = tmp / "home"
         self.record = tmp / "record"
+        self.units = tmp / "units"
+        self.has_systemd = False
         for name in ("etc/vmm_exec", "var/remotes/tm/ssh"):
             (self.location / name).mkdir(parents=True)
         (self.home / ".ssh").mkdir(parents=True)
@@ -235,6 +237,8 @@ class Frontend:
             which=lambda name: f"/usr/bin/{name}",
             account=lambda _path: Account("oneadmin", os.geteuid(), os.getegid(), str(self.home)),
             oned=lambda _remotes, _environ: self.oned,
+            units=str(self.units),
+            has_systemd=self.has_systemd,
             stamp="stamp",
         )
         said = Said()
@@ -406,6 +410,32 @@ def test_command_line_ends_in_one_sentence(
     assert code == NotFoundError.code
     assert said.err.startswith("cxm-setup: there is no OpenNebula here")
     assert said.err.count("\n") == 1
+
+
+def test_the_sync_is_switched_on(tmp_path: Path) -> None:
+    """Its timer; a self-contained OpenNebula is named to its service. Twice changes nothing."""
+    one = Frontend(tmp_path, "7.4.0")
+    one.has_systemd = True
+    enabled: set[str] = set()
+
+    def systemctl(argv: tuple[str, ...], _in: bytes) -> Outcome:
+        if argv[1] == "enable":
+            enabled.add(argv[-1])
+        asks = argv[1] in ("is-enabled", "is-active")
+        return Outcome("enabled\n" if enabled else "", code=int(asks and not enabled))
+
+    one.runner.model("systemctl", systemctl)
+    assert "sync: enabled cxm-sync.timer" in one.run(apply=True)
+    assert enabled == {"cxm-sync.timer"}
+    text = (one.units / "cxm-sync.service.d/cxm-setup.conf").read_text()
+    assert f"Environment=ONE_LOCATION={one.location}\n" in text
+    assert "sync:" not in one.run(apply=True)
+
+
+def test_without_systemd_it_is_said_what_runs_the_sync(tmp_path: Path) -> None:
+    """In a container, or by an account that may not enable services."""
+    said = Frontend(tmp_path, "7.4.0").run(apply=True)
+    assert "have 'cxm-sync' run every 20 seconds as oned's account" in said
 
 
 class _Cib:

@@ -29,8 +29,8 @@ class World:
 
 
 @contextmanager
-def standin(top: str, version: str) -> Iterator[World]:
-    """A stand-in of a version below the directory ``top``."""
+def standin(top: str, version: str, *, is_local: bool = False) -> Iterator[World]:
+    """A stand-in of a version below the directory ``top``; ``is_local`` as cxm-setup sets it up."""
     notes = Notes(os.path.join(top, "notes"))
     notes.prepare()
     remote = os.path.join(top, "remote")
@@ -49,7 +49,9 @@ def standin(top: str, version: str) -> Iterator[World]:
     image = os.path.join(top, "root.img")
     with open(image, "wb") as file:
         file.truncate(_SIZE)
-    setup = Setup(system="cxm_system", system_tm="cxm", vn_mad=recorder.NETWORK_DRIVER)
+    setup = Setup(
+        system="cxm_system", system_tm="cxm", vn_mad=recorder.NETWORK_DRIVER, is_local=is_local
+    )
     # Nothing is looked at twice, so that the test alone makes calls.
     periods = Periods(hosts=3600, stores=3600, silence=3600)
     with StandIn(System(), place, facts, setup=setup, periods=periods) as cloud:

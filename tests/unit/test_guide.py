@@ -20,6 +20,13 @@ def test_tables_are_those_of_the_program(name: str) -> None:
     assert f"<!-- {name} -->\n{text}<!-- end -->" in TEXT, "run: python -m tools.guide"
 
 
+def test_table_of_calls_is_that_of_the_code() -> None:
+    """By version and state, which calls bring OpenNebula's record in line."""
+    text = guide.SYNC.read_text(encoding="utf-8")
+    for name, made in guide.sync_parts().items():
+        assert f"<!-- {name} -->\n{made}<!-- end -->" in text, "run: python -m tools.guide"
+
+
 def test_guide_has_the_table_of_the_demo() -> None:
     """Its place is there, and filled by the demo's own rows."""
     assert re.search(r"<!-- demo -->\n.*<!-- end -->", TEXT, re.DOTALL)

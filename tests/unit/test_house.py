@@ -18,6 +18,7 @@ TOPS = ("src", "lab", "tests", "packaging", "tools", "remotes", "docs", ".ci", "
 BOUNDARIES = {
     "src/cxm/cli/main.py",
     "src/cxm/cluster/agentmain.py",
+    "src/cxm/cluster/nudge.py",
     "src/cxm/cluster/peerserver.py",
     "src/cxm/cluster/watch.py",
     "src/cxm/node/helper.py",
@@ -26,6 +27,7 @@ BOUNDARIES = {
     "src/cxm/pipe.py",
     "src/cxm/run.py",
     "src/cxm/setup/main.py",
+    "src/cxm/sync/main.py",
 }
 RUNNERS = {"src/cxm/run.py", "lab/process.py"}
 HEAD = "# SPDX-License-Identifier: Apache-2.0\n# Copyright The cxm for OpenNebula authors\n"

@@ -169,5 +169,7 @@ def test_purge_of_a_frontend_has_the_rights_of_the_remotes_owner(tmp_path: Path)
     record.write_text(f"9869 9870 {remotes}\n")
     removed = _purge("cxm-frontend", tmp_path)
     assert removed.pop() == "root -rf /var/lib/cxm-frontend"
+    removed = [line for line in removed if "/etc/systemd/system/" not in line]
+    assert "--reuid=9869 -rf /var/lib/one/cxm-sync" in removed
     assert "/var/lib/one/remotes/tm/cxm_local" in " ".join(removed)
     assert {line.split()[0] for line in removed} == {"--reuid=9869"}

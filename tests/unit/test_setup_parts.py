@@ -119,7 +119,7 @@ def test_administrators_choices_stay() -> None:
     )
     text, changes = _oned(V74, mine)
     driver = _vectors(text, "VM_MAD")["vmm_cxm"]
-    assert (driver.get("ARGUMENTS"), driver.get("COST")) == ("-t 40 cxm", "3")
+    assert (driver.get("ARGUMENTS"), driver.get("COST")) == ("-t 40 -l migrate cxm", "3")
     assert driver.get("TYPE") == "xml"
     assert "VM_MAD 'vmm_cxm': TYPE set" in changes
 
@@ -154,3 +154,33 @@ def test_slow_monitoring_is_named_where_oned_has_to_ask() -> None:
     text = "HOST_MONITORING_INTERVAL = 600\nMONITORING_INTERVAL=60\n"
     assert parts.slow_monitoring(text, "x", V38) == ["HOST_MONITORING_INTERVAL = 600"]
     assert parts.slow_monitoring(text, "x", V74) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (OneVersion(3, 6), "migrate,pre,post,clean"),
+        (OneVersion(3, 8), "migrate,clean"),
+        (OneVersion(4, 0), "migrate"),
+        (V74, "migrate"),
+    ],
+)
+def test_a_move_is_recorded_without_its_source(version: OneVersion, words: str) -> None:
+    """What oned would run on a host that is dead runs on the frontend."""
+    text, _changes = _oned(version, ONED)
+    arguments = _vectors(text, "VM_MAD")["vmm_cxm"].get("ARGUMENTS") or ""
+    assert arguments.endswith(f" -l {words} cxm")
+    assert _oned(version, text)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("-t 15 -l deploy cxm", "-t 15 -l deploy,migrate cxm"),
+        ("-t 15 -l migrate=migrate_local cxm", "-t 15 -l migrate=migrate_local cxm"),
+        ("cxm", "-l migrate cxm"),
+    ],
+)
+def test_an_administrators_local_actions_stay(old: str, new: str) -> None:
+    """Ours are added to them."""
+    assert parts.LocalActions("x", ["migrate"])._extended(old) == new

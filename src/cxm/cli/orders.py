@@ -31,7 +31,7 @@ def migrate(world: World, *, vm: str, node: str) -> int:
     """Move a VM while it runs; returns when it is there."""
     call, found = _called(world, vm)
     world.say(f"{found.label}: to {node} ...")
-    done = relocate.migrate(call, vm=found.resource.vm, node=node)
+    done = relocate.migrate(call, vm=found.resource.vm, node=node, by_opennebula=False)
     said = "runs on" if done["moved"] else "is already on"
     facts = {**who_json(found), "node": done["node"], "moved": done["moved"]}
     world.end(f"{found.label} {said} {done['node']}", facts)

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from cxm import names
-from cxm.cluster import bootfiles, cib, locks, moving, pacemaker, request
+from cxm.cluster import bootfiles, cib, locks, moving, nudge, pacemaker, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
 from cxm.errors import CxmError, LockTimeoutError
@@ -89,6 +89,7 @@ def start(vm: Vm, limit_s: float) -> Ocf:
     if resource.wish is Wish.RESTORE and _can_wake(vm):
         memory.wake(vm, None, "")
         memory.throw_away(vm)
+        nudge.spool(vm.machine, resource.name)
         _log.info("VM %d goes on from its saved memory", vm.vm)
         return Ocf.SUCCESS
     if resource.wish is not Wish.NONE:
@@ -96,13 +97,14 @@ def start(vm: Vm, limit_s: float) -> Ocf:
         update(
             vm, f"VM {vm.vm}: no memory to restore", lambda known: replace(known, wish=Wish.NONE)
         )
-    group, owned = usable(vm, volumes)
+    group, owned = usable(vm, volumes, kept=True)
     drop_checkpoint(vm, group)
     with (
         activated(vm, group, owned),
         launched(vm, lambda: xl.create(vm.machine.runner, path)) as domain,
     ):
         _log.info("VM %d was started as %s", vm.vm, domain.name)
+    nudge.spool(vm.machine, resource.name)
     return Ocf.SUCCESS
 
 
@@ -294,6 +296,12 @@ def _sent(vm: Vm, target: str, limit_s: float) -> Ocf:
     return Ocf.NOT_RUNNING
 
 
+def _name_of(vm: Vm) -> str:
+    """The domain's name; its number where that cannot be told."""
+    domain = running(vm.present())
+    return domain.name if domain is not None else str(vm.vm)
+
+
 def _come(vm: Vm, source: str) -> Ocf:
     """Confirm a VM that has come; whoever else is at work on it is no reason to stop it."""
     try:
@@ -301,6 +309,8 @@ def _come(vm: Vm, source: str) -> Ocf:
             has_come = moving.arrive(vm, source)
     except LockTimeoutError:
         has_come = moving.arrive(vm, source)
-    if not has_come:
+    if has_come:
+        nudge.spool(vm.machine, _name_of(vm), source)
+    else:
         _log.error("VM %d has not come", vm.vm)
     return Ocf.SUCCESS if has_come else Ocf.NOT_RUNNING

@@ -305,7 +305,7 @@ def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
         elif (tags.cloud, tags.vm) not in known:
             orphans.append(volume.name)
     if doomed:
-        advice = "once 'onevm show' says DONE of its VM: 'lvremove' it"
+        advice = "cxm-sync removes it when OpenNebula says DONE; 'cxm-sync --dry-run' says why not"
         yield warning("volumes", f"to be deleted: {some(doomed)}", advice)
     if filling:
         advice = "being made, or left by an action that was killed: a retry makes it anew"

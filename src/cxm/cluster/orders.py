@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import bootfiles, cib, limits, moving, nodes, pacemaker, peer, request
+from cxm.cluster import bootfiles, cib, claims, limits, moving, nodes, pacemaker, peer, request
 from cxm.cluster.cib import Resource, Rule, Wish
 from cxm.cluster.view import (
     ON_START,
@@ -68,6 +68,7 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
             view = look(here)
         if view.where:
             return adopt(here, view)
+        claims.require_unclaimed(call.machine, call.cloud, vm)
         with told(here):
             ready(view, call.machine.hostname)
             resource, kind = planned(here, view, spec, directory)
@@ -118,7 +119,11 @@ def adopt(vm: Vm, view: View) -> dict[str, Any]:
             f"VM {vm.vm} runs on {' and '.join(view.where)}, so it is not started on {me}",
             hint=f"{RECORD}; 'cxm list' shows where VMs are",
         )
-    wanted = edited(vm, lambda known: replace(known, started=True, life=Life.RUNNING, preferred=me))
+    host = nodes.host_of(view.root, me)
+    wanted = edited(
+        vm,
+        lambda known: replace(known, started=True, life=Life.RUNNING, host=host, preferred=me),
+    )
 
     def edit(root: Element) -> None:
         wanted(root)
@@ -256,7 +261,6 @@ def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
             started=True,
             life=Life.RUNNING,
             reason=reason,
-            host=nodes.host_of(view.root, node),
             preferred=node,
         )
         what = f"VM {vm}: {reason}, on {node}"
@@ -279,10 +283,19 @@ def stop(
     """End the VM wherever it runs; returns when it is gone and its disks are released.
 
     ``life`` is OFF when somebody else than OpenNebula ends it: then a probe tells that
-    (:mod:`cxm.cluster.poweredoff`).
+    (:mod:`cxm.cluster.poweredoff`). OpenNebula destroys a VM only on the node where it is: who
+    destroys it elsewhere (a hook that cleans up a lost host) believes what is not true any more.
     """
     here = vm_of(call, vm)
-    was = "running" if glance(here).where else "absent"
+    where = glance(here).where
+    was = "running" if where else "absent"
+    if life is Life.STOPPED:
+        if how == "destroy" and where and call.machine.hostname not in where:
+            raise RefusedError(
+                f"VM {vm} runs on {where[0]}, so it is not destroyed on {call.machine.hostname}",
+                hint=RECORD,
+            )
+        claims.forget(call.machine, call.cloud, vm)
     # Without the order's lock: who destroys the VM need not wait until its guest has listened.
     was_off = how == "shutdown" and _shut_down(here, timeout_s)
     with call.machine.order_lock(call.cloud, vm):
@@ -378,6 +391,8 @@ def forget(vm: Vm) -> list[str]:
         raise RefusedError(f"VM {vm.vm} runs on {view.where[0]}")
     if view.resource is None:
         return []
+    if view.resource.started:
+        raise RefusedError(f"VM {vm.vm} is to run in the cluster, which is about to start it")
     rid = view.resource.id
     pacemaker.change(
         vm.machine.runner, lambda root: cib.remove(root, rid), what=f"VM {vm.vm} is forgotten"

@@ -113,6 +113,10 @@ class Peer:
         """The SHA-256 of its corosync.conf."""
         return str(self._answer(["corosync"], timeout_s=_TIMEOUT_S)["sha256"])
 
+    def domains(self, cloud: CloudId, *, timeout_s: float) -> Any:
+        """What its Xen shows of a cloud's VMs (:mod:`cxm.cluster.whereabouts` reads it)."""
+        return self._answer(["domains", cloud], timeout_s=timeout_s)
+
     def boot_id(self) -> str:
         """The identity of its present boot; it needs no Pacemaker for that."""
         return str(self._answer(["boot"], timeout_s=_TIMEOUT_S)["id"])

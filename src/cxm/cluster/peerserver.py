@@ -29,6 +29,7 @@ from cxm.cluster import (
     request,
     survey,
 )
+from cxm.cluster import whereabouts as seats
 from cxm.config import NodeConfig
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
 from cxm.node import kernels
@@ -43,7 +44,7 @@ _MOMENT: Final = re.compile(r"[0-9]{1,12}")
 _MOST: Final = 16  # files in one question; a VM has two
 _BOOT: Final = "boot"
 # What is asked of a node, not of its VMs or volumes.
-_PLAIN: Final = (_BOOT, "corosync", "journal", "lacks", "keep", "fetch")
+_PLAIN: Final = (_BOOT, "corosync", "domains", "journal", "lacks", "keep", "fetch")
 
 
 def _release(vm: Vm) -> dict[str, Any]:
@@ -122,6 +123,13 @@ def _journal(machine: Machine, words: list[str]) -> dict[str, Any]:
     return journal.told(machine.runner, float(words[0]))
 
 
+def _domains(machine: Machine, words: list[str]) -> dict[str, Any]:
+    """What Xen shows here of a cloud's VMs."""
+    if len(words) != 1:
+        raise UsageError("'domains' is asked about one cloud")
+    return seats.domains(machine, names.cloud_id(words[0]))
+
+
 def _check(machine: Machine, _words: list[str]) -> dict[str, Any]:
     return survey.told(machine)
 
@@ -135,6 +143,7 @@ _OF_NODE: Final[Mapping[str, Callable[[Machine, list[str]], dict[str, Any]]]] = 
     "lacks": _lacks,
     "corosync": _corosync,
     "journal": _journal,
+    "domains": _domains,
     _BOOT: _boot,
     "check": _check,
 }

@@ -36,8 +36,11 @@ _log = logging.getLogger(__name__)
 _LONGER_S: Final = 600.0
 
 
-def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
-    """Move the VM to another node while it runs; one that is there already is success."""
+def migrate(call: Call, *, vm: VmId, node: str, by_opennebula: bool = True) -> dict[str, Any]:
+    """Move the VM to another node while it runs; one that is there already is success.
+
+    Only an order of OpenNebula's tells that OpenNebula takes the VM to be there.
+    """
     here = vm_of(call, vm)
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
@@ -46,14 +49,16 @@ def migrate(call: Call, *, vm: VmId, node: str) -> dict[str, Any]:
         if view.where == (target,):
             # An order that was killed may have left its rule.
             rid = cib.resource_id(call.cloud, vm)
-            pacemaker.change(
-                call.machine.runner,
-                lambda root: cib.release(root, rid),
-                what=f"VM {vm} is on {target}",
-            )
+
+            def there(root: Element) -> None:
+                cib.release(root, rid)
+                if by_opennebula:
+                    _ordered_to(here, root, target, host=nodes.host_of(root, target))
+
+            pacemaker.change(call.machine.runner, there, what=f"VM {vm} is on {target}")
             return {"node": target, "moved": False}
         source = _may_move(here, view, target)
-        _move(here, view, source, target)
+        _move(here, view, source, target, by_opennebula=by_opennebula)
     return {"node": target, "moved": True}
 
 
@@ -74,14 +79,15 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
     return source
 
 
-def _move(vm: Vm, view: View, source: str, target: str) -> None:
+def _move(vm: Vm, view: View, source: str, target: str, *, by_opennebula: bool) -> None:
     machine, rid = vm.machine, cib.resource_id(vm.owner.cloud, vm.vm)
     memory_mib = view.resource.memory_mib if view.resource is not None else 0
     patience_s = limits.order_s("migrate_to", memory_mib)
     until = iso(machine.now() + patience_s + _LONGER_S)
+    host = nodes.host_of(view.root, target) if by_opennebula else None
 
     def edit(root: Element) -> None:
-        _ordered_to(vm, root, target, f"{ON_ITS_WAY}{target}")
+        _ordered_to(vm, root, target, f"{ON_ITS_WAY}{target}", host=host)
         # Not "there or not at all": when the target dies, that would stop a guest that runs here.
         cib.attract(root, rid, target, until=until)
 
@@ -105,7 +111,7 @@ def _move(vm: Vm, view: View, source: str, target: str) -> None:
         _log.warning("VM %d: %s", vm.vm, told)
 
     def arrived(root: Element) -> None:
-        _ordered_to(vm, root, target, told)
+        _ordered_to(vm, root, target, told, host=host)
         cib.release(root, rid)
 
     pacemaker.change(machine.runner, arrived, what=f"VM {vm.vm} is on {target}")
@@ -126,12 +132,17 @@ def _has_come(vm: Vm, now: Sight, source: str, target: str) -> bool:
     return now.where == (target,)
 
 
-def _ordered_to(vm: Vm, root: Element, node: str, reason: str = "") -> None:
-    """Write where the VM is wanted and why; of a meta attribute Pacemaker makes nothing."""
-    host = nodes.host_of(root, node)
+def _ordered_to(
+    vm: Vm, root: Element, node: str, reason: str = "", *, host: str | None = None
+) -> None:
+    """Write where the VM is wanted and why; of a meta attribute Pacemaker makes nothing.
+
+    ``host`` is where OpenNebula takes it to be then; None leaves that as it is.
+    """
 
     def edit(known: Resource) -> Resource:
-        return replace(known, host=host, preferred=node, reason=reason or known.reason)
+        believed = known.host if host is None else host
+        return replace(known, host=believed, preferred=node, reason=reason or known.reason)
 
     edited(vm, edit)(root)
 
@@ -149,7 +160,7 @@ def _given_up(vm: Vm, before: View, source: str, rule: Rule) -> Iterator[None]:
     def back(root: Element) -> None:
         if rule not in cib.rules(root) or cib.is_busy(root, rule.resource):
             return
-        _ordered_to(vm, root, source)
+        _ordered_to(vm, root, source, host=before.resource.host if before.resource else None)
         cib.release(root, rule.resource)
 
     try:

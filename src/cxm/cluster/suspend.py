@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from cxm.cluster import agent, limits, nodes, pacemaker
+from cxm.cluster import agent, claims, limits, nodes, pacemaker
 from cxm.cluster.cib import Wish
 from cxm.cluster.orders import adopt, called_off, place, planned, told
 from cxm.cluster.view import ON_STOP, RECORD, View, await_, edited, look, ready, unblocked
@@ -81,6 +81,7 @@ def restore(
         view = unblocked(here)
         if view.where:
             return adopt(here, view)
+        claims.require_unclaimed(call.machine, call.cloud, vm)
         with told(here):
             ready(view, me)
             memory.kept(here)

@@ -173,7 +173,7 @@ def comes_to(vm: Vm, node: str, *, alive: bool = False) -> Callable[[Element], N
 
 
 # For whom OpenNebula sends to a node where the VM is not.
-RECORD: Final = "'onevm migrate --live' to where it is puts OpenNebula's record right"
+RECORD: Final = "cxm-sync brings OpenNebula's record in line within seconds; then try again"
 # What of a resource may fail, so that it will not become as ordered.
 ON_START: Final = ("start", "monitor", "stop")
 ON_STOP: Final = ("stop",)

@@ -3,6 +3,7 @@
 """Owns the verbs about a VM's disks: made and filled, read, removed (docs/design/0002)."""
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 from cxm.node.volumes import Owned, Owner
 from cxm.wire import Item, Section, Zeros
+
+_log = logging.getLogger(__name__)
 
 _DECOMPRESS: Final = {
     "gzip": ("gzip", "-dc"),
@@ -180,6 +183,12 @@ def _reusable(
     """
     if found is None:
         return None, False
+    # The context of a VM that is nowhere, though it should run, is made anew: a start follows.
+    if why := _lives_in_cluster(machine, disk.owner, or_shall=not replace):
+        raise RefusedError(
+            f"the volume {found.name} is that of VM {disk.owner.vm}, and {why}: it is kept",
+            hint="OpenNebula's record is wrong: 'cxm-sync --dry-run' on the frontend says how",
+        )
     if found.volume.in_use:
         raise RefusedError(f"the volume {found.name} of VM {disk.owner.vm} is in use")
     if found.tags.state is State.READY and not replace:
@@ -352,13 +361,29 @@ def usage(call: Call) -> dict[str, Any]:
 # --- removing -----------------------------------------------------------------------------------
 
 
-def _runs_in_cluster(machine: Machine, owner: Owner) -> str:
-    """The node of this cluster on which a VM runs, whatever OpenNebula believes."""
+def _lives_in_cluster(machine: Machine, owner: Owner, *, or_shall: bool = True) -> str:
+    """What keeps a VM's disks in this cluster, whatever OpenNebula believes; empty for nothing.
+
+    One that should run may be nowhere for the moment: its node has died.
+    """
     if not machine.in_cluster:
         return ""
     from cxm.cluster.view import look  # noqa: PLC0415 - most nodes are in no cluster
 
-    return " and ".join(look(Vm(machine, owner)).where)
+    view = look(Vm(machine, owner))
+    if view.where:
+        return f"it runs on {' and '.join(view.where)}"
+    wanted = or_shall and view.resource is not None and view.resource.started
+    return "the cluster is to run it, and is about to start it" if wanted else ""
+
+
+def require_gone(machine: Machine, owner: Owner) -> None:
+    """Raise RefusedError while a VM runs, here or anywhere in the cluster, or is to run there."""
+    why = _lives_in_cluster(machine, owner)
+    if not why and _has_domain(machine, owner):
+        why = "its domain is still there"
+    if why:
+        raise RefusedError(f"VM {owner.vm} is not removed: {why}")
 
 
 def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Owned]]) -> list[str]:
@@ -370,18 +395,29 @@ def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Own
     if not found:
         return []
     used = [owned.name for owned in found if owned.volume.in_use]
-    elsewhere = _runs_in_cluster(machine, owner)
-    if used or elsewhere or _has_domain(machine, owner):
+    alive = _lives_in_cluster(machine, owner)
+    if used or alive or _has_domain(machine, owner):
         for owned in found:
-            store.request_deletion(machine, group, owned)
+            _request_deletion(machine, group, owned)
         what = f"its volume {used[0]} is in use" if used else "its domain is still there"
-        what = f"it runs on {elsewhere}" if elsewhere else what
+        what = alive or what
         raise RefusedError(
             f"VM {owner.vm} is not removed: {what}",
             hint="stop the VM; its volumes are marked delete-requested until they are removed",
         )
     lvm.remove(machine.runner, group, *(owned.name for owned in found))
     return [owned.name for owned in found]
+
+
+def _request_deletion(machine: Machine, group: Group, owned: Owned) -> None:
+    """Mark a volume; where LVM refuses that (another node has it), it stays unmarked, and is told.
+
+    Then the sync finds a VM that is DONE in OpenNebula and lives on in the cluster.
+    """
+    try:
+        store.request_deletion(machine, group, owned)
+    except CommandError as error:
+        _log.warning("%s is not marked delete-requested: %s", owned.name, error.message)
 
 
 def remove(call: Call, *, vm: VmId, disk: str, directory: str | None) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Machine:
     boot_id_file: str = "/proc/sys/kernel/random/boot_id"
     cluster_marker: str = CLUSTER_MARKER
     corosync_conf: str = "/etc/corosync/corosync.conf"
+    nudge_key: str = "/etc/cxm/nudge_key"
     cib_file: str = "/var/lib/pacemaker/cib/cib.xml"  # this node's copy, as it is on the disk
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic

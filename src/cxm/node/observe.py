@@ -89,9 +89,15 @@ def _guests(
 ) -> list[dict[str, Any]]:
     """What each guest does: those with a domain, and those of which something is known."""
     known = _known(machine, cloud, memory)
-    sight.forget_all_but(memory, {*ours, *known})
+    away = _elsewhere(machine, cloud, memory, ours)
+    sight.forget_all_but(memory, {*ours, *known, *away})
     found = []
-    for vm in sorted({*ours, *known}):
+    for vm in sorted({*ours, *known, *away}):
+        if vm in away and not machine.order_busy(cloud, vm):
+            memory.guests.pop(vm, None)
+            elsewhere = sight.GuestState.ELSEWHERE.value
+            found.append({"vm": vm, "name": away[vm], "state": elsewhere})
+            continue
         domain, (recorded, life) = ours.get(vm), known.get(vm, ("", None))
         # A domain without a name is being made or taken apart.
         nameless = domain is not None and domain.name == "(null)"
@@ -123,6 +129,18 @@ def _known(
         return {VmId(vm): (name, records.Life.OFF) for vm, name in off.items()}
     found = records.read_all(machine)[0]
     return {guest.vm: (guest.name, guest.life) for guest in found if guest.cloud == cloud}
+
+
+def _elsewhere(
+    machine: Machine, cloud: CloudId, memory: sight.Memory, ours: Mapping[VmId, xl.Domain]
+) -> dict[VmId, str]:
+    """The VMs that run on another node of the cluster while OpenNebula looks for them here."""
+    if not memory.off.ours or not machine.in_cluster:
+        return {}
+    from cxm.cluster import poweredoff  # noqa: PLC0415 - most nodes are in no cluster
+
+    away = poweredoff.elsewhere(machine, cloud, memory.off, ours.keys())
+    return {VmId(vm): name for vm, name in away.items()}
 
 
 def _usage(

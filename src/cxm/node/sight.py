@@ -10,9 +10,9 @@ what the other saw, which only makes a wait longer.
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from cxm.names import VmId
 from cxm.node.guests import Life
@@ -38,6 +38,7 @@ class GuestState(StrEnum):
     POWEROFF = "poweroff"  # it switched itself off
     FAILURE = "failure"  # it crashed
     VANISHED = "vanished"  # it should run, but has been without a domain for too long
+    ELSEWHERE = "elsewhere"  # it runs on another node, and OpenNebula looks for it here
     BUSY = "busy"  # an action is, or just was, at work on it: nothing new can be said
 
 
@@ -63,6 +64,9 @@ class Off:
 
     vms: dict[int, str] = field(default_factory=dict)  # their names
     changing: bool = False  # there are others, which are still being stopped
+    ours: dict[int, str] = field(default_factory=dict)  # that should run, by OpenNebula's word here
+    elsewhere: list[int] = field(default_factory=list)  # those of them that run on other nodes
+    looked_at: float | None = None  # when it was last asked where they are
     mark: str = ""  # of what the cluster's configuration was then
     asked_at: float | None = None  # by the monotonic clock; None: never
 
@@ -161,16 +165,25 @@ def load(path: str) -> Memory:
             Sample(float(at), {str(key): float(used) for key, used in seconds.items()})
             for at, seconds in raw["samples"]
         ]
-        vms, changing, mark, asked_at = raw["off"]
-        off = Off(
-            {int(vm): str(name) for vm, name in vms.items()},
-            changing is True,
-            str(mark),
-            None if asked_at is None else float(asked_at),
-        )
+        off = _off(raw["off"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Memory()
     return Memory(guests, samples, off)
+
+
+def _off(raw: dict[str, Any]) -> Off:
+    def moment(value: object) -> float | None:
+        return float(value) if isinstance(value, int | float) else None
+
+    return Off(
+        vms={int(vm): str(name) for vm, name in raw["vms"].items()},
+        changing=raw["changing"] is True,
+        ours={int(vm): str(name) for vm, name in raw["ours"].items()},
+        elsewhere=[int(vm) for vm in raw["elsewhere"]],
+        looked_at=moment(raw["looked_at"]),
+        mark=str(raw["mark"]),
+        asked_at=moment(raw["asked_at"]),
+    )
 
 
 def store(path: str, memory: Memory) -> None:
@@ -178,7 +191,7 @@ def store(path: str, memory: Memory) -> None:
     raw = {
         "guests": {str(vm): (seen.odd, seen.since) for vm, seen in memory.guests.items()},
         "samples": [(sample.at, sample.seconds) for sample in memory.samples],
-        "off": (memory.off.vms, memory.off.changing, memory.off.mark, memory.off.asked_at),
+        "off": asdict(memory.off),
     }
     with suppress(OSError):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

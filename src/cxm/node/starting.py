@@ -23,8 +23,13 @@ from cxm.xen.xl import Domain
 _log = logging.getLogger(__name__)
 
 
-def usable(vm: Vm, wanted: Collection[LvName]) -> tuple[Group, list[Owned]]:
-    """The VM's volumes of these names, and their group; raises CxmError unless all can be used."""
+def usable(vm: Vm, wanted: Collection[LvName], *, kept: bool = False) -> tuple[Group, list[Owned]]:
+    """The VM's volumes of these names, and their group; raises CxmError unless all can be used.
+
+    With ``kept`` also those whose deletion was asked for: a VM that the cluster rescued goes on,
+    though OpenNebula has given it up meanwhile.
+    """
+    states = (State.READY, State.DELETE_REQUESTED) if kept else (State.READY,)
 
     def look(group: Group) -> list[Owned]:
         owned = store.of_vm(vm.machine, group, vm.owner)
@@ -34,7 +39,7 @@ def usable(vm: Vm, wanted: Collection[LvName]) -> tuple[Group, list[Owned]]:
     for name in sorted(set(wanted) - {each.name for each in owned}):
         raise NotFoundError(f"VM {vm.vm} has no volume {name} in the volume group {group.name}")
     for each in owned:
-        if each.tags.state is not State.READY:
+        if each.tags.state not in states:
             raise RefusedError(
                 f"the volume {each.name} of VM {vm.vm} is not ready: it is '{each.tags.state}'"
             )

@@ -124,6 +124,7 @@ ARGUMENTS: Final[Mapping[str, Argument]] = {
     "content": Argument("content", _word("raw", "gzip", "zstd", "tar", "tar.gz", "tar.zst")),
     "fstype": Argument("fstype", lambda value: config.filesystem(_text(value))),
     "replace": Argument("replace", _boolean),
+    "forced": Argument("forced", _boolean),
     "format": Argument("made_as", _word("raw", "swap", *config.FILESYSTEMS)),
     "as": Argument("content", _word("raw", "gzip", "tar.gz")),
     "level": Argument("level", _integer(1, 9)),
@@ -179,6 +180,14 @@ VERBS: Final[Mapping[str, Verb]] = {
     "domain-save": Verb("memory", "save", "vm", cluster="suspend.save"),
     "domain-restore": Verb("memory", "restore", "vm dir guest?", cluster="suspend.restore"),
     "domain-migrate": Verb("domains", "refuse_migration", "vm node", cluster="relocate.migrate"),
+    "domain-claim": Verb(
+        "presence", "no_claim", "vm timeout_s", lock=False, cluster="claims.claim"
+    ),
+    "domain-confirm": Verb("presence", "no_confirm", "vm", lock=False, cluster="claims.confirm"),
+    "whereabouts": Verb("presence", "whereabouts", cluster="whereabouts.whereabouts"),
+    "nudge-key": Verb("presence", "no_key", cluster="nudge.key"),
+    "requested": Verb("presence", "requested"),
+    "vm-purge": Verb("purge", "purge", "vm forced"),
     "observe": Verb("observe", "observe", "detail", stays=True),
     "tend": Verb("tend", "tend", request=False),
     "gather": Verb("kernels", "tidy", request=False, cluster="bootfiles.gather"),

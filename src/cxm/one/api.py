@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from cxm.errors import ConfigError, CxmError, DataError, NotFoundError, UnreachableError
 from cxm.names import VmId
 from cxm.one import frontend
+from cxm.one import version as one_version
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,12 @@ _NOT_AUTHENTICATED: Final = 0x0100
 _NO_EXISTS: Final = 0x0400
 _DEFAULT_HOME: Final = "/var/lib/one"
 _DEFAULT_PORT: Final = "2633"
+_EVERYBODYS: Final = -2
+_ALL: Final = -1
+_NOT_DONE: Final = -1
+_HAS_RAFT: Final = (5, 4)
+_LEADERS: Final = ("0", "3")  # the only server, and the leader
+_RECOVERS_BY_NUMBER: Final = (4, 14)  # before, true or false
 _URL: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^/:@\s]+)(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>/\S*)?"
@@ -55,6 +62,22 @@ class Oned(Protocol):
         """The version that oned gives itself."""
 
 
+class Recorder(Oned, Protocol):
+    """oned as the sync sees it: what it believes of all VMs, and how that is put right."""
+
+    def vms_info(self) -> str:
+        """The XML of all VMs that are not done, each with its last history record."""
+
+    def leads(self) -> bool:
+        """Whether this oned may change things: it leads its zone's servers, or is the only one."""
+
+    def migrate(self, vm: VmId, host: int, *, live: bool) -> None:
+        """Have a VM move to a host; raises what oned's refusal means."""
+
+    def recover(self, vm: VmId, *, success: bool) -> None:
+        """Tell how an operation ended that nobody works on; of UNKNOWN, that the VM runs."""
+
+
 class XmlRpc:
     """The real :class:`Oned`, reached where OpenNebula's own tools would reach it."""
 
@@ -76,6 +99,25 @@ class XmlRpc:
 
     def version(self) -> str:
         return self._text("one.system.version")
+
+    def vms_info(self) -> str:
+        return self._text("one.vmpool.info", _EVERYBODYS, _ALL, _ALL, _NOT_DONE)
+
+    def leads(self) -> bool:
+        if one_version.parse(self.version()) < _HAS_RAFT:
+            return True
+        from cxm.one import xml  # noqa: PLC0415 - as in _decode
+
+        raft = xml.parse(self._text("one.zone.raftstatus"), "RAFT")
+        return xml.text_of(raft, "STATE") in _LEADERS
+
+    def migrate(self, vm: VmId, host: int, *, live: bool) -> None:
+        # Without enforce, which exists since 4.0: that the VM runs there shows that it fits.
+        self.call("one.vm.migrate", vm, host, live)
+
+    def recover(self, vm: VmId, *, success: bool) -> None:
+        by_number = one_version.parse(self.version()) >= _RECOVERS_BY_NUMBER
+        self.call("one.vm.recover", vm, int(success) if by_number else success)
 
     def _text(self, method: str, *arguments: Value) -> str:
         answer = self.call(method, *arguments)

@@ -23,6 +23,19 @@ def setting(remotes: str, key: str) -> str | None:
     return found[-1].strip().strip('"') if found else None
 
 
+def is_frontend(remotes: str) -> bool:
+    """Whether the remotes tree is oned's own: a host has a copy, without oned's settings beside.
+
+    A file there that is neither ours nor the tree's owner's is somebody else's: ``/var/tmp``, where
+    a host's copy lies, is everybody's.
+    """
+    try:
+        beside = os.stat(os.path.join(os.path.dirname(remotes), "config"))
+        return beside.st_uid in (os.geteuid(), os.stat(remotes).st_uid)
+    except OSError:
+        return False
+
+
 def is_this_machine(remotes: str, host: str) -> bool:
     """Whether ``host`` is what oned calls the machine that it runs on.
 

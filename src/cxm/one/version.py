@@ -6,7 +6,7 @@ import os
 import re
 from typing import NamedTuple
 
-from cxm.errors import CxmError
+from cxm.errors import CxmError, DataError
 
 
 class OneVersion(NamedTuple):
@@ -51,6 +51,14 @@ def text_of_remotes(root: str) -> str:
             return file.read().strip().rpartition("\n")[2]
     except FileNotFoundError:
         return ""
+
+
+def parse(text: str) -> OneVersion:
+    """The version that a text begins with; raises DataError for anything else."""
+    found = re.match(r"([0-9]+)\.([0-9]+)(?:\.([0-9]+))?", text.strip())
+    if found is None:
+        raise DataError(f"'{text[:40]}' is no version of OpenNebula")
+    return OneVersion(int(found[1]), int(found[2]), int(found[3] or 0))
 
 
 def of_remotes(root: str) -> OneVersion:

@@ -54,6 +54,7 @@ _SERVICES: Final = (
     Change("pacemaker.service", Wish.ON),
     # It gets what VMs boot while the node was away.
     Change("cxm-gather.timer", Wish.ON),
+    Change("cxm-nudge.path", Wish.ON),
 )
 _OURS: Final = (Present.OURS, Present.CHANGED)
 # It refuses to be started by hand: Corosync or Pacemaker has it started.

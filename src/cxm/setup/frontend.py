@@ -21,7 +21,7 @@ from cxm.one import frontend as one_frontend
 from cxm.one.api import XmlRpc
 from cxm.rights import working_as
 from cxm.run import Runner
-from cxm.setup import cxmrc, datastores, files, install, keys, parts, remotes, report
+from cxm.setup import cxmrc, datastores, files, install, keys, parts, remotes, report, services
 from cxm.setup.datastores import Calls, Place
 from cxm.setup.files import FileChange
 from cxm.setup.install import Account, Installation
@@ -30,6 +30,8 @@ from cxm.setup.report import Check
 
 Say = Callable[[str], None]
 
+_TIMER: Final = "cxm-sync.timer"
+_USER: Final = "oneadmin"
 RECORD: Final = "/var/lib/cxm-frontend/remotes"  # for the package's removal
 _KEYS: Final = ("id_ed25519", "id_ecdsa", "id_rsa")
 _SSH_CONFIG: Final = """
@@ -58,6 +60,11 @@ class Options:
     dry_run: bool = False
 
 
+def _runs_systemd() -> bool:
+    """Whether services can be enabled here, and by us."""
+    return os.geteuid() == 0 and os.path.isdir("/run/systemd/system")
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """What this may use of the machine."""
@@ -69,6 +76,8 @@ class World:
     which: Callable[[str], str | None] = install.find_program
     account: Callable[[str], Account] = install.account_of
     oned: Callable[[str, Mapping[str, str]], Calls] = XmlRpc
+    units: str = "/etc/systemd/system"
+    has_systemd: bool = field(default_factory=_runs_systemd)
     stamp: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S"))
 
 
@@ -212,6 +221,38 @@ def _put_ssh(account: Account, change: FileChange, say: Say) -> None:
     say(f"ssh: ConnectTimeout set in {change.path}")
 
 
+def _dropin(world: World, one: Installation) -> FileChange | None:
+    """Which OpenNebula the sync's service is for, where it is not the packaged one's."""
+    if one.location is None and one.account.name == _USER:
+        return None
+    lines = [
+        "# cxm-setup: the OpenNebula of this service.",
+        "[Service]",
+        f"User={one.account.name}",
+    ]
+    if one.location is not None:
+        lines.append(f"Environment=ONE_LOCATION={one.location}")
+    path = os.path.join(world.units, "cxm-sync.service.d", "cxm-setup.conf")
+    return files.plan(path, "".join(f"{line}\n" for line in lines), mode=0o644)
+
+
+def _put_sync(world: World, one: Installation, say: Say) -> None:
+    """Have the sync run by its timer; where systemd is not at work, a sentence says what to do."""
+    if not world.has_systemd:
+        say("sync: have 'cxm-sync' run every 20 seconds as oned's account")
+        return
+    change = _dropin(world, one)
+    if change is not None and change.changes:
+        os.makedirs(os.path.dirname(change.path), exist_ok=True)
+        files.write(change)
+        world.runner.run(["systemctl", "daemon-reload"])
+        say(f"sync: written {change.path}")
+    wanted = services.unmet(world.runner, [services.Change(_TIMER, services.Wish.ON)])
+    for each in wanted:
+        services.apply(world.runner, each)
+        say(f"sync: enabled {_TIMER}")
+
+
 def _remember(world: World, one: Installation) -> None:
     """Note for the package's removal where stubs were put, and whose that is; only for root."""
     if os.geteuid() != 0:
@@ -320,6 +361,7 @@ def run(world: World, options: Options, say: Say) -> None:
     if options.apply:
         _put_own(world, plan, say)
         _put_ssh(one.account, plan.ssh, say)
+        _put_sync(world, one, say)
     _advise(one, plan, say)
     _remember(world, one)
     if options.datastores:

@@ -67,6 +67,9 @@ def _settings(host: Host, options: Options) -> tuple[FileChange, NodeConfig]:
         given["VG_NAME"] = options.vg
     cloud = None if options.cloud is None else cloud_id(options.cloud)
     path = host.path(config.NODE_FILE)
+    present, _ignored = config.node(files.read(path) or "", path)
+    if not present.one_host:
+        given.setdefault("ONE_HOST", options.frontend)
     text = cxmrc.for_node(files.read(path), path, given, cloud)
     settings, _warnings = config.node(text, path)
     if not settings.clouds:

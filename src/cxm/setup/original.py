@@ -22,7 +22,8 @@ _REPLACED: Final = {
     "PATH": f"{_NOTHING}: programs are looked for in the system's directories",
     "VMCONF_DIR": "configurations are in Pacemaker's CIB; CFG_DIR of cxmrc is for standalone hosts",
     "SHUTDOWN_TIMEOUT": "SHUTDOWN_TIMEOUT of the frontend's cxmrc",
-    "POST_MIGRATION_HOOK": f"{_NOTHING}: OpenNebula is told of every move",
+    "POST_MIGRATION_HOOK": "OpenNebula is told of every move, and of every failover; a program of "
+    "your own: POST_MIGRATION_HOOK of each node's cxmrc",
     "LB_MAX_VM_PER_NODE": _BALANCE,
     "LB_MAX_MIGRATION": _BALANCE,
     "LB_MIN_GAIN": _BALANCE,

@@ -151,6 +151,47 @@ class ListOption:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalActions:
+    """Actions that a VM driver runs on the frontend: words of the list ``-l`` in its ARGUMENTS."""
+
+    own: str  # NAME of the VM_MAD
+    words: Sequence[str]
+
+    def apply(self, text: str, source: str) -> tuple[str, str | None]:
+        """See :class:`Part`."""
+        found = [each for each in _vectors(text, source, "VM_MAD") if each.get("NAME") == self.own]
+        arguments = found[-1].find("ARGUMENTS") if found else None
+        if arguments is None:
+            return text, None
+        new = self._extended(arguments.value.text)
+        if new == arguments.value.text:
+            return text, None
+        text = oneconf.replace_value(text, arguments.value, new)
+        return text, f"VM_MAD '{self.own}': {', '.join(self.words)} on the frontend (-l)"
+
+    def _extended(self, value: str) -> str:
+        match = re.search(r"(?:^|\s)-l\s*([^\s-]\S*)", value)
+        if match is None:
+            # The last word is the directory of the scripts.
+            before, _blank, last = value.rpartition(" ")
+            return f"{before} -l {','.join(self.words)} {last}".strip()
+        have = {word.partition("=")[0] for word in match[1].split(",")}
+        lacking = [word for word in self.words if word not in have]
+        return value[: match.end()] + "".join(f",{word}" for word in lacking) + value[match.end() :]
+
+
+def local_actions(version: OneVersion) -> list[str]:
+    """What runs on the frontend, so that a dead source keeps nothing from being recorded.
+
+    Before 4.0 a failing clean-up of the source's network fails the migration; before 3.8 a local
+    migrate leaves no connection for the other network steps. Both are right for ``dummy`` networks.
+    """
+    if version < (3, 8):
+        return ["migrate", "pre", "post", "clean"]
+    return ["migrate", "clean"] if version < (4, 0) else ["migrate"]
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """An attribute that is given once for each of its values (``INHERIT_IMAGE_ATTR``)."""
 
@@ -261,6 +302,7 @@ def of_oned(version: OneVersion, choices: Choices) -> list[Part]:
     if version < MONITORD:
         parts.append(_im_mad(version))
     parts.append(_vm_mad(version, choices))
+    parts.append(LocalActions(choices.vm_mad, local_actions(version)))
     if version >= _TM_CONF:
         parts += _tm_conf(version)
         parts += [Listed("INHERIT_IMAGE_ATTR", name) for name in ("FSTYPE", "LV_SIZE")]

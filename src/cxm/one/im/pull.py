@@ -26,6 +26,8 @@ _WORDS: Final = {
     GuestState.POWEROFF: "d",
     GuestState.FAILURE: "e",
     GuestState.VANISHED: "e",
+    # The last host vouches for it until the sync has told OpenNebula where it is.
+    GuestState.ELSEWHERE: "a",
     GuestState.BUSY: "-",
 }
 # Up to 4.2 'e' gives a VM up for good and has its disks deleted; 'd' makes it UNKNOWN.
@@ -38,6 +40,8 @@ def poll_values(guest: Guest | None, version: OneVersion) -> str:
     if guest is None:
         return f"STATE={_GONE}"
     words = _WORDS if version >= _FROM_HOST else _WORDS_OLD
+    if guest.state is GuestState.ELSEWHERE:
+        return f"STATE={words[guest.state]}"
     usage = guest.usage
     values: dict[str, Value] = {}
     if version < _TEMPLATE:

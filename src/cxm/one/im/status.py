@@ -25,6 +25,8 @@ _WORDS: Final = {
     GuestState.PAUSED: "SUSPENDED",
     GuestState.POWEROFF: "POWEROFF",
     GuestState.FAILURE: "FAILURE",
+    # The last host vouches for it until the sync has told OpenNebula where it is.
+    GuestState.ELSEWHERE: "RUNNING",
 }
 # Counts as named, and changes nothing.
 _NOTHING_NEW: Final = "UNKNOWN"

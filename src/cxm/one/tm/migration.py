@@ -6,11 +6,14 @@ Who may use the disks meanwhile is the business of the cluster (docs/design/0010
 directory gets its place on the target, and goes from the source if that answers.
 """
 
+import time
+
 from cxm.errors import RefusedError
-from cxm.one import args
+from cxm.one import args, frontend
 from cxm.one.action import Call, Context
 from cxm.one.args import Migration
 from cxm.one.tm import leaving
+from cxm.sync import claims
 
 
 def run(ctx: Context, call: Call) -> str:
@@ -19,10 +22,19 @@ def run(ctx: Context, call: Call) -> str:
     if call.action == "premigrate":
         _prepare(ctx, request)
     elif call.action == "postmigrate":
-        leaving.drop(ctx, request.source, request.vm, request.directory)
+        if not _is_lost(ctx, request):
+            leaving.drop(ctx, request.source, request.vm, request.directory)
     else:
         leaving.drop(ctx, request.target, request.vm, request.directory)
     return ""
+
+
+def _is_lost(ctx: Context, request: Migration) -> bool:
+    """Whether the VM was rescued from a node that is dead: what is there goes when it is back."""
+    if not frontend.is_frontend(ctx.remotes):
+        return False
+    claim = claims.find(claims.directory(ctx.remotes), request.vm, time.time())
+    return claim is not None and claim.lost
 
 
 def _prepare(ctx: Context, request: Migration) -> None:

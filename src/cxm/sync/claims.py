@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the claims on the frontend: a VM whose record is being brought in line, and where it runs.
+
+A driver that oned calls for a claimed VM may only confirm what is so already (docs/design/0011). A
+claim is a small file beside oned's ``config``. It stays until OpenNebula has ended what it was made
+for, and a day at most: a sync that dies leaves one that the next sync ends.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from cxm.errors import RefusedError, UsageError
+from cxm.names import VmId, vm_id
+
+LONGEST_S: Final = 86400.0
+_NAME: Final = "claim-"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A VM, the host where it runs, and when that was claimed (seconds since 1970)."""
+
+    vm: VmId
+    host: str
+    made_at: float
+    lost: bool = False  # the host that it was on is dead: nobody need try to reach it
+
+
+def directory(remotes: str) -> str:
+    """Where the sync keeps what it must not forget; oned's account owns it."""
+    return os.path.join(os.path.dirname(remotes), "cxm-sync")
+
+
+def make(place: str, claim: Claim) -> None:
+    """Claim a VM; an older claim on it goes."""
+    os.makedirs(place, mode=0o700, exist_ok=True)
+    path = os.path.join(place, f"{_NAME}{claim.vm}")
+    raw = {"host": claim.host, "made_at": claim.made_at, "lost": claim.lost}
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump(raw, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+
+
+def end(place: str, vm: VmId) -> None:
+    """The claim on a VM is over."""
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(place, f"{_NAME}{vm}"))
+
+
+def find(place: str, vm: VmId, now: float) -> Claim | None:
+    """The claim on a VM; raises RefusedError for one that cannot be read: nothing may be done."""
+    path = os.path.join(place, f"{_NAME}{vm}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            raw = json.load(file)
+        claim = Claim(vm, str(raw["host"]), float(raw["made_at"]), raw["lost"] is True)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RefusedError(
+            f"VM {vm} is claimed by cxm-sync, and the claim cannot be read: {error}",
+            hint=f"if no cxm-sync runs, remove {path}",
+        ) from error
+    # One from the future is one: a clock that was set back must not set drivers free.
+    return claim if now - claim.made_at < LONGEST_S else None
+
+
+def all_of(place: str, now: float) -> Iterator[Claim]:
+    """All claims; one that cannot be read, or is too old, is ended."""
+    try:
+        names = sorted(os.listdir(place))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if not name.startswith(_NAME) or name.endswith(".new"):
+            continue
+        with suppress(UsageError):
+            vm = vm_id(name.removeprefix(_NAME))
+            try:
+                found = find(place, vm, now)
+            except RefusedError:
+                found = None
+            if found is None:
+                end(place, vm)
+            else:
+                yield found

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the decision what OpenNebula is to be told of a VM, and by which calls. Pure.
+
+Level-triggered: it looks at what is, never at what happened. It decides nothing where the two views
+agree, where the cluster's is not certain, or while OpenNebula itself is at work on the VM. Each
+decision has a sentence. Which calls a version takes is in one table (:func:`calls`), from which the
+guide's table is made too (:func:`table`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from cxm.one.version import OneVersion
+from cxm.sync.views import Host, Record, Sighting
+
+RECOVERS: Final = OneVersion(4, 0)  # one.vm.recover
+MOVES_AT_REST: Final = OneVersion(4, 14)  # one.vm.migrate of what is off or suspended
+BOOT_FAILURES: Final = OneVersion(5, 0)
+# How long a migration of our own may take before it counts as one that nobody works on any more:
+# oned was restarted meanwhile, for example.
+STUCK_S: Final = 900.0
+
+_FAILED_BOOTS: Final = (
+    "BOOT_FAILURE", "BOOT_MIGRATE_FAILURE", "BOOT_UNDEPLOY_FAILURE", "BOOT_STOPPED_FAILURE",
+)  # fmt: skip
+_AT_REST: Final = ("POWEROFF", "SUSPENDED")
+# States in which OpenNebula is not at work on a VM: it takes it to be on a host, or not to run.
+_RESTING: Final = ("RUNNING", "UNKNOWN", *_AT_REST, *_FAILED_BOOTS)
+_NOT_RUNNING: Final = ("PENDING", "HOLD", "STOPPED", "UNDEPLOYED", "FAILED", "PROLOG_FAILURE")
+
+
+class Call(StrEnum):
+    """A call of oned's API, as the guide's table names it."""
+
+    LIVE = "one.vm.migrate, live"
+    RECOVER = "one.vm.recover, success"
+    MOVE = "one.vm.migrate"
+    FAIL = "one.vm.recover, failure"
+
+
+class Kind(StrEnum):
+    """What comes of looking at a VM."""
+
+    AGREED = "agreed"  # nothing to say
+    ACT = "act"
+    WAIT = "wait"  # what is to be done shows within moments
+    LEFT = "left"  # somebody else's business: OpenNebula's own, or probes'
+    STUCK = "stuck"  # a human must look
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to be done about a VM, and why."""
+
+    record: Record
+    kind: Kind
+    why: str
+    host: str = ""  # where it runs
+    calls: tuple[Call, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        return f"{self.record.label}: {self.why}"
+
+
+# State, whether OpenNebula has the right host -> the first version with these calls, and the calls.
+_WAYS: Final[Mapping[tuple[str, bool], tuple[OneVersion, tuple[Call, ...]]]] = {
+    ("RUNNING", False): (OneVersion(3, 6), (Call.LIVE,)),
+    ("UNKNOWN", False): (RECOVERS, (Call.RECOVER, Call.LIVE)),
+    **{(state, False): (MOVES_AT_REST, (Call.MOVE,)) for state in _AT_REST},
+    **{(state, False): (BOOT_FAILURES, (Call.RECOVER, Call.LIVE)) for state in _FAILED_BOOTS},
+    **{(state, True): (BOOT_FAILURES, (Call.RECOVER,)) for state in _FAILED_BOOTS},
+}
+
+
+def calls(version: OneVersion, state: str, *, same_host: bool) -> tuple[Call, ...] | None:
+    """The calls that bring a VM's record in line, by its state; None where there is no way.
+
+    None of them starts or moves anything: a live migration is confirmed by our driver where the VM
+    runs already; a recover calls no driver; one that is off for OpenNebula has its files moved,
+    which nothing is done for on a SAN, and then its host's probe says that it runs.
+    """
+    known = _WAYS.get((state, same_host))
+    if known is None:
+        return () if same_host else None
+    since, way = known
+    return way if version >= since else None
+
+
+def decide(
+    record: Record,
+    seen: Sighting,
+    hosts: Mapping[str, Host],
+    version: OneVersion,
+    *,
+    claimed_s: float | None = None,
+) -> Decision:
+    """What is to be done about a VM that a cluster knows; ``claimed_s`` is the age of our claim."""
+
+    def made(kind: Kind, why: str, *way: Call) -> Decision:
+        return Decision(record, kind, why, seen.host, way)
+
+    if record.state == "DONE":
+        return made(*_done(seen))
+    if record.state in _NOT_RUNNING:
+        return made(*_not_running(record, seen))
+    if record.state == "MIGRATE" and claimed_s is not None and claimed_s > STUCK_S:
+        return _stuck(record, seen, version)
+    if record.state not in _RESTING:
+        return made(Kind.LEFT, f"OpenNebula is at work on it ({record.state})")
+    if seen.doubt or not seen.host:
+        return made(*_unplaced(record, seen))
+    return _misplaced(record, seen, hosts, version)
+
+
+def _not_running(record: Record, seen: Sighting) -> tuple[Kind, str]:
+    if not seen.host:
+        return Kind.AGREED, f"{record.state} in OpenNebula, and it runs nowhere"
+    what = f"OpenNebula says {record.state}, but it runs on {seen.host}"
+    return Kind.STUCK, f"{what}; 'cxm shutdown {record.vm}' on a node ends it"
+
+
+def _unplaced(record: Record, seen: Sighting) -> tuple[Kind, str]:
+    if seen.doubt:
+        return Kind.WAIT, f"where it runs is not certain: {seen.doubt}"
+    what = f"OpenNebula says {record.state} on {record.host}"
+    return Kind.LEFT, f"{what}, and it runs nowhere: its host's reports tell it"
+
+
+def _done(seen: Sighting) -> tuple[Kind, str]:
+    if seen.host:
+        what = f"OpenNebula has given it up (DONE), and it runs on {seen.host}"
+        what = f"{what}: nothing of it is removed"
+        return Kind.STUCK, f"{what}; 'cxm shutdown {seen.vm}' on a node ends it"
+    if seen.doubt or seen.wanted:
+        what = seen.doubt or "it runs nowhere at the moment"
+        return Kind.STUCK, f"OpenNebula has given it up (DONE), and the cluster keeps it: {what}"
+    what = "it has ended in OpenNebula (DONE), and the cluster still knows it"
+    return Kind.STUCK, f"{what}: what stays of its volumes goes by 'cxm-sync --remove {seen.vm}'"
+
+
+def _misplaced(
+    record: Record, seen: Sighting, hosts: Mapping[str, Host], version: OneVersion
+) -> Decision:
+    """About a VM that certainly runs on a host."""
+    same, host = seen.host == record.host, hosts.get(seen.host)
+    way = calls(version, record.state, same_host=same)
+    where = f"it runs on {seen.host}"
+    says = f"OpenNebula says {record.state} on {record.host}"
+
+    def made(kind: Kind, why: str, *more: Call) -> Decision:
+        return Decision(record, kind, why, seen.host, more)
+
+    if host is None:
+        what = f"{where}, which is no host of OpenNebula: add it (onehost create)"
+        return made(Kind.STUCK, f"{what}, or tell its name by 'cxm-setup node --host'")
+    if way == ():
+        if record.state == "RUNNING":
+            return made(Kind.AGREED, f"RUNNING on {seen.host}")
+        return made(Kind.LEFT, f"{says}, and {where}: that host's next report tells it")
+    if way is None:
+        what = f"OpenNebula {version} takes no call that says where it is"
+        return made(Kind.LEFT, f"{says}, but {where}: {what}; {record.host} vouches for it")
+    if refusal := _refusal(record, host, same_host=same):
+        return made(Kind.STUCK, f"{says}, but {where}; {refusal}")
+    return made(Kind.ACT, f"{says}, but {where}: {' and '.join(way)}", *way)
+
+
+def _refusal(record: Record, host: Host, *, same_host: bool) -> str:
+    """Why oned would refuse the calls, as far as that is known before; empty for nothing."""
+    if record.locked:
+        return f"it is locked in OpenNebula: 'onevm unlock {record.vm}'"
+    if host.offline and not same_host:
+        what = f"{host.name} is OFFLINE in OpenNebula, which sends no VM there"
+        return f"{what}: 'onehost enable {host.name}'"
+    return ""
+
+
+def _stuck(record: Record, seen: Sighting, version: OneVersion) -> Decision:
+    """About a migration of ours that does not end: what it came to is what is true."""
+    says = "OpenNebula has been recording its move for too long"
+    if version < RECOVERS or seen.doubt or not seen.host:
+        why = seen.doubt or f"OpenNebula {version} has no recover"
+        return Decision(record, Kind.STUCK, f"{says}: {why}", seen.host)
+    way = Call.RECOVER if seen.host == record.host else Call.FAIL
+    return Decision(record, Kind.ACT, f"{says}, it runs on {seen.host}: {way}", seen.host, (way,))
+
+
+# --- the guide's table ----------------------------------------------------------------------------
+
+_AGES: Final = (
+    ("3.6, 3.8", OneVersion(3, 8)),
+    ("4.0 to 4.12", OneVersion(4, 12)),
+    ("4.14", OneVersion(4, 14)),
+    ("5.0 to 7.4", OneVersion(7, 4)),
+)
+_SHOWN: Final = (
+    ("RUNNING", False), ("UNKNOWN", False), ("POWEROFF", False), ("SUSPENDED", False),
+    ("BOOT_FAILURE", False), ("BOOT_FAILURE", True), ("UNKNOWN", True), ("POWEROFF", True),
+)  # fmt: skip
+
+
+def table() -> str:
+    """The calls by version and state, as a table for the guide."""
+    head = "".join(f" {name} |" for name, _version in _AGES)
+    lines = [f"| OpenNebula says |{head}", f"|---|{'---|' * len(_AGES)}"]
+    for state, same in _SHOWN:
+        cells = [_cell(calls(version, state, same_host=same)) for _name, version in _AGES]
+        where = "on the host where it runs" if same else "on another host"
+        lines.append(f"| {state} {where} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(way: tuple[Call, ...] | None) -> str:
+    if way is None:
+        return "none"
+    return "; ".join(way) if way else "none: the host's report tells it"

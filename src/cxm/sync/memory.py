@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns what the sync remembers between two runs: what failed and when to try again, who answered.
+
+All of it may be lost: then something is tried once more, and a host is asked that is dead. Times
+are seconds since 1970, as the sync's runs share no other clock.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Final
+
+_PAUSES_S: Final = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+FILE: Final = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A VM whose record could not be brought in line, and what oned said."""
+
+    key: str  # what was tried: the same is not tried before its pause is over
+    times: int
+    at: float
+    why: str
+
+    def due(self, key: str, now: float) -> bool:
+        """Whether this may be tried now; something else may at once."""
+        pause = _PAUSES_S[min(self.times, len(_PAUSES_S)) - 1]
+        return self.key != key or not 0 <= now - self.at < pause
+
+
+@dataclass(slots=True)
+class Memory:
+    """All that is remembered."""
+
+    failures: dict[int, Failure] = field(default_factory=dict)
+    answered: list[str] = field(default_factory=list)  # hosts that did, the last time
+    began_at: float = 0.0  # when the last run began
+    keys_at: float = 0.0  # when nodes were last asked for their keys
+    said: list[str] = field(default_factory=list)  # what was logged and still holds
+    removals_at: float = 0.0  # when volumes were last looked for that wait for their removal
+
+    def failed(self, vm: int, key: str, now: float, why: str) -> None:
+        """Something could not be done; each time in a row the pause is longer."""
+        known = self.failures.get(vm)
+        times = known.times + 1 if known is not None and known.key == key else 1
+        self.failures[vm] = Failure(key, times, now, why)
+
+    def blocked(self, vm: int, key: str, now: float) -> Failure | None:
+        """The failure after which this is not tried yet."""
+        known = self.failures.get(vm)
+        return None if known is None or known.due(key, now) else known
+
+
+def load(place: str) -> Memory:
+    """What was remembered; nothing where that cannot be read."""
+    try:
+        with open(os.path.join(place, FILE), encoding="utf-8") as file:
+            raw = json.load(file)
+        failures: Mapping[str, Mapping[str, object]] = raw["failures"]
+        return Memory(
+            {int(vm): _failure(row) for vm, row in failures.items()},
+            [str(host) for host in raw["answered"]],
+            float(raw["began_at"]),
+            float(raw["keys_at"]),
+            [str(each) for each in raw["said"]],
+            float(raw["removals_at"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Memory()
+
+
+def _failure(row: Mapping[str, object]) -> Failure:
+    times, at = row["times"], row["at"]
+    if not isinstance(times, int) or not isinstance(at, int | float) or times < 1:
+        raise ValueError(row)
+    return Failure(str(row["key"]), times, float(at), str(row["why"]))
+
+
+def store(place: str, memory: Memory) -> None:
+    """Keep it; where the disk is full it is lost."""
+    with suppress(OSError):
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        path = os.path.join(place, FILE)
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            json.dump(asdict(memory), file)
+        os.replace(file.name, path)

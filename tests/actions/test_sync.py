@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""``cxm-sync`` on a modelled pair of nodes and an oned that calls the real drivers.
+
+What is never to happen is looked for after each run: a VM started, moved or ended by it, or one
+that OpenNebula has no way out of.
+"""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxm import lock
+from cxm.cluster import relocate
+from cxm.errors import CxmError, UnreachableError, UsageError
+from cxm.names import VmId
+from cxm.node.verbs import Call
+from cxm.one.version import OneVersion
+from cxm.sync import claims, main, memory
+from cxm.sync.decide import Kind
+from cxm.sync.main import Turn
+from tests.fakes.believing import Believing
+from tests.fakes.machine import CLOUD
+from tests.fakes.pair import DISK, Pair
+
+V38, V412, V510, V74 = (
+    OneVersion(3, 8), OneVersion(4, 12), OneVersion(5, 10), OneVersion(7, 4),
+)  # fmt: skip
+ALL = [V38, V412, V510, V74]
+
+
+@pytest.fixture(params=[V74], ids=str)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]:
+    """VM 7 runs on node1, and OpenNebula knows."""
+    pair = Pair()
+    pair.start("node1")
+    made = Believing(tmp_path, pair, request.param)
+    yield made
+    # No claim may stay that nobody ends.
+    assert made.state == "MIGRATE" or not list(claims.all_of(str(made.here().place), made.now))
+
+
+every_version = pytest.mark.parametrize("world", ALL, indirect=True, ids=str)
+
+
+def starts(world: Believing) -> list[tuple[str, str]]:
+    """What was done to the guest, on which node."""
+    found = []
+    for name, xen in world.pair.xens.items():
+        doing = ("create", "migrate", "destroy", "shutdown", "restore", "save", "reboot")
+        ran = [argv for argv in xen.node.ran if argv[0] == "xl" and argv[1] in doing]
+        found += [(name, argv[1]) for argv in ran]
+    return found
+
+
+def quietly(world: Believing, *, nudged: bool = False) -> Turn:
+    """A run that does nothing to any guest."""
+    before, runs = starts(world), world.pair.runs_on()
+    done = world.sync(nudged=nudged)
+    assert starts(world) == before
+    assert world.pair.runs_on() == runs
+    return done
+
+
+def fail_over(world: Believing) -> None:
+    """Node1 dies, and is fenced; the VM runs on node2."""
+    world.pair.fail("node1")
+    assert world.pair.runs_on() == ["node2"]
+
+
+def moved(world: Believing) -> None:
+    """``cxm migrate`` by an operator."""
+    machine = world.pair.xens["node1"].machine()
+    relocate.migrate(Call(machine, CLOUD), vm=VmId(7), node="node2", by_opennebula=False)
+    world.pair.pacemaker.go_on()
+
+
+class TestConverges:
+    """The record follows."""
+
+    def test_nothing_to_say(self, world: Believing) -> None:
+        """Both agree, and oned is told nothing."""
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.AGREED, [])
+
+    @every_version
+    def test_after_a_failover(self, world: Believing) -> None:
+        """By a migration that our driver confirms; nobody tries to reach the dead source."""
+        fail_over(world)
+        (only,) = quietly(world).decisions
+        assert only.kind is Kind.AGREED
+        assert world.belief() == ("RUNNING", "node2")
+        assert world.told == ["migrate node2 live"]
+        assert world.actions == ["tm/premigrate", "vmm/migrate", "tm/postmigrate"]
+        assert "node1" not in [host for host, verb in world.asked if verb != "whereabouts"]
+        assert quietly(world).decisions[0].kind is Kind.AGREED
+        assert len(world.told) == 1
+
+    @every_version
+    def test_after_an_operators_move(self, world: Believing) -> None:
+        """The source lives: its directory goes."""
+        moved(world)
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
+        assert ("node1", "dir-drop") in world.asked
+
+    @pytest.mark.parametrize("world", [V412, V510, V74], indirect=True, ids=str)
+    def test_unknown(self, world: Believing) -> None:
+        """Recovered and moved in one go."""
+        fail_over(world)
+        world.state = "UNKNOWN"
+        quietly(world)
+        assert world.told == ["recover success", "migrate node2 live"]
+        assert world.belief() == ("RUNNING", "node2")
+
+    @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED"])
+    def test_taken_for_off(self, world: Believing, state: str) -> None:
+        """Its record moves, and the host's next report says that it runs."""
+        fail_over(world)
+        world.state = state
+        quietly(world)
+        assert world.told == ["migrate node2 live"]
+        assert world.belief() == (state, "node2")
+
+    def test_a_failed_boot_that_runs(self, world: Believing) -> None:
+        """On its host, by one call without a driver."""
+        world.state = "BOOT_FAILURE"
+        quietly(world)
+        assert (world.told, world.belief()) == (["recover success"], ("RUNNING", "node1"))
+
+    @pytest.mark.parametrize("world", [V38], indirect=True, ids=str)
+    def test_3_8_has_no_way_out_of_unknown(self, world: Believing) -> None:
+        """It is said; the old host's vouching brings it back to RUNNING, and then it is moved."""
+        moved(world)
+        world.state = "UNKNOWN"
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.LEFT, [])
+        assert "node1 vouches for it" in only.sentence
+        world.state = "RUNNING"
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_oned_was_down(self, world: Believing) -> None:
+        """It comes back later, and so does the truth."""
+        fail_over(world)
+        world.is_up = False
+        with pytest.raises(UnreachableError):
+            world.sync()
+        world.is_up = True
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_and_back_again(self, world: Believing) -> None:
+        """The old node is in service again, and the VM goes back."""
+        fail_over(world)
+        quietly(world)
+        world.pair.come_back("node1")
+        machine = world.pair.xens["node2"].machine()
+        relocate.migrate(Call(machine, CLOUD), vm=VmId(7), node="node1", by_opennebula=False)
+        world.pair.pacemaker.go_on()
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node1")
+
+
+class TestHoldsBack:
+    """What is not certain, or not its business."""
+
+    @pytest.mark.parametrize("state", ["PROLOG", "BOOT", "MIGRATE", "SHUTDOWN", "EPILOG"])
+    def test_opennebulas_own_operation(self, world: Believing, state: str) -> None:
+        """Whatever it is at."""
+        fail_over(world)
+        world.state = state
+        assert quietly(world).decisions[0].kind is Kind.LEFT
+        assert world.told == []
+
+    def test_a_minority_is_not_believed(self, world: Believing) -> None:
+        """Its opinion is told as such."""
+        moved(world)
+        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
+        done = quietly(world)
+        assert world.told == []
+        assert "no quorum" in done.notes[0]
+        assert done.decisions[0].kind is Kind.WAIT
+
+    def test_no_node_answers(self, world: Believing) -> None:
+        """Nothing is known, so nothing is done, and it is said."""
+        moved(world)
+        world.cut_off = {"node1", "node2"}
+        done = quietly(world)
+        assert (done.decisions, world.told) == ([], [])
+        assert len(done.notes) == 2
+
+    def test_a_dead_node_is_not_waited_for_twice(self, world: Believing) -> None:
+        """Who answered the last time is asked first, and answers for its cluster."""
+        world.cut_off = {"node1"}
+        quietly(world)
+        world.asked.clear()
+        quietly(world)
+        assert [each for each in world.asked if each[1] == "whereabouts"] == [
+            ("node2", "whereabouts")
+        ]
+
+    def test_only_the_leader_acts(self, world: Believing) -> None:
+        """Of several frontends."""
+        fail_over(world)
+        world.leader = False
+        done = quietly(world)
+        assert (world.told, done.is_follower) == ([], True)
+
+    def test_a_locked_vm_is_named(self, world: Believing) -> None:
+        """With what to do."""
+        fail_over(world)
+        world.locked = True
+        assert "onevm unlock 7" in quietly(world).decisions[0].sentence
+        assert world.told == []
+
+    def test_an_offline_host_is_named(self, world: Believing) -> None:
+        """An administrator has taken it out of use."""
+        fail_over(world)
+        world.hosts["node2"] = 8
+        assert "OFFLINE" in quietly(world).decisions[0].sentence
+        assert world.told == []
+
+    def test_what_oned_refuses_is_named_and_tried_later(self, world: Believing) -> None:
+        """Later and later; and at once when something has changed."""
+        fail_over(world)
+        world.refuses = "VM with a pinned NUMA topology cannot be live-migrated"
+        assert "pinned NUMA" in quietly(world).decisions[0].sentence
+        assert "pinned NUMA" in quietly(world).decisions[0].sentence
+        assert len(world.told) == 1
+        world.now += 11
+        quietly(world)
+        world.now += 11
+        quietly(world)
+        assert len(world.told) == 2
+        world.refuses = ""
+        world.state = "UNKNOWN"
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_dry_run(self, world: Believing) -> None:
+        """It says what it would do."""
+        fail_over(world)
+        done = main.turn(world.here(), dry_run=True)
+        assert (world.told, done.decisions[0].kind) == ([], Kind.ACT)
+        assert world.belief() == ("RUNNING", "node1")
+
+    def test_a_vm_that_opennebula_does_not_know(self, world: Believing) -> None:
+        """Its database was restored from an old copy."""
+        world.is_known = False
+        assert "OpenNebula knows no such VM" in quietly(world).decisions[0].sentence
+
+
+class TestNoEffect:
+    """Whatever happens while it acts: nothing is started, moved or ended by it."""
+
+    def test_the_vm_moves_again_before_the_claim(self, world: Believing) -> None:
+        """The node says that it is not there; the next turn sees where it is."""
+        moved(world)
+
+        def back(_host: str, verb: str) -> None:
+            if verb == "domain-claim":
+                world.before = lambda _host, _verb: None
+                world.pair.move("node2", "node1")
+
+        world.before = back
+        assert world.sync().decisions[0].kind is Kind.WAIT
+        assert world.told == []
+        assert world.belief() == ("RUNNING", "node1")
+
+    def test_the_vm_moves_again_before_the_driver(self, world: Believing) -> None:
+        """The driver confirms nothing, and does not move it: OpenNebula keeps what it believed."""
+        moved(world)
+
+        def back(call: str) -> None:
+            if call == "migrate":
+                world.pair.move("node2", "node1")
+
+        world.before_call = back
+        before = starts(world)
+        world.sync()
+        assert world.belief() == ("RUNNING", "node1")
+        assert world.pair.runs_on() == ["node1"]
+        assert starts(world)[len(before) :] == [("node2", "migrate")]  # the operator's
+
+    def test_the_guest_ends_and_oned_takes_it_for_lost(self, world: Believing) -> None:
+        """Then a live migration is a cold one, which deploys: the claim on the node forbids it."""
+        moved(world)
+
+        def ends(call: str) -> None:
+            if call == "migrate":
+                world.state = "UNKNOWN"
+                world.pair.xens["node2"].guest(7, "off")
+                world.pair.monitor()
+
+        world.before_call = ends
+        world.sync()
+        assert world.pair.runs_on() == []
+        assert world.state == "BOOT_FAILURE"
+        assert "is not started" in world.error
+
+    def test_a_user_acts_first(self, world: Believing) -> None:
+        """OpenNebula is at work when the claim is made: nothing is called."""
+        moved(world)
+
+        def user(_host: str, verb: str) -> None:
+            if verb == "domain-claim":
+                world.state = "SHUTDOWN_POWEROFF"
+
+        world.before = user
+        (only,) = world.sync().decisions
+        assert (only.kind, world.told) == (Kind.WAIT, [])
+        assert "OpenNebula has changed it meanwhile" in only.sentence
+
+    def test_a_user_migrates_a_claimed_vm(self, world: Believing) -> None:
+        """Elsewhere: refused for the moment. To where it runs: confirmed."""
+        moved(world)
+        claims.make(world.here().place, claims.Claim(VmId(7), "node2", world.now))
+        assert not world.action("vmm", "migrate", "name", "node1", "node2", "7", "node2")
+        assert "is telling OpenNebula that it runs on node2" in world.error
+        assert world.action("vmm", "migrate", "name", "node2", "node1", "7", "node1")
+        claims.end(world.here().place, VmId(7))
+
+    def test_killed_after_the_claim(self, world: Believing) -> None:
+        """The next run ends the claim of one that died, and does its work."""
+        fail_over(world)
+        claims.make(world.here().place, claims.Claim(VmId(7), "node2", world.now))
+        world.now += 60
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_oned_dies_in_the_middle(self, world: Believing) -> None:
+        """It restarts with a migration that nobody works on: it is told what came of it."""
+        fail_over(world)
+
+        def dies(_call: str) -> None:
+            world.state, world.host, world.is_up = "MIGRATE", "node2", False
+            raise UnreachableError("oned does not answer")
+
+        world.before_call = dies
+        with pytest.raises(UnreachableError):
+            world.sync()
+        world.is_up, world.before_call = True, lambda _call: None
+        assert quietly(world).decisions[0].kind is Kind.LEFT
+        world.now += 1000
+        quietly(world)
+        assert world.told[-1] == "recover success"
+        assert world.belief() == ("RUNNING", "node2")
+        world.now += 60
+        quietly(world)
+
+    def test_oneds_own_migration_needs_no_claim(self, world: Believing) -> None:
+        """The driver on the frontend has the target move it."""
+        world.migrate(VmId(7), 1, live=True)
+        assert world.pair.runs_on() == ["node2"]
+        assert world.belief() == ("RUNNING", "node2")
+
+
+class TestNudges:
+    """A hint: lost, doubled, late, it changes nothing but the moment."""
+
+    def test_goes_on_looking_until_it_is_certain(self, world: Believing) -> None:
+        """The VM was just being started when the nudge came."""
+        fail_over(world)
+        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
+        real = world.sleep
+
+        def better(seconds: float) -> None:
+            world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "1"))
+            real(seconds)
+
+        world.sleep = better  # type: ignore[method-assign]
+        quietly(world, nudged=True)
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_gives_up_after_a_while(self, world: Believing) -> None:
+        """The timer goes on."""
+        moved(world)
+        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
+        began = world.now
+        quietly(world, nudged=True)
+        assert world.now - began < 60
+
+    def test_doubled(self, world: Believing) -> None:
+        """Who waited for the run that has just looked need not look again."""
+        here = world.here()
+        known = memory.load(here.place)
+        known.began_at = world.now + 1
+        memory.store(here.place, known)
+        assert main.sync(here, nudged=True) is None
+        assert world.asked == []
+
+    def test_one_waits_for_all(self, world: Believing) -> None:
+        """A node that nudges a hundred times does not make a hundred processes wait."""
+        here = world.here()
+        with lock.hold(here.place, "waiting", timeout_s=0.0):
+            assert main.sync(here, nudged=True) is None
+        assert world.asked == []
+
+
+class TestRemoval:
+    """Volumes that were in use when OpenNebula deleted their VM."""
+
+    def _requested(self, world: Believing) -> None:
+        with pytest.raises(CxmError, match="it runs on node1"):
+            world.pair.ask("node1", "disk-remove", vm=7, disk=0, dir=world.pair.directory("node1"))
+
+    def _has_disk(self, world: Believing) -> bool:
+        return DISK in world.pair.xens["node1"].node.state.lvs
+
+    def test_removed_when_the_vm_is_done(self, world: Believing) -> None:
+        """And not before."""
+        self._requested(world)
+        world.pair.stop("node1")
+        world.state = "POWEROFF"
+        assert "OpenNebula says POWEROFF" in quietly(world).removals[0].sentence
+        world.state = "DONE"
+        assert quietly(world).removals == []  # not at every turn
+        world.now += 301
+        assert quietly(world).removals[0].removed
+        assert not self._has_disk(world)
+        assert world.pair.resource() is None
+
+    def test_kept_while_it_runs(self, world: Believing) -> None:
+        """OpenNebula's clean-up of a lost host has deleted a VM that was rescued."""
+        self._requested(world)
+        world.state = "DONE"
+        done = quietly(world)
+        assert not done.removals[0].removed
+        assert self._has_disk(world)
+        assert "given it up (DONE), and it runs on node1" in done.decisions[0].sentence
+
+    def test_kept_for_a_vm_that_oned_does_not_know(self, world: Believing) -> None:
+        """It does not say DONE."""
+        self._requested(world)
+        world.pair.stop("node1")
+        world.is_known = False
+        assert "OpenNebula knows no such VM" in quietly(world).removals[0].sentence
+        assert self._has_disk(world)
+
+    def test_a_human_says_that_nobody_needs_it(self, world: Believing) -> None:
+        """OpenNebula gave it up, its clean-up reached no host, and it has been shut down since."""
+        world.state = "DONE"
+        here = world.here()
+        assert "it runs on node1" in main.turn(here, dry_run=False, remove=VmId(7)).removals[0].why
+        world.pair.stop("node1")
+        assert "--remove 7" in quietly(world).decisions[0].sentence
+        assert self._has_disk(world)
+        assert main.turn(here, dry_run=False, remove=VmId(7)).removals[0].removed
+        assert not self._has_disk(world)
+        assert quietly(world).decisions == []
+
+
+class TestCommand:
+    """What people and programs see."""
+
+    def _run(self, world: Believing, **given: Any) -> str:
+        out = StringIO()
+        known = {"remove": None, "dry_run": False, "json": False} | given
+        assert main.run(world.here(), Namespace(**known), out) == 0
+        return out.getvalue()
+
+    def test_text(self, world: Believing) -> None:
+        """A sentence for each VM."""
+        fail_over(world)
+        said = self._run(world, dry_run=True)
+        assert said == (
+            "act     VM 7 (web): OpenNebula says RUNNING on node1, but it runs on node2: "
+            "one.vm.migrate, live\n"
+        )
+
+    def test_json(self, world: Believing) -> None:
+        """The same, for programs."""
+        (vm,) = json.loads(self._run(world, json=True))["vms"]
+        expected = {"vm": 7, "state": "RUNNING", "host": "node1", "runs_on": "node1"}
+        assert vm | expected == vm
+        assert vm["kind"] == "agreed"
+
+    def test_wrong_number(self, world: Believing) -> None:
+        """Is refused."""
+        with pytest.raises(UsageError, match="is not the id of a VM"):
+            self._run(world, remove="x")
+
+    def test_nothing_is_written_for_others_to_read(self, world: Believing) -> None:
+        """Claims are oned's account's own."""
+        quietly(world)
+        assert os.stat(world.here().place).st_mode & 0o077 == 0

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""OpenNebula knows where VMs are that it has not moved: after failovers and operators' orders.
+
+# Requirements: the lab with node1 and node2, a cluster by cxm-setup; OpenNebula or its stand-in.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+import pytest
+
+from lab import cluster, visit
+from lab import town as towns
+from lab.guest_image import GuestImage
+from lab.lab import Lab
+from lab.machine import Machine
+from lab.oned import scenarios
+from lab.oned.cloud import Network
+from lab.oned.scenarios import Parts
+from lab.spec import BRIDGE
+from tests.lab.invariant import watched
+from tests.lab.sites import versions
+from tests.lab.test_cluster import BACK_S, FAILOVER_S, Stage
+
+_ADDRESSES: Final = ("10.77.1.150", "10.77.1.151", "10.77.1.152")
+# The lab's ssh waits 30 s for a host, for emulated ones are slow; cxm-setup says 5 s.
+_TOLD_S: Final = 30.0 + 30.0
+_NOWHERE: Final = "02:00:00:00:00:01"
+
+
+@pytest.fixture
+def stage(pair_session: Lab, guest: GuestImage, version: str) -> Iterator[Stage]:
+    """An OpenNebula whose hosts are the nodes of a cluster that was just formed."""
+    cluster.bring_up(pair_session)
+    with scenarios.open_cloud(pair_session, version, san=True) as cloud:
+        network = Network("lan", BRIDGE, _ADDRESSES[0])
+        parts = Parts("node1", guest.tgz, network, address=_ADDRESSES[0], other="node2")
+        scenarios.prepare(cloud, parts)
+        yield Stage(pair_session, cloud, parts)
+
+
+def deployed(stage: Stage, count: int = 1) -> list[int]:
+    """VMs on the first node, whose guests answer."""
+    image = scenarios.register(stage.cloud, stage.parts, "sync")
+    vms = []
+    for number, address in enumerate(_ADDRESSES[:count]):
+        parts = replace(stage.parts, address=address)
+        vms.append(scenarios.deploy(stage.cloud, parts, f"sync{number}", image))
+        visit.await_status(stage.lab, address)
+    return vms
+
+
+@contextmanager
+def silent(stage: Stage, node: Machine) -> Iterator[None]:
+    """Packets to a node are dropped, not refused: nobody says that it is away."""
+    address = node.host.address
+    route = stage.lab.frontend.run(["ip", "route", "get", address]).stdout.split()
+    neighbour = ["ip", "neigh", "replace", address, "lladdr", _NOWHERE, "nud", "permanent"]
+    device = route[route.index("dev") + 1]
+    stage.lab.frontend.run([*neighbour, "dev", device])
+    try:
+        yield
+    finally:
+        stage.lab.frontend.run(["ip", "neigh", "del", address, "dev", device])
+
+
+def _another_boot(was: visit.Status) -> Callable[[visit.Status], bool]:
+    return lambda now: now.boot != was.boot
+
+
+def rescued(stage: Stage, vms: list[int], before: list[visit.Status]) -> None:
+    """Wait until the guests have booted on the second node, and are at rest there."""
+    second = stage.nodes[1]
+    for address, was in zip(_ADDRESSES, before, strict=False):
+        visit.await_status(stage.lab, address, _another_boot(was), timeout_s=FAILOVER_S)
+    wanted = dict.fromkeys(vms, (second.name,))
+    second.wait_until(lambda: towns.places_of(towns.status(second)) == wanted, timeout_s=FAILOVER_S)
+
+
+def back(stage: Stage, node: Machine) -> None:
+    """A fenced node is in service again."""
+    node.forget_connection()
+    node.wait_for_ssh(timeout_s=BACK_S)
+    names = {each.name for each in stage.nodes}
+    node.wait_until(lambda: towns.with_locks(towns.status(node)) == names, timeout_s=BACK_S)
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4", "3.8"))
+def test_a_node_loses_its_power_under_vms(stage: Stage) -> None:
+    """OpenNebula says RUNNING on the survivor soon after their guests are up; then all can go."""
+    first, second = stage.nodes
+    vms = deployed(stage, 3)
+    before = [visit.await_status(stage.lab, address) for address in _ADDRESSES[: len(vms)]]
+    with watched(stage.lab), silent(stage, first):
+        first.power_off()
+        rescued(stage, vms, before)
+        up_at = time.monotonic()
+        for vm in vms:
+            scenarios.in_line(stage.cloud, vm, second.name)
+        assert time.monotonic() - up_at < _TOLD_S
+    back(stage, first)
+    for vm in vms:
+        scenarios.in_line(stage.cloud, vm, second.name)
+    scenarios.ended(stage.cloud, vms)
+    assert stage.left() == []
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4", "3.8"))
+def test_an_operator_moves_vms(stage: Stage) -> None:
+    """``cxm migrate`` and ``cxm eject``: the guest notices nothing of what OpenNebula is told."""
+    first, second = stage.nodes
+    (vm,) = deployed(stage)
+    boot = stage.answers().boot
+    with watched(stage.lab):
+        first.run(["cxm", "migrate", str(vm), second.name], timeout_s=900.0)
+        scenarios.in_line(stage.cloud, vm, second.name)
+        second.run(["cxm", "eject", second.name], timeout_s=900.0)
+        scenarios.in_line(stage.cloud, vm, first.name)
+        second.run(["cxm", "eject", "--back", second.name], timeout_s=120.0)
+        assert stage.answers().boot == boot
+        scenarios.in_line(stage.cloud, vm, first.name)
+    scenarios.ended(stage.cloud, [vm])
+    assert stage.left() == []
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4"))
+def test_a_rescued_vm_survives_opennebulas_clean_up(stage: Stage) -> None:
+    """``recover --delete``, as the host error hook orders it: the guest runs on, and it is told."""
+    first, second = stage.nodes
+    vms = deployed(stage)
+    before = [stage.answers()]
+    with watched(stage.lab):
+        first.power_off()
+        rescued(stage, vms, before)
+        back(stage, first)
+        boot = stage.answers().boot
+        stage.cloud.delete(vms[0])
+        stage.cloud.wait(vms[0], "DONE")
+        stage.cloud.settle()
+        assert stage.answers().boot == boot
+        said = stage.cloud.sync()
+        assert f"it runs on {second.name}: nothing of it is removed" in said
+        assert stage.answers().boot == boot
+        second.run(["cxm", "destroy", str(vms[0])], timeout_s=300.0)
+        stage.cloud.sync("--remove", str(vms[0]))
+    assert stage.vms(second) == {}

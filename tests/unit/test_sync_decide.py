@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""What OpenNebula is to be told of a VM: every state, version and doubt."""
+
+import itertools
+from dataclasses import replace
+from typing import Final
+
+import pytest
+
+from cxm.errors import DataError
+from cxm.names import VmId
+from cxm.one.version import OneVersion
+from cxm.sync import decide as decisions
+from cxm.sync import views
+from cxm.sync.decide import Call, Decision, Kind, decide
+from cxm.sync.views import Answer, Host, Record, Sighting, World
+
+V38, V40, V412, V414, V50, V74 = (
+    OneVersion(3, 8), OneVersion(4, 0), OneVersion(4, 12), OneVersion(4, 14), OneVersion(5, 0),
+    OneVersion(7, 4),
+)  # fmt: skip
+HOSTS: Final = {
+    name: Host(number, name, offline=False, ours=True, monitored=True)
+    for number, name in enumerate(("a", "b"))
+}
+STATES: Final = (
+    "PENDING", "HOLD", "PROLOG", "BOOT", "RUNNING", "MIGRATE", "UNKNOWN", "POWEROFF", "SUSPENDED",
+    "STOPPED", "UNDEPLOYED", "FAILED", "DONE", "LCM 18", "LCM 60", "BOOT_FAILURE",
+    "BOOT_MIGRATE_FAILURE", "PROLOG_FAILURE",
+)  # fmt: skip
+ALL: Final = list(itertools.product(STATES, (V38, V40, V414, V74)))
+RECORD: Final = Record(VmId(7), "web", "RUNNING", "a")
+SEEN: Final = Sighting(VmId(7), "b")
+
+
+def judged(
+    state: str = "RUNNING", version: OneVersion = V74, *, seen: Sighting = SEEN, host: str = "a"
+) -> Decision:
+    """The decision about VM 7, which OpenNebula believes on host a."""
+    return decide(replace(RECORD, state=state, host=host), seen, HOSTS, version)
+
+
+@pytest.mark.parametrize(
+    ("state", "version", "way"),
+    [
+        ("RUNNING", V38, (Call.LIVE,)),
+        ("RUNNING", V74, (Call.LIVE,)),
+        ("UNKNOWN", V38, None),
+        ("UNKNOWN", V40, (Call.RECOVER, Call.LIVE)),
+        ("UNKNOWN", V74, (Call.RECOVER, Call.LIVE)),
+        ("POWEROFF", V412, None),
+        ("POWEROFF", V414, (Call.MOVE,)),
+        ("SUSPENDED", V74, (Call.MOVE,)),
+        ("BOOT_FAILURE", V50, (Call.RECOVER, Call.LIVE)),
+    ],
+)
+def test_a_vm_on_another_host(
+    state: str, version: OneVersion, way: tuple[Call, ...] | None
+) -> None:
+    """By the calls that its version has; without any it is left, and said."""
+    found = judged(state, version)
+    assert found.kind is (Kind.LEFT if way is None else Kind.ACT)
+    assert found.calls == (way or ())
+    assert found.host == "b"
+    assert found.sentence.startswith(f"VM 7 (web): OpenNebula says {state} on a, but it runs on b")
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "way"),
+    [
+        ("RUNNING", Kind.AGREED, ()),
+        ("UNKNOWN", Kind.LEFT, ()),
+        ("POWEROFF", Kind.LEFT, ()),
+        ("BOOT_FAILURE", Kind.ACT, (Call.RECOVER,)),
+    ],
+)
+def test_a_vm_on_its_host(state: str, kind: Kind, way: tuple[Call, ...]) -> None:
+    """What its probes tell needs no call; a failed boot nobody but us puts right."""
+    found = judged(state, host="b")
+    assert (found.kind, found.calls) == (kind, way)
+
+
+@pytest.mark.parametrize("state", ["PROLOG", "BOOT", "MIGRATE", "LCM 18", "LCM 60"])
+def test_opennebulas_own_operation_is_left_alone(state: str) -> None:
+    """Whatever the cluster says meanwhile."""
+    found = judged(state)
+    assert (found.kind, found.calls) == (Kind.LEFT, ())
+    assert f"OpenNebula is at work on it ({state})" in found.sentence
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state != "DONE"])
+def test_nothing_is_done_in_doubt(state: str) -> None:
+    """A minority's opinion, a pending fencing, a domain that nobody has seen."""
+    found = judged(state, seen=replace(SEEN, doubt="node2 waits to be fenced"))
+    assert found.calls == ()
+    assert found.kind is not Kind.ACT
+
+
+@pytest.mark.parametrize(
+    ("state", "version"), list(itertools.product(STATES, (V38, V40, V414, V74)))
+)
+def test_nothing_is_done_about_a_vm_that_runs_nowhere(state: str, version: OneVersion) -> None:
+    """Never is one started, and probes say what it is."""
+    found = judged(state, version, seen=Sighting(VmId(7), ""))
+    assert found.calls == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "version"), list(itertools.product(STATES, (V38, V40, V414, V74)))
+)
+def test_only_calls_that_start_nothing(state: str, version: OneVersion) -> None:
+    """A plain migrate of what runs saves it, one of UNKNOWN deploys it: neither is ever chosen."""
+    for host in HOSTS:
+        found = judged(state, version, host=host)
+        if Call.MOVE in found.calls:
+            assert state in ("POWEROFF", "SUSPENDED")
+        assert bool(found.calls) is (found.kind is Kind.ACT)
+
+
+@pytest.mark.parametrize(
+    ("record", "hosts", "why"),
+    [
+        (replace(RECORD, locked=True), HOSTS, "it is locked in OpenNebula: 'onevm unlock 7'"),
+        (RECORD, HOSTS | {"b": replace(HOSTS["b"], offline=True)}, "b is OFFLINE in OpenNebula"),
+        (RECORD, {"a": HOSTS["a"]}, "b, which is no host of OpenNebula"),
+    ],
+)
+def test_what_oned_would_refuse_is_named(record: Record, hosts: dict[str, Host], why: str) -> None:
+    """With what to do about it, and it is not tried."""
+    found = decide(record, SEEN, hosts, V74)
+    assert (found.kind, found.calls) == (Kind.STUCK, ())
+    assert why in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("version", "host", "seen", "way"),
+    [
+        (V74, "b", SEEN, (Call.RECOVER,)),
+        (V74, "b", Sighting(VmId(7), "a"), (Call.FAIL,)),
+        (V74, "b", Sighting(VmId(7), "", doubt="x"), ()),
+        (V38, "b", SEEN, ()),
+    ],
+)
+def test_our_own_migration_that_does_not_end(
+    version: OneVersion, host: str, seen: Sighting, way: tuple[Call, ...]
+) -> None:
+    """Oned was restarted in the middle of it: it is told what came of it."""
+    record = replace(RECORD, state="MIGRATE", host=host)
+    assert decide(record, seen, HOSTS, version, claimed_s=60).kind is Kind.LEFT
+    late = decide(record, seen, HOSTS, version, claimed_s=decisions.STUCK_S + 1)
+    assert late.calls == way
+    assert late.kind is (Kind.ACT if way else Kind.STUCK)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "why"),
+    [
+        (SEEN, Kind.STUCK, "has given it up (DONE), and it runs on b: nothing of it is removed"),
+        (Sighting(VmId(7), ""), Kind.STUCK, "the cluster keeps it"),
+        (Sighting(VmId(7), "", wanted=False), Kind.STUCK, "'cxm-sync --remove 7'"),
+        (Sighting(VmId(7), "", "x", wanted=False), Kind.STUCK, "the cluster keeps it: x"),
+    ],
+)
+def test_a_vm_that_opennebula_has_given_up(seen: Sighting, kind: Kind, why: str) -> None:
+    """The host_error hook deletes what the cluster has rescued: a human is told."""
+    found = judged("DONE", seen=seen)
+    assert (found.kind, found.calls) == (kind, ())
+    assert why in found.sentence
+
+
+@pytest.mark.parametrize("state", ["PENDING", "STOPPED", "PROLOG_FAILURE"])
+def test_a_vm_that_runs_and_should_not(state: str) -> None:
+    """Nothing that OpenNebula could be told makes it right."""
+    found = judged(state)
+    assert (found.kind, found.calls) == (Kind.STUCK, ())
+    assert judged(state, seen=Sighting(VmId(7), "")).kind is Kind.AGREED
+
+
+def test_table_is_made_of_the_calls() -> None:
+    """One row a state, one column an age."""
+    lines = decisions.table().splitlines()
+    assert lines[0] == "| OpenNebula says | 3.6, 3.8 | 4.0 to 4.12 | 4.14 | 5.0 to 7.4 |"
+    live, both = Call.LIVE, f"{Call.RECOVER}; {Call.LIVE}"
+    assert f"| RUNNING on another host | {live} | {live} | {live} | {live} |" in lines
+    assert f"| UNKNOWN on another host | none | {both} | {both} | {both} |" in lines
+
+
+class TestViews:
+    """The two views as they come."""
+
+    def test_records_of_a_pool(self) -> None:
+        """Host and state of the last record, and a lock."""
+        pool = (
+            "<VM_POOL><VM><ID>7</ID><NAME>web</NAME><STATE>3</STATE><LCM_STATE>16</LCM_STATE>"
+            "<LOCK><LOCKED>1</LOCKED></LOCK><HISTORY_RECORDS><HISTORY><HOSTNAME>a</HOSTNAME>"
+            "<ETIME>0</ETIME></HISTORY></HISTORY_RECORDS></VM>"
+            "<VM><ID>8</ID><NAME>db</NAME><STATE>1</STATE><LCM_STATE>0</LCM_STATE>"
+            "<HISTORY_RECORDS/></VM></VM_POOL>"
+        )
+        assert views.records(pool) == [
+            Record(VmId(7), "web", "UNKNOWN", "a", locked=True),
+            Record(VmId(8), "db", "PENDING", ""),
+        ]
+
+    def test_hosts_of_a_pool(self) -> None:
+        """Those with our drivers, and those that an administrator took out."""
+        pool = (
+            "<HOST_POOL><HOST><ID>0</ID><NAME>a</NAME><STATE>2</STATE><IM_MAD>cxm</IM_MAD></HOST>"
+            "<HOST><ID>1</ID><NAME>k</NAME><STATE>8</STATE><IM_MAD>kvm</IM_MAD></HOST></HOST_POOL>"
+        )
+        assert views.hosts(pool) == [
+            Host(0, "a", offline=False, ours=True, monitored=True),
+            Host(1, "k", offline=True, ours=False, monitored=False),
+        ]
+
+    def test_answer(self) -> None:
+        """Of a node in a cluster, and of a host in none."""
+        row = {"vm": 7, "name": "x", "host": "b", "doubt": "", "wanted": True}
+        said = {"clustered": True, "doubt": "", "hosts": ["a", "b"], "unclear": [], "away": []}
+        said["vms"] = [row]
+        assert views.answer("a", said).vms == (SEEN,)
+        assert views.answer("s", {"clustered": False}).counts
+        with pytest.raises(DataError, match="a does not say where VMs are as it should"):
+            views.answer("a", {"clustered": True})
+
+    def test_vm_of_two_clusters_is_in_doubt(self) -> None:
+        """A node that was taken out of one, and its disks were not."""
+        twice = [Answer(name, clustered=True, hosts=(name,), vms=(SEEN,)) for name in ("a", "b")]
+        assert World(tuple(twice[:1])).sightings == {7: SEEN}
+        assert World(tuple(twice)).sightings[VmId(7)].doubt == "two clusters know it"
