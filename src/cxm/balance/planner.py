@@ -56,7 +56,7 @@ def _way(search: Search) -> tuple[list[Hop], float]:
         (vm, search.where[unit])
         for unit in units
         for vm in problem.units[unit].vms
-        if problem.begin[vm] != search.where[unit]
+        if problem.may[vm] and problem.begin[vm] != search.where[unit]
     ]
     best, gained = _tried(search, wishes)
     if len(wishes) > _FEW or (len(best) == len(wishes) and not any(hop.detour for hop in best)):
@@ -160,7 +160,7 @@ def _reason(
     parts = []
     if forced:
         put_right = _forced(problem, problem.begin) - len(made.stuck)
-        parts.append(f"{count(put_right, 'VM')} must go from where they are")
+        parts.append(f"what must not be is put right for {count(put_right, 'VM')}")
     part = gain(made.before, made.after)
     if part > 0:
         parts.append(

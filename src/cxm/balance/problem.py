@@ -52,6 +52,7 @@ class Problem:
     spaces: tuple[Space, ...]
     homeless: tuple[Item, ...]
     begin: tuple[int, ...]  # where each VM is
+    may: tuple[bool, ...]  # which VMs can move
     prices: tuple[float, ...]  # of a move, by VM
     loads: tuple[float, ...]  # CPU that each VM uses
     items: tuple[Item, ...]  # each VM as something to place
@@ -176,6 +177,7 @@ def compile_(snapshot: Snapshot) -> Problem:
         tuple(Space(node.memory, node.cpu, node.role is Role.BOTH) for node in nodes),
         tuple(Item(vm.memory, vm.cpu) for vm in everything if vm.node not in at),
         begin,
+        tuple(row.may for row in rows),
         prices,
         loads,
         items,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cxm.cli import check, evacuate, fence, orders, show, timeline, vms
+from cxm.cli import check, evacuate, fence, loadbalance, orders, show, timeline, vms
 from cxm.cli.world import World
 from cxm.errors import UsageError
 
@@ -103,6 +103,12 @@ def _patience(parser: Parser) -> None:
     parser.add_argument("--timeout", type=_seconds, default=180.0, dest="timeout_s", help=wait)
 
 
+def _balance(parser: Parser) -> None:
+    offline = "plan for the cluster that this JSON document describes ('-': the standard input)"
+    parser.add_argument("--from", metavar="FILE", dest="from_", help=offline)
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, move nothing")
+
+
 def _init(_world: World) -> int:
     raise UsageError(
         "'cxm init' is not needed any more: Pacemaker starts with the node",
@@ -130,6 +136,8 @@ VERBS: Final = (
     Verb("reboot", "ask a VM's guest to reboot", orders.reboot, (_vm, _json), changes=True),
     Verb("eject", "empty a node of its VMs, or give it back", evacuate.eject, (_eject, _json),
          changes=True),
+    Verb("loadbalance", "even out the nodes' load by moving VMs", loadbalance.loadbalance,
+         (_balance, _yes, _json), changes=True),
     Verb("fence", "reset a node, prove fencing, or confirm that a node is off", fence.fence,
          (_fence, _yes, _json), changes=True),
     Verb("console", "a VM's console", vms.console, (_vm,)),
