@@ -35,7 +35,9 @@ def traces() -> tuple[str, Traces]:
     if os.path.exists(_TRACES):
         with gzip.open(_TRACES, "rt", encoding="ascii") as file:
             return "1,052 VMs of PlanetLab", [[float(x) for x in line.split(",")] for line in file]
-    return "1,052 VMs made up: the traces are not there", [made_up(seed) for seed in range(_MADE_UP)]
+    return "1,052 VMs made up: the traces are not there", [
+        made_up(seed) for seed in range(_MADE_UP)
+    ]
 
 
 def made_up(seed: int) -> list[float]:
@@ -62,8 +64,7 @@ def cluster(number: int) -> Snapshot:
         Node(f"node{at:02}", room, int(sum(cpus) / _NODES * 0.5) * 100) for at in range(_NODES)
     )
     vms = tuple(
-        Vm(f"vm{at:04}", memory[at], cpus[at] * 10, nodes[at % _NODES].name)
-        for at in range(number)
+        Vm(f"vm{at:04}", memory[at], cpus[at] * 10, nodes[at % _NODES].name) for at in range(number)
     )
     return Snapshot(nodes, vms)
 
@@ -131,7 +132,7 @@ def free(span: int) -> Balancer:
 
 
 def automatic() -> Balancer:
-    """cxm's own, as it runs unasked."""
+    """Cxm's own, as it runs unasked."""
     memory = steady.Memory()
 
     def balance(snapshot: Snapshot, now: int, values: Traces) -> dict[str, str]:
