@@ -4,10 +4,13 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from cxm.balance import model
-from cxm.balance.model import Role, Settings, Snapshot
+from cxm.balance.model import Plan, Role, Settings, Snapshot
+from cxm.balance.planner import plan
+from cxm.balance.start import choose
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState
 from cxm.config import NodeConfig
 
@@ -16,6 +19,8 @@ _ROLES: Final = {
     NodeState.STANDBY: Role.SOURCE,
     NodeState.MAINTENANCE: Role.NEITHER,
 }
+
+_ONLY_MUST: Final = 1000.0  # worth of a move, in points, that evening out never has
 
 
 def by_name(cluster: Cluster) -> dict[str, Vm]:
@@ -31,6 +36,26 @@ def limits(config: NodeConfig) -> Settings:
         max_moves=config.lb_max_migration,
         min_gain=float(config.lb_min_gain),
     )
+
+
+def evacuation(cluster: Cluster, node: str, config: NodeConfig, *, restart: bool) -> Plan:
+    """What has to move so that a node becomes empty, in order, and nothing else."""
+    seen = snapshot(cluster, {}, config)
+    nodes = tuple(
+        replace(each, role=Role.SOURCE) if each.name == node else each for each in seen.nodes
+    )
+    only = replace(seen.settings, worth=_ONLY_MUST, max_moves=0, max_vms=0, restart=restart)
+    return plan(replace(seen, nodes=nodes, settings=only))
+
+
+def best_start(cluster: Cluster, vm: Vm, config: NodeConfig) -> str | None:
+    """Where a VM starts best: where it was ordered to last if that has room; None for nowhere."""
+    seen = snapshot(cluster, {}, config)
+    known = vm.resource
+    wanted = model.Vm(known.id, known.memory_mib, known.cpu, None, live=known.migratable)
+    name = next(name for name, each in by_name(cluster).items() if each.resource.id == known.id)
+    others = tuple(each for each in seen.vms if each.name != name)
+    return choose(replace(seen, vms=others), wanted, known.preferred or None)
 
 
 def snapshot(cluster: Cluster, used: Mapping[str, float], config: NodeConfig) -> Snapshot:
