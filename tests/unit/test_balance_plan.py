@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.clusters import small
+from bench.clusters import cluster, small
+from cxm.balance import steady
 from cxm.balance.model import Node, Plan, Role, Settings, Snapshot, Vm, gain
 from cxm.balance.planner import plan
 from cxm.balance.problem import compile_
+from cxm.balance.rooms import Space
+from cxm.balance.sequence import Hop, in_order
+from cxm.balance.start import choose
 from cxm.errors import DataError
 from tests.fakes import replay
 
@@ -149,3 +153,78 @@ def test_every_state_of_many_plans_is_valid(snapshot: Snapshot) -> None:
 def test_every_state_of_a_full_cluster_is_valid(seed: int) -> None:
     """The same of those that the best plans are proven for."""
     _tried(small(seed))
+
+
+# --- by example -----------------------------------------------------------------------------------
+
+
+def test_a_full_pair_changes_places_by_way_of_a_third_node() -> None:
+    """Neither of two nodes has room for both VMs at once, so one of them goes aside first."""
+    nodes = (Node("a", 4096, 400), Node("b", 4096, 400), Node("c", 2048, 100))
+    vms = tuple(Vm(f"vm{at}", 2048, 100, "a" if at < 2 else "b") for at in range(4))
+    problem = compile_(Snapshot(nodes, vms))
+    hops = in_order(problem, [(0, 1), (2, 0)], strict=True)
+    assert hops == [Hop(0, 0, 2, detour=True), Hop(2, 1, 0), Hop(0, 2, 1)]
+    full = replace(problem, spaces=(*problem.spaces[:2], Space(1024, 100)))
+    assert in_order(full, [(0, 1), (2, 0)], strict=True) == []
+
+
+def test_n_plus_one_is_kept() -> None:
+    """The evenest placement of three would be two and one: but then a death costs a VM."""
+    nodes = tuple(Node(name, 4096, 400) for name in ("a", "b", "c"))
+    vms = tuple(Vm(f"vm{at}", 2048, 100, "a" if at < 2 else "b", used=50) for at in range(4))
+    snapshot = Snapshot(nodes, vms)
+    assert compile_(snapshot).rooms().shortage(0) == 0
+    made = plan(snapshot)
+    end = made.end(snapshot)
+    assert max(replay.lost(snapshot, end, name) for name in ("a", "b", "c")) == 0
+
+
+def test_an_even_cluster_is_left_alone() -> None:
+    """Noise of a point or two is no reason to move anything."""
+    snapshot = cluster(4, 40, 1)
+    once = plan(snapshot)
+    end = once.end(snapshot)
+    again = replace(snapshot, vms=tuple(replace(vm, node=end[vm.name]) for vm in snapshot.vms))
+    assert once.moves
+    assert not plan(again).moves
+    assert "no move is worth" in plan(again).reason or "LB_MIN_GAIN" in plan(again).reason
+
+
+def test_what_a_vm_uses_is_reckoned_where_it_is_unknown() -> None:
+    """It is taken to use as much of its share as those do of which it is known."""
+    vms = (Vm("a", 1, 100, "n", used=50), Vm("b", 1, 200, "n"), Vm("c", 1, 100, "n"))
+    problem = compile_(Snapshot((Node("n", 10, 400),), vms))
+    assert problem.loads == (50, 100, 50)
+    unknown = tuple(replace(vm, used=None) for vm in vms)
+    assert compile_(Snapshot((Node("n", 10, 400),), unknown)).loads == (100, 200, 100)
+
+
+def test_a_vm_starts_where_it_evens_out() -> None:
+    """On the node that it was last on if that has room; not where it would cost N+1."""
+    nodes = (Node("a", 8192, 800), Node("b", 8192, 800), Node("c", 1024, 800))
+    vms = (Vm("x", 4096, 100, "a", used=100),)
+    new = Vm("new", 2048, 100, None, used=50)
+    snapshot = Snapshot(nodes, vms)
+    assert choose(snapshot, new) == "b"
+    assert choose(snapshot, new, "a") == "a"
+    assert choose(snapshot, replace(new, nodes=("c",))) is None
+    assert choose(snapshot, replace(new, memory=6000), "a") == "b"
+
+
+def test_balancing_unasked_waits_and_lets_vms_rest() -> None:
+    """Three rounds in a row; then a VM that has moved stays for hours, whatever it uses."""
+    snapshot = cluster(4, 40, 2)
+    memory = steady.Memory()
+    for left in (2, 1):
+        made, memory = steady.consider(snapshot, memory, 0.0)
+        assert not made.moves
+        assert made.reason.startswith(f"to be seen {left} times more")
+    made, memory = steady.consider(snapshot, memory, 600.0)
+    assert made.moves
+    gone = {move.vm.name for move in made.moves}
+    assert set(memory.moved) == gone
+    for _round in range(steady.ROUNDS):
+        made, memory = steady.consider(snapshot, memory, 700.0)
+    assert not {move.vm.name for move in made.moves} & gone
+    assert not steady.consider(snapshot, steady.Memory(0, {"old": 0.0}), 1e6)[1].moved
