@@ -7,6 +7,7 @@ unknown key says is never ignored.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Final
@@ -101,12 +102,26 @@ def parse(text: str, source: str) -> Snapshot:
         raise DataError(f"{source} is no JSON document: {error}") from error
     top = _Row(document, source)
     nodes = [_node(each, number) for number, each in enumerate(top.take("nodes", list, []))]
-    vms = [_vm(each, number) for number, each in enumerate(top.take("vms", list, []))]
+    vms = [_vm(each, number) for number, each in enumerate(_told_apart(top.take("vms", list, [])))]
     given = _settings(_Row(top.take("settings", dict, {}), "settings"))
     top.end(_TOP)
     if not nodes:
         raise DataError(f"{source} has no nodes")
     return Snapshot(tuple(nodes), tuple(vm for vm in vms if vm is not None), given)
+
+
+def _told_apart(vms: list[Any]) -> list[Any]:
+    """VMs of two clouds may have one name: these are called by their cloud and number."""
+    rows = [each for each in vms if isinstance(each, dict)]
+    often = Counter(str(each.get("name")) for each in rows)
+    return [
+        {**each, "name": f"{each['cloud']}/{each['vm']}"}
+        if isinstance(each, dict)
+        and often[str(each.get("name"))] > 1
+        and {"cloud", "vm"} <= each.keys()
+        else each
+        for each in vms
+    ]
 
 
 def _node(value: object, number: int) -> Node:

@@ -10,7 +10,7 @@ from typing import Final
 from cxm.balance import schema
 from cxm.balance.model import Move, Plan, Snapshot
 from cxm.balance.planner import plan
-from cxm.cli import balanceviews
+from cxm.cli import balanceviews, metrics
 from cxm.cli.world import World
 from cxm.cluster import balancing, relocate
 from cxm.cluster.amounts import count
@@ -27,8 +27,11 @@ def loadbalance(world: World, *, from_: str | None, dry_run: bool, yes: bool) ->
     if from_ is not None:
         snapshot = schema.parse(_read(from_), from_)
         return _shown(world, snapshot, plan(snapshot))
-    cluster = world.cluster()
-    snapshot = balancing.snapshot(cluster, {}, world.machine().config)
+    cluster, cib = world.look()
+    if not cluster.quorate:
+        raise RefusedError("the cluster is not quorate: nothing can be moved")
+    used = metrics.used(world, cluster, cib)
+    snapshot = balancing.snapshot(cluster, used, world.machine().config)
     made = plan(snapshot)
     if dry_run or not made.moves:
         return _shown(world, snapshot, made)

@@ -103,6 +103,11 @@ def _patience(parser: Parser) -> None:
     parser.add_argument("--timeout", type=_seconds, default=180.0, dest="timeout_s", help=wait)
 
 
+def _metrics(parser: Parser) -> None:
+    used = "with the CPU that VMs used over the last hour, of which all nodes are asked"
+    parser.add_argument("--metrics", action="store_true", dest="with_metrics", help=used)
+
+
 def _balance(parser: Parser) -> None:
     offline = "plan for the cluster that this JSON document describes ('-': the standard input)"
     parser.add_argument("--from", metavar="FILE", dest="from_", help=offline)
@@ -118,7 +123,8 @@ def _init(_world: World) -> int:
 
 VERBS: Final = (
     Verb("list", "the VMs: what each does, where, and how much it takes", show.list_, (_json,)),
-    Verb("infos", "the cluster: quorum, fencing, nodes, VMs, what is wrong", show.infos, (_json,)),
+    Verb("infos", "the cluster: quorum, fencing, nodes, VMs, what is wrong", show.infos,
+         (_metrics, _json)),
     Verb("search", "VMs by a part of their name", show.search, (_name, _json)),
     Verb("top", "the cluster, live", show.top, (_top, _json)),
     Verb("timeline", "what the cluster did, and why", timeline.run, (_since, _json)),
