@@ -72,10 +72,11 @@ def test_it_stops_at_the_first_move_that_fails(
     crm: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And says how far it came."""
-    crm.stuck |= {"cxm-cloudone1-7", "cxm-cloudone1-8", "cxm-cloudone1-9", "cxm-cloudone1-10"}
+    crm.answers["bridges"] = {"missing": ["xenbr0"]}
     assert _run(crm, "loadbalance --yes") == CommandError.code
     said = capsys.readouterr().err
-    assert "0 VMs of" in said
+    assert "node2 lacks xenbr0" in said
+    assert "0 VMs of 1 moved before" in said
     assert "'cxm loadbalance' plans anew" in said
 
 
