@@ -121,14 +121,14 @@ def test_all_that_can_be_said_is_read() -> None:
         ({"nodes": []}, "it has no nodes"),
         ({"nodes": [{"name": "a", "cpu": 1}]}, "node a has no memory_mib"),
         ({"nodes": [NODES[0] | {"state": "odd"}]}, "node node1: 'odd' is none of"),
-        ({"vms": [VMS[0] | {"memroy": 1}]}, "VM web: nobody knows what 'memroy' says"),
+        ({"vms": [VMS[0] | {"ram_mib": 1}]}, "VM web: nobody knows what 'ram_mib' says"),
         ({"vms": [VMS[0] | {"cpu_used": True}]}, "VM web: cpu_used is true, which is no int"),
         ({"vms": [VMS[0] | {"memory_mib": -1}]}, "VM web: memory_mib is negative"),
         ({"vms": [{"node": "node1"}]}, "VM 1 has no name"),
         ({"vms": [VMS[0] | {"apart": [1]}]}, "VM web: apart is no list of names"),
         ({"vms": ["web"]}, "VM 1 is no JSON object"),
         ({"settings": {"parallel": -1}}, "settings: parallel is negative"),
-        ({"setings": {}}, "it: nobody knows what 'setings' says"),
+        ({"options": {}}, "it: nobody knows what 'options' says"),
     ],
 )
 def test_mistakes_in_a_file_are_named(change: dict[str, object], said: str) -> None:
