@@ -4,7 +4,7 @@
 # make demo       everything set up, then the main job on a real lab
 # make test       everything set up, then all tests (CI)
 # make test-all   every case, without limit
-# make bench      what each action costs; clone, monitors and failover beside other ways
+# make bench      what each action costs; plans, clone, monitors and failover beside other ways
 # make check      lint, types and the tests that need no lab
 
 PYTHON := .venv/bin/python
@@ -32,6 +32,7 @@ test: check
 	@$(PYTEST) -m "lab and not extensive"
 
 test-all: check
+	@.venv/bin/pip install -q --disable-pip-version-check -r requirements-oracle.txt
 	@$(PYTEST) -q -n 2 --dist worksteal -m "extensive and not lab"
 	@$(PYTEST) -m "lab"
 

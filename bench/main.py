@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Final, Protocol
 
-from bench import failover, monitors, stage
+from bench import balance, failover, monitors, stage
 from bench.actions import Actions
 from bench.clones import Case, Clones
 from bench.payload import larger
@@ -22,6 +22,7 @@ from lab.town import NODES
 _RESULTS: Final = "build/bench"
 _ROUNDS: Final = 3
 _SMALL_MIB: Final = 64
+_PARTS: Final = ("balance", "actions", "clones", "monitors", "failover")
 
 
 class _Report(Protocol):
@@ -103,13 +104,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    parser.add_argument("--only", choices=("actions", "clones", "monitors", "failover"), default="")
+    parser.add_argument("--only", choices=_PARTS, default="")
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error("at least one round is needed")
     name = os.environ.get("CXM_LAB_NAME", "bench")
     try:
-        if options.only != "failover":
+        if options.only in ("", "balance"):
+            _keep("balance", balance.measure(options.rounds), _facts("none", options.rounds))
+        if options.only not in ("balance", "failover"):
             with stage.opened(name) as on:
                 _play(on, options.rounds, options.only)
         if options.only in ("", "failover"):

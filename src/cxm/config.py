@@ -248,6 +248,15 @@ class NodeConfig:
     pygrub: bool = _setting(
         "no", _bool, "Whether a VM may ask for pygrub, with which root reads the VM's file system."
     )
+    lb_max_vm_per_node: int = _setting(
+        "0", _number(0, 9999), "VMs on a node to which cxm loadbalance moves some; 0: no limit."
+    )
+    lb_max_migration: int = _setting(
+        "0", _number(0, 9999), "Moves of one cxm loadbalance; 0: all that are worth it."
+    )
+    lb_min_gain: int = _setting(
+        "5", _number(0, 100), "Percent of the imbalance that a cxm loadbalance must take away."
+    )
 
 
 _Settings = TypeVar("_Settings", "FrontendConfig", "NodeConfig")

@@ -8,10 +8,11 @@ from typing import Final
 from xml.etree.ElementTree import Element
 
 from cxm.cli.world import World
-from cxm.cluster import destination, nodes, pacemaker
+from cxm.cluster import balancing, destination, nodes, pacemaker
 from cxm.cluster.amounts import count
 from cxm.cluster.model import RESTING, Cluster, NodeState, Vm, VmState
 from cxm.cluster.placement import without
+from cxm.config import NodeConfig
 from cxm.errors import CommandError, LockTimeoutError, RefusedError
 
 _POLL_S: Final = 2.0
@@ -34,7 +35,7 @@ def check(world: World, node: str, *, restart: bool) -> Cluster:
         names = ", ".join(f"{vm.name} ({vm.resource.memory_mib} MiB)" for vm in left)
         raise RefusedError(
             f"there is no place elsewhere for {names}",
-            hint="switch VMs off, add a node, or migrate some by hand; nothing was changed",
+            hint=_room_for_all(cluster, node, world.machine().config, restart=restart),
         )
     nodes.set_attribute(cib, node, nodes.STANDBY, "on")
     stopped = pacemaker.stopped_after(world.runner, cib)
@@ -53,6 +54,16 @@ def check(world: World, node: str, *, restart: bool) -> Cluster:
         )
     _suits(world, cib, cluster.on(node), node)
     return cluster
+
+
+def _room_for_all(cluster: Cluster, node: str, config: NodeConfig, *, restart: bool) -> str:
+    """What to do where the VMs of a node do not fit into what is free of the others."""
+    made = balancing.evacuation(cluster, node, config, restart=restart)
+    first = [move for move in made.moves if move.source != node]
+    if made.stuck or not first or any(move.detour or move.cold for move in made.moves):
+        return "switch VMs off, add a node, or migrate some by hand; nothing was changed"
+    orders = ", ".join(f"'cxm migrate {move.vm.name} {move.target}'" for move in made.moves)
+    return f"there is when others make room, in this order: {orders}; nothing was changed"
 
 
 def _suits(world: World, cib: Element, vms: list[Vm], node: str) -> None:

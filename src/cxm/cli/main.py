@@ -53,7 +53,7 @@ def _expanded(argv: Sequence[str]) -> list[str]:
 
 def _run(verb: Verb, world: World, arguments: dict[str, object], argv: Sequence[str]) -> int:
     world = replace(world, as_json=bool(arguments.pop("json", False)))
-    if verb.name != "init":
+    if verb.name != "init" and not arguments.get("from_"):
         world.require_member()
     if verb.changes:
         _log.info("%s: cxm %s", who(os.environ), shlex.join(argv))

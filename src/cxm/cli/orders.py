@@ -9,8 +9,8 @@ from typing import Final
 
 from cxm.cli.views import who_json
 from cxm.cli.world import World, who
-from cxm.cluster import orders, relocate
-from cxm.cluster.amounts import count
+from cxm.cluster import balancing, orders, relocate
+from cxm.cluster.amounts import count, mib
 from cxm.cluster.model import Vm, find_vm
 from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.node.guests import Life
@@ -43,11 +43,23 @@ def create(world: World, *, vm: str, node: str | None) -> int:
     call, found = _called(world, vm)
     if found.nodes:
         raise RefusedError(f"VM {found.label} is {found.state} on {found.node}")
-    target = node or found.resource.preferred or world.here()
+    target = node or _best_start(world, found)
     world.say(f"{found.label}: on {target} ...")
     orders.begin(call, vm=found.resource.vm, node=target, reason=f"{who(os.environ)} started it")
     world.end(f"{found.label} runs on {target}", {**who_json(found), "node": target})
     return 0
+
+
+def _best_start(world: World, vm: Vm) -> str:
+    """Where a VM goes that nobody has said a node for; raises RefusedError where none has room."""
+    found = balancing.best_start(world.cluster(), vm, world.machine().config)
+    if found is None:
+        needs = f"{mib(vm.resource.memory_mib)} and {vm.resource.cpu}% of a CPU"
+        raise RefusedError(
+            f"no node has room for {vm.label}, which needs {needs}",
+            hint="'cxm infos' shows what is free",
+        )
+    return found
 
 
 def _stop(world: World, text: str, how: str, timeout_s: float) -> int:

@@ -5,7 +5,7 @@
 from typing import Final
 
 from cxm import names
-from cxm.cli import views
+from cxm.cli import metrics, views
 from cxm.cli.text import moment
 from cxm.cli.world import World
 from cxm.cluster.cib import resource_id
@@ -32,13 +32,14 @@ def list_(world: World) -> int:
     return 0
 
 
-def infos(world: World) -> int:
-    """All of the cluster."""
-    cluster = world.cluster()
+def infos(world: World, *, with_metrics: bool = False) -> int:
+    """All of the cluster; if wanted with what its VMs use, of which all nodes are asked."""
+    cluster, cib = world.look()
+    used = metrics.used(world, cluster, cib) if with_metrics else None
     if world.as_json:
-        world.show_json(views.infos_json(cluster))
+        world.show_json(views.infos_json(cluster, used))
     else:
-        world.show(views.infos(cluster, world.looks(), world.now()))
+        world.show(views.infos(cluster, world.looks(), world.now(), used))
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cxm.cli import check, evacuate, fence, orders, show, timeline, vms
+from cxm.cli import check, evacuate, fence, loadbalance, orders, show, timeline, vms
 from cxm.cli.world import World
 from cxm.errors import UsageError
 
@@ -103,6 +103,17 @@ def _patience(parser: Parser) -> None:
     parser.add_argument("--timeout", type=_seconds, default=180.0, dest="timeout_s", help=wait)
 
 
+def _metrics(parser: Parser) -> None:
+    used = "with the CPU that VMs used over the last hour, of which all nodes are asked"
+    parser.add_argument("--metrics", action="store_true", dest="with_metrics", help=used)
+
+
+def _balance(parser: Parser) -> None:
+    offline = "plan for the cluster that this JSON document describes ('-': the standard input)"
+    parser.add_argument("--from", metavar="FILE", dest="from_", help=offline)
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, move nothing")
+
+
 def _init(_world: World) -> int:
     raise UsageError(
         "'cxm init' is not needed any more: Pacemaker starts with the node",
@@ -112,7 +123,8 @@ def _init(_world: World) -> int:
 
 VERBS: Final = (
     Verb("list", "the VMs: what each does, where, and how much it takes", show.list_, (_json,)),
-    Verb("infos", "the cluster: quorum, fencing, nodes, VMs, what is wrong", show.infos, (_json,)),
+    Verb("infos", "the cluster: quorum, fencing, nodes, VMs, what is wrong", show.infos,
+         (_metrics, _json)),
     Verb("search", "VMs by a part of their name", show.search, (_name, _json)),
     Verb("top", "the cluster, live", show.top, (_top, _json)),
     Verb("timeline", "what the cluster did, and why", timeline.run, (_since, _json)),
@@ -130,6 +142,8 @@ VERBS: Final = (
     Verb("reboot", "ask a VM's guest to reboot", orders.reboot, (_vm, _json), changes=True),
     Verb("eject", "empty a node of its VMs, or give it back", evacuate.eject, (_eject, _json),
          changes=True),
+    Verb("loadbalance", "even out the nodes' load by moving VMs", loadbalance.loadbalance,
+         (_balance, _yes, _json), changes=True),
     Verb("fence", "reset a node, prove fencing, or confirm that a node is off", fence.fence,
          (_fence, _yes, _json), changes=True),
     Verb("console", "a VM's console", vms.console, (_vm,)),

@@ -109,15 +109,17 @@ def vms(found: Iterable[Vm], style: Style, live: Mapping[str, float] | None = No
     return style.table([*head, "WHY"], rows) if rows else "no VM\n"
 
 
-def infos(cluster: Cluster, style: Style, now: float) -> str:
-    """All of it."""
+def infos(
+    cluster: Cluster, style: Style, now: float, used: Mapping[str, float] | None = None
+) -> str:
+    """All of it; ``used`` is what VMs use, in percent of one processor."""
     return (
         banner(cluster, style)
         + summary(cluster, style, now)
         + "\n"
         + nodes(cluster, style)
         + "\n"
-        + vms(cluster.vms, style)
+        + vms(cluster.vms, style, used)
     )
 
 
@@ -163,8 +165,8 @@ def node_json(member: Member) -> dict[str, Any]:
     }
 
 
-def infos_json(cluster: Cluster) -> dict[str, Any]:
-    """All of it."""
+def infos_json(cluster: Cluster, used: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """All of it; with ``used`` each VM has ``cpu_used``, percent of one processor or null."""
     fine, sentence = n_plus_one(cluster)
     return {
         "quorate": cluster.quorate,
@@ -172,7 +174,10 @@ def infos_json(cluster: Cluster) -> dict[str, Any]:
         "n_plus_one": {"ok": fine, "text": sentence},
         "alarms": [{"text": each.text, "advice": each.advice} for each in alarms(cluster)],
         "nodes": [node_json(member) for member in cluster.nodes],
-        "vms": [vm_json(vm) for vm in cluster.vms],
+        "vms": [
+            vm_json(vm) if used is None else {**vm_json(vm), "cpu_used": used.get(vm.resource.id)}
+            for vm in cluster.vms
+        ],
     }
 
 

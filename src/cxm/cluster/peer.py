@@ -125,6 +125,11 @@ class Peer:
         """What it finds when it looks at itself (:func:`cxm.cluster.survey.heard` reads it)."""
         return self._answer(["check"], timeout_s=_CHECK_S)
 
+    def usage(self) -> dict[str, float]:
+        """CPU that its domains used over a window, by UUID, in percent of one processor."""
+        answer = self._answer(["usage"], timeout_s=_TIMEOUT_S)
+        return {str(uuid): float(used) for uuid, used in answer["used"].items()}
+
     def journal(self, since: float) -> list[Event]:
         """What its cxm has done since a moment, as its log has it."""
         answer = self._answer(["journal", f"{since:.0f}"], timeout_s=_JOURNAL_S)

@@ -32,7 +32,7 @@ from cxm.cluster import (
 from cxm.cluster import whereabouts as seats
 from cxm.config import NodeConfig
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError, explained
-from cxm.node import kernels
+from cxm.node import kernels, usage
 from cxm.node.life import Vm, boot_id
 from cxm.node.machine import Machine, settings, this_machine
 from cxm.node.volumes import Owner
@@ -44,7 +44,7 @@ _MOMENT: Final = re.compile(r"[0-9]{1,12}")
 _MOST: Final = 16  # files in one question; a VM has two
 _BOOT: Final = "boot"
 # What is asked of a node, not of its VMs or volumes.
-_PLAIN: Final = (_BOOT, "corosync", "domains", "journal", "lacks", "keep", "fetch")
+_PLAIN: Final = (_BOOT, "corosync", "domains", "journal", "lacks", "keep", "fetch", "usage")
 
 
 def _release(vm: Vm) -> dict[str, Any]:
@@ -139,6 +139,10 @@ def _boot(machine: Machine, _words: list[str]) -> dict[str, Any]:
     return {"id": boot_id(machine)}
 
 
+def _usage(machine: Machine, _words: list[str]) -> dict[str, Any]:
+    return {"used": usage.measure(machine)}
+
+
 _OF_NODE: Final[Mapping[str, Callable[[Machine, list[str]], dict[str, Any]]]] = {
     "lacks": _lacks,
     "corosync": _corosync,
@@ -146,6 +150,7 @@ _OF_NODE: Final[Mapping[str, Callable[[Machine, list[str]], dict[str, Any]]]] = 
     "domains": _domains,
     _BOOT: _boot,
     "check": _check,
+    "usage": _usage,
 }
 
 

@@ -1,39 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns what fits where: which VMs would have no place if a node were gone. Pure."""
+"""Owns what of the cluster fits where, as :mod:`cxm.balance.rooms` reckons it. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from cxm.balance.rooms import pack
 from cxm.cluster.model import Cluster, Member, NodeState, Vm, VmState
 
 
-@dataclass(slots=True)
-class _Room:
-    name: str
-    memory: int
-    cpu: int
-
-
 def place(vms: Iterable[Vm], rooms: Iterable[Member]) -> tuple[list[tuple[Vm, str]], list[Vm]]:
-    """Where VMs would go, and which have no place: the largest first, each where it fits tightest.
+    """Where VMs would go, and which have no place.
 
     What this finds room for does fit. Pacemaker, which takes VMs in an order of its own, may do
     worse when it is tight.
     """
-    free = [_Room(each.name, each.memory_free, each.cpu - each.cpu_used) for each in rooms]
-    placed, left = [], []
-    for vm in sorted(vms, key=lambda each: (-each.resource.memory_mib, each.resource.id)):
-        need = vm.resource
-        fits = [room for room in free if room.memory >= need.memory_mib and room.cpu >= need.cpu]
-        if not fits:
-            left.append(vm)
-            continue
-        best = min(fits, key=lambda room: (room.memory - need.memory_mib, room.name))
-        best.memory -= need.memory_mib
-        best.cpu -= need.cpu
-        placed.append((vm, best.name))
-    return placed, left
+    nodes = sorted(rooms, key=lambda each: each.name)
+    wanted = sorted(vms, key=lambda each: (-each.resource.memory_mib, each.resource.id))
+    placed, left = pack(
+        ((vm.resource.memory_mib, vm.resource.cpu, number) for number, vm in enumerate(wanted)),
+        ((node.memory_free, node.cpu - node.cpu_used, number) for number, node in enumerate(nodes)),
+    )
+    homes = [(vm, nodes[placed[at]].name) for at, vm in enumerate(wanted) if at in placed]
+    return homes, [wanted[at] for at in sorted(left)]
 
 
 def without(cluster: Cluster, node: str) -> tuple[list[tuple[Vm, str]], list[Vm]]:

@@ -13,7 +13,7 @@ _TOKEN_MS_PER_TIMER: Final = 2000  # it took a master for lost after twice its t
 _NOTHING: Final = "nothing replaces it"
 _SYSLOG: Final = f"{_NOTHING}: 'journalctl -u pacemaker -u corosync', and cxm-setup --debug"
 _PORTS: Final = f"{_NOTHING}: Corosync needs UDP port 5405 between the nodes"
-_BALANCE: Final = "it comes with cxm's load balancing"
+_BALANCE: Final = "the setting of this name in the nodes' cxmrc"
 _REPLACED: Final = {
     "API_DEBUG": _SYSLOG,
     "DAEMON_DEBUG": _SYSLOG,
@@ -26,6 +26,7 @@ _REPLACED: Final = {
     "your own: POST_MIGRATION_HOOK of each node's cxmrc",
     "LB_MAX_VM_PER_NODE": _BALANCE,
     "LB_MAX_MIGRATION": _BALANCE,
+    "LB_MAX_LAYER": "LB_MAX_MIGRATION of the nodes' cxmrc",
     "LB_MIN_GAIN": _BALANCE,
     "FENCE_CMD": "--fence, with an agent of the package fence-agents for each node",
     "DISABLE_FENCING": f"{_NOTHING}: without fencing no guest is started elsewhere",

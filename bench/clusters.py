@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the clusters that planners are compared on: made of a seed, so they are always the same."""
+
+import random
+from dataclasses import replace
+from typing import Final
+
+from cxm.balance.model import Node, Role, Settings, Snapshot, Vm
+
+_GIB: Final = 1024
+# What VMs have, the frequent ones more often: memory in GiB, processors.
+_MEMORY: Final = (1, 2, 2, 4, 4, 4, 8, 8, 16)
+_CPUS: Final = (1, 1, 1, 2, 2, 4)
+_PERCENT: Final = 100
+_PER_NODE: Final = 50
+
+
+def cluster(nodes: int, vms: int, seed: int, *, mixed: bool = False) -> Snapshot:
+    """A cluster that has grown: some nodes got many VMs, some few, and some VMs became busy.
+
+    Its nodes carry what they have when each has as many VMs as another: about 60 % of the memory
+    and 25 % of the CPU. ``mixed`` has nodes of three sizes.
+    """
+    chance = random.Random(f"{seed} {nodes} {vms} {mixed}")  # noqa: S311 - a benchmark's
+    per_node = -(-vms // nodes)
+    memory = 9 * per_node * _GIB  # 5.4 GiB is the mean of a VM
+    sizes = (0.7, 1.0, 1.3) if mixed else (1.0,)
+    made = []
+    for number in range(nodes):
+        size = chance.choice(sizes)
+        # So many percent of processors: a VM uses a quarter of its own in the mean.
+        made.append(
+            Node(f"node{number:03}", int(memory * size), int(2 * per_node * size) * _PERCENT)
+        )
+    free = {node.name: node.memory for node in made}
+    weights = [node.memory * chance.uniform(0.6, 1.4) for node in made]
+    found = []
+    for number in range(vms):
+        need = chance.choice(_MEMORY) * _GIB
+        cpus = chance.choice(_CPUS)
+        while free[(node := chance.choices(made, weights)[0]).name] < need:
+            pass
+        free[node.name] -= need
+        used = cpus * _PERCENT * chance.betavariate(1.2, 3)
+        share = cpus * _PERCENT // 4
+        found.append(Vm(f"vm{number:04}", need, share, node.name, used=round(used, 1)))
+    return Snapshot(tuple(made), tuple(found))
+
+
+def small(seed: int) -> Snapshot:
+    """A cluster so small that the best placement can be proven, with every kind of rule."""
+    chance = random.Random(f"small {seed}")  # noqa: S311 - a benchmark's
+    # So few that every state can be looked at: at most some ten thousand placements.
+    count, most = chance.choice(((2, 13), (3, 9), (3, 9), (4, 8), (5, 6)))
+    vms = chance.randint(5, most)
+    tight = chance.choice((1.4, 1.7, 2.0, 3.0))
+    memory = [chance.choice((1, 2, 2, 4, 6)) * _GIB for _vm in range(vms)]
+    shares = [chance.choice((25, 50, 100, 200)) for _vm in range(vms)]
+    room = max(max(memory) * 2, int(sum(memory) * tight / count))
+    cpus = max(max(shares) * 2, int(sum(shares) * tight / count))
+    nodes = []
+    for number in range(count):
+        size = chance.choice((0.8, 1.0, 1.0, 1.5))
+        # Multiples of 256 MiB: the proof calculates in them.
+        nodes.append(Node(f"node{number}", int(room * size / 256) * 256, int(cpus * size)))
+    if count > 3 and tight >= 2 and chance.random() < 0.3:  # noqa: PLR2004
+        nodes[-1] = Node(nodes[-1].name, nodes[-1].memory, nodes[-1].cpu, Role.SOURCE)
+    free = {node.name: [node.memory, node.cpu] for node in nodes}
+    favoured = [chance.uniform(0.1, 1) for _node in nodes]
+    found = []
+    for number in range(vms):
+        fits = [
+            at
+            for at, node in enumerate(nodes)
+            if free[node.name][0] >= memory[number] and free[node.name][1] >= shares[number]
+        ]
+        if not fits:
+            continue
+        name = nodes[chance.choices(fits, [favoured[at] for at in fits])[0]].name
+        free[name][0] -= memory[number]
+        free[name][1] -= shares[number]
+        found.append(
+            _small_vm(chance, Vm(f"vm{number:02}", memory[number], shares[number], name), nodes)
+        )
+    limit = chance.choice((0, 0, 0, 0, -(-len(found) // count) + 1))
+    moves = chance.choice((0, 0, 0, 2, 3))
+    return Snapshot(tuple(nodes), tuple(found), Settings(max_vms=limit, max_moves=moves))
+
+
+def _small_vm(chance: random.Random, vm: Vm, nodes: list[Node]) -> Vm:
+    def seldom(part: float) -> bool:
+        return chance.random() < part
+
+    others = tuple(node.name for node in nodes if node.name == vm.node or seldom(0.6))
+    return replace(
+        vm,
+        used=float(chance.randint(0, vm.cpu)),
+        movable=not seldom(0.1),
+        live=not seldom(0.1),
+        apart=("a",) if seldom(0.15) else (),
+        nodes=others if seldom(0.15) else None,
+        prefers=chance.choice(nodes).name if seldom(0.1) else None,
+    )

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Owns the cluster as the planner is told it (:mod:`cxm.balance`). Pure."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from cxm.balance import model
+from cxm.balance.model import Plan, Role, Settings, Snapshot
+from cxm.balance.planner import plan
+from cxm.balance.start import choose
+from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.config import NodeConfig
+
+_ROLES: Final = {
+    NodeState.ONLINE: Role.BOTH,
+    NodeState.STANDBY: Role.SOURCE,
+    NodeState.MAINTENANCE: Role.NEITHER,
+}
+
+_ONLY_MUST: Final = 1000.0  # worth of a move, in points, that evening out never has
+
+
+def by_name(cluster: Cluster) -> dict[str, Vm]:
+    """The VMs by what a plan calls them: their names, or their resources where two share one."""
+    often = Counter(vm.name for vm in cluster.vms)
+    return {vm.name if often[vm.name] == 1 else vm.resource.id: vm for vm in cluster.vms}
+
+
+def limits(config: NodeConfig) -> Settings:
+    """What a node's settings say of plans."""
+    return Settings(
+        max_vms=config.lb_max_vm_per_node,
+        max_moves=config.lb_max_migration,
+        min_gain=float(config.lb_min_gain),
+    )
+
+
+def evacuation(cluster: Cluster, node: str, config: NodeConfig, *, restart: bool) -> Plan:
+    """What has to move so that a node becomes empty, in order, and nothing else."""
+    seen = snapshot(cluster, {}, config)
+    nodes = tuple(
+        replace(each, role=Role.SOURCE) if each.name == node else each for each in seen.nodes
+    )
+    only = replace(seen.settings, worth=_ONLY_MUST, max_moves=0, max_vms=0, restart=restart)
+    return plan(replace(seen, nodes=nodes, settings=only))
+
+
+def best_start(cluster: Cluster, vm: Vm, config: NodeConfig) -> str | None:
+    """Where a VM starts best: where it was ordered to last if that has room; None for nowhere."""
+    seen = snapshot(cluster, {}, config)
+    known = vm.resource
+    wanted = model.Vm(known.id, known.memory_mib, known.cpu, None, live=known.migratable)
+    name = next(name for name, each in by_name(cluster).items() if each.resource.id == known.id)
+    others = tuple(each for each in seen.vms if each.name != name)
+    return choose(replace(seen, vms=others), wanted, known.preferred or None)
+
+
+def snapshot(cluster: Cluster, used: Mapping[str, float], config: NodeConfig) -> Snapshot:
+    """The cluster for the planner; ``used`` is CPU in percent of one processor, by resource.
+
+    A VM that is starting, moving or in trouble is left alone, as is everything on a node of which
+    Pacemaker empties already: it is counted where it is.
+    """
+    nodes = tuple(
+        model.Node(each.name, each.memory, each.cpu, _role(each.state)) for each in cluster.nodes
+    )
+    names = {each.name for each in nodes}
+    vms = tuple(
+        model.Vm(
+            name,
+            vm.resource.memory_mib,
+            vm.resource.cpu,
+            vm.node if vm.node in names else None,
+            used=used.get(vm.resource.id),
+            movable=vm.state is VmState.RUNNING and len(vm.nodes) == 1,
+            live=vm.resource.migratable,
+        )
+        for name, vm in by_name(cluster).items()
+        if vm.nodes or vm.resource.started
+    )
+    return Snapshot(nodes, vms, limits(config))
+
+
+def _role(state: NodeState) -> Role:
+    """What a plan may do with a node; one in standby is emptied by Pacemaker, not by a plan."""
+    found = _ROLES.get(state, Role.GONE)
+    return Role.NEITHER if found is Role.SOURCE else found

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""``cxm loadbalance`` on a model of a cluster: what it shows and orders, and when it stops."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cxm.cli import main
+from cxm.errors import CommandError, RefusedError, UsageError
+from cxm.names import VmId, domain_uuid
+from tests.fakes.crm import FakeCluster, two_nodes
+from tests.fakes.machine import CLOUD
+
+
+@pytest.fixture
+def crm(tmp_path: Path) -> FakeCluster:
+    """node1 has four VMs and node2 one, which is smaller than they are together."""
+    made = two_nodes(str(tmp_path / "n"))
+    made.add_vm(8, "node1", memory=1024)
+    made.add_vm(9, "node1", memory=512)
+    made.add_vm(10, "node1", memory=768)
+    made.answers["usage"] = {"used": {domain_uuid(CLOUD, VmId(42)): 2.5}}
+    return made
+
+
+def _run(crm: FakeCluster, line: str) -> int:
+    return main.main(line.split(), crm.world())
+
+
+def test_a_plan_is_shown_and_nothing_moves(crm: FakeCluster) -> None:
+    """With what the VMs of both nodes use."""
+    assert _run(crm, "loadbalance --dry-run") == 0
+    assert "1 move of 1024 MiB" in crm.text
+    assert crm.places["cxm-cloudone1-8"].nodes == ("node1",)
+
+
+def test_the_cluster_can_be_told_and_planned_for_elsewhere(
+    crm: FakeCluster, tmp_path: Path
+) -> None:
+    """What ``infos`` writes is what ``--from`` reads, and the plan is the same."""
+    assert _run(crm, "infos --json --metrics") == 0
+    told = json.loads(crm.text)
+    assert {vm["name"]: vm["cpu_used"] for vm in told["vms"]}["db.home.net"] == 2.5
+    path = tmp_path / "told.json"
+    path.write_text(crm.text)
+    crm.said.truncate(0)
+    crm.said.seek(0)
+    assert _run(crm, f"loadbalance --from {path} --json") == 0
+    offline = json.loads(crm.text)
+    crm.said.truncate(0)
+    crm.said.seek(0)
+    assert _run(crm, "loadbalance --dry-run --json") == 0
+    assert json.loads(crm.text) == offline
+
+
+def test_vms_move_when_that_is_confirmed(crm: FakeCluster) -> None:
+    """And are where the plan has them then; once more, nothing is to be done."""
+    assert _run(crm, "loadbalance") == UsageError.code
+    assert crm.places["cxm-cloudone1-8"].nodes == ("node1",)
+    crm.answer = "balance"
+    assert _run(crm, "loadbalance") == 0
+    assert "done: " in crm.text
+    assert crm.places["cxm-cloudone1-8"].nodes == ("node2",)
+    crm.said.truncate(0)
+    assert _run(crm, "loadbalance --yes") == 0
+    assert "STEP" not in crm.text
+
+
+def test_it_stops_at_the_first_move_that_fails(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says how far it came."""
+    crm.answers["bridges"] = {"missing": ["xenbr0"]}
+    assert _run(crm, "loadbalance --yes") == CommandError.code
+    said = capsys.readouterr().err
+    assert "node2 lacks xenbr0" in said
+    assert "0 VMs of 1 moved before" in said
+    assert "'cxm loadbalance' plans anew" in said
+
+
+def test_a_node_that_does_not_answer_is_named(crm: FakeCluster) -> None:
+    """Its VMs are taken to use what others with their share do."""
+    del crm.answers["usage"]
+    crm.unreachable = True
+    assert _run(crm, "loadbalance --dry-run") == 0
+    assert "what the VMs of node2 use is not known: " in crm.text
+
+
+def test_without_quorum_nothing_is_planned(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing could be moved."""
+    crm.quorate = False
+    assert _run(crm, "loadbalance --dry-run") == RefusedError.code
+    assert "not quorate" in capsys.readouterr().err

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The cxm for OpenNebula authors
+"""Plans: every state on the way is as it must be, nothing becomes worse, and they are explained."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.clusters import cluster, small
+from cxm.balance import steady
+from cxm.balance.model import Node, Plan, Role, Settings, Snapshot, Vm, gain
+from cxm.balance.planner import plan
+from cxm.balance.problem import compile_
+from cxm.balance.rooms import Space
+from cxm.balance.sequence import Hop, in_order
+from cxm.balance.start import choose
+from cxm.errors import DataError
+from tests.fakes import replay
+
+NAMES = ("node1", "node2", "node3", "node4")
+
+
+@st.composite
+def _vms(draw: st.DrawFn, number: int, names: tuple[str, ...]) -> Vm:
+    where = st.sampled_from(names)
+    cpu = draw(st.sampled_from((0, 25, 100, 200)))
+    seldom = st.sampled_from((False,) * 5 + (True,))
+    return Vm(
+        f"vm{number}",
+        draw(st.sampled_from((256, 1024, 2048, 4096))),
+        cpu,
+        None if draw(seldom) else draw(where),
+        used=draw(st.one_of(st.none(), st.floats(0, 200))) if draw(seldom) else cpu / 2,
+        movable=not draw(seldom),
+        live=not draw(seldom),
+        apart=("a",) if draw(seldom) else (),
+        together=("t",) if draw(seldom) else (),
+        nodes=tuple(draw(st.sets(where))) if draw(seldom) else None,
+        prefers=draw(where) if draw(seldom) else None,
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Snapshot:
+    """Small clusters with every rule; nodes hold what they have, however full they are."""
+    names = NAMES[: draw(st.integers(1, 4))]
+    vms = tuple(draw(_vms(number, names)) for number in range(draw(st.integers(0, 8))))
+    nodes = []
+    for name in names:
+        here = [vm for vm in vms if vm.node == name]
+        spare = draw(st.sampled_from((0, 512, 2048, 8192)))
+        role = draw(st.sampled_from((*[Role.BOTH] * 6, *Role)))
+        nodes.append(
+            Node(
+                name,
+                sum(vm.memory for vm in here) + spare,
+                sum(vm.cpu for vm in here) + spare // 16,
+                role,
+            )
+        )
+    return Snapshot(
+        tuple(nodes),
+        vms,
+        Settings(
+            max_vms=draw(st.sampled_from((0, 0, 3))),
+            max_moves=draw(st.sampled_from((0, 0, 1, 2, 4))),
+            min_gain=draw(st.sampled_from((0.0, 5.0))),
+            worth=draw(st.sampled_from((0.0, 2.0))),
+            parallel=draw(st.integers(1, 3)),
+            restart=draw(st.booleans()),
+        ),
+    )
+
+
+def _tried(snapshot: Snapshot) -> None:
+    """What is true of every plan."""
+    if _contradicts(snapshot):
+        with pytest.raises(DataError, match="must be together, and apart"):
+            plan(snapshot)
+        return
+    made = plan(snapshot)
+    assert plan(_turned(snapshot)) == made
+    begin = {vm.name: vm.node for vm in snapshot.vms}
+    names = [node.name for node in snapshot.nodes if node.role is not Role.GONE]
+    was = replay.broken(snapshot, begin, ())
+    before = {name: replay.lost(snapshot, begin, name) for name in names}
+    must_empty = any(node.role is Role.SOURCE for node in snapshot.nodes)
+    for where, moving in replay.states(snapshot, made):
+        assert replay.broken(snapshot, where, moving) <= was
+        if not must_empty:
+            for name in names:
+                allowed = compile_(snapshot).rooms().shortage(names.index(name))
+                assert replay.lost(snapshot, where, name) <= max(before[name], allowed)
+    _limits(snapshot, begin, made)
+    problem = compile_(snapshot)
+    at = {node.name: number for number, node in enumerate(problem.nodes)}
+    end = made.end(snapshot)
+    right = len(problem.wrong([at[end[vm.name] or ""] for vm in problem.vms]))
+    assert right == len(made.stuck) <= len(problem.wrong(problem.begin))
+    if right == len(problem.wrong(problem.begin)):
+        assert made.after.imbalance <= made.before.imbalance
+        assert not made.moves or gain(made.before, made.after) >= snapshot.settings.min_gain
+    assert made.reason
+
+
+def _contradicts(snapshot: Snapshot) -> bool:
+    """Whether two VMs must be together and apart: there is one group of each kind."""
+    return sum(bool(vm.apart and vm.together) for vm in snapshot.vms) > 1
+
+
+def _turned(snapshot: Snapshot) -> Snapshot:
+    """The same cluster, told in another order."""
+    return replace(snapshot, nodes=snapshot.nodes[::-1], vms=snapshot.vms[::-1])
+
+
+def _limits(snapshot: Snapshot, begin: replay.Where, made: Plan) -> None:
+    """Who moves may; so many at a time, and in all, as was said."""
+    limits = snapshot.settings
+    roles = {node.name: node.role for node in snapshot.nodes}
+    moves = made.moves
+    assert not limits.max_moves or len(moves) <= limits.max_moves
+    for step in made.steps:
+        assert 0 < len(step) <= limits.parallel
+        ends = [name for move in step for name in (move.source, move.target)]
+        assert len(ends) == len(set(ends))
+    for move in moves:
+        assert move.vm.movable
+        assert move.vm.live or limits.restart
+        assert roles[move.target] is Role.BOTH
+        assert roles[move.source] in (Role.BOTH, Role.SOURCE)
+        assert begin[move.vm.name] is not None
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(clusters())
+def test_every_state_of_a_plan_is_valid(snapshot: Snapshot) -> None:
+    """Also with any of a step's moves done and others not; nothing is worse than it was."""
+    _tried(snapshot)
+
+
+@pytest.mark.extensive
+@settings(max_examples=400, deadline=None)
+@given(clusters())
+def test_every_state_of_many_plans_is_valid(snapshot: Snapshot) -> None:
+    """The same of many more."""
+    _tried(snapshot)
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("seed", range(100))
+def test_every_state_of_a_full_cluster_is_valid(seed: int) -> None:
+    """The same of those that the best plans are proven for."""
+    _tried(small(seed))
+
+
+# --- by example -----------------------------------------------------------------------------------
+
+
+def test_a_full_pair_changes_places_by_way_of_a_third_node() -> None:
+    """Neither of two nodes has room for both VMs at once, so one of them goes aside first."""
+    nodes = (Node("a", 4096, 400), Node("b", 4096, 400), Node("c", 2048, 100))
+    vms = tuple(Vm(f"vm{at}", 2048, 100, "a" if at < 2 else "b") for at in range(4))
+    problem = compile_(Snapshot(nodes, vms))
+    hops = in_order(problem, [(0, 1), (2, 0)], strict=True)
+    assert hops == [Hop(0, 0, 2, detour=True), Hop(2, 1, 0), Hop(0, 2, 1)]
+    full = replace(problem, spaces=(*problem.spaces[:2], Space(1024, 100)))
+    assert in_order(full, [(0, 1), (2, 0)], strict=True) == []
+
+
+def test_n_plus_one_is_kept() -> None:
+    """The evenest placement of three would be two and one: but then a death costs a VM."""
+    nodes = tuple(Node(name, 4096, 400) for name in ("a", "b", "c"))
+    vms = tuple(Vm(f"vm{at}", 2048, 100, "a" if at < 2 else "b", used=50) for at in range(4))
+    snapshot = Snapshot(nodes, vms)
+    assert compile_(snapshot).rooms().shortage(0) == 0
+    made = plan(snapshot)
+    end = made.end(snapshot)
+    assert max(replay.lost(snapshot, end, name) for name in ("a", "b", "c")) == 0
+
+
+def test_an_even_cluster_is_left_alone() -> None:
+    """Noise of a point or two is no reason to move anything."""
+    snapshot = cluster(4, 40, 1)
+    once = plan(snapshot)
+    end = once.end(snapshot)
+    again = replace(snapshot, vms=tuple(replace(vm, node=end[vm.name]) for vm in snapshot.vms))
+    assert once.moves
+    assert not plan(again).moves
+    assert "no move is worth" in plan(again).reason or "LB_MIN_GAIN" in plan(again).reason
+
+
+def test_what_a_vm_uses_is_reckoned_where_it_is_unknown() -> None:
+    """It is taken to use as much of its share as those do of which it is known."""
+    vms = (Vm("a", 1, 100, "n", used=50), Vm("b", 1, 200, "n"), Vm("c", 1, 100, "n"))
+    problem = compile_(Snapshot((Node("n", 10, 400),), vms))
+    assert problem.loads == (50, 100, 50)
+    unknown = tuple(replace(vm, used=None) for vm in vms)
+    assert compile_(Snapshot((Node("n", 10, 400),), unknown)).loads == (100, 200, 100)
+
+
+def test_a_vm_starts_where_it_evens_out() -> None:
+    """On the node that it was last on if that has room; not where it would cost N+1."""
+    nodes = (Node("a", 8192, 800), Node("b", 8192, 800), Node("c", 1024, 800))
+    vms = (Vm("x", 4096, 100, "a", used=100),)
+    new = Vm("new", 2048, 100, None, used=50)
+    snapshot = Snapshot(nodes, vms)
+    assert choose(snapshot, new) == "b"
+    assert choose(snapshot, new, "a") == "a"
+    assert choose(snapshot, replace(new, nodes=("c",))) is None
+    assert choose(snapshot, replace(new, memory=6000), "a") == "b"
+
+
+def test_balancing_unasked_waits_and_lets_vms_rest() -> None:
+    """Three rounds in a row; then a VM that has moved stays for hours, whatever it uses."""
+    snapshot = cluster(4, 40, 2)
+    memory = steady.Memory()
+    for left in (2, 1):
+        made, memory = steady.consider(snapshot, memory, 0.0)
+        assert not made.moves
+        assert made.reason.startswith(f"to be seen {left} times more")
+    made, memory = steady.consider(snapshot, memory, 600.0)
+    assert made.moves
+    gone = {move.vm.name for move in made.moves}
+    assert set(memory.moved) == gone
+    for _round in range(steady.ROUNDS):
+        made, memory = steady.consider(snapshot, memory, 700.0)
+    assert not {move.vm.name for move in made.moves} & gone
+    assert not steady.consider(snapshot, steady.Memory(0, {"old": 0.0}), 1e6)[1].moved
