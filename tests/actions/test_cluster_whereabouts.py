@@ -2,18 +2,22 @@
 # Copyright The cxm for OpenNebula authors
 """What a node of a cluster tells the frontend: where VMs are, how certain; what it promises it."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import pytest
 
+from cxm import lvm
 from cxm.cluster import claims, nodes, orders, relocate, whereabouts
 from cxm.cluster.cib import Resource
 from cxm.cluster.pacemaker import Fencing, Node, Placed, Status
 from cxm.cluster.whereabouts import Face, Seat
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import CloudId, VmId
+from cxm.node import directory as directories
 from cxm.node.guests import Life
 from cxm.node.verbs import Call
 from tests.fakes.call import ask
@@ -315,6 +319,26 @@ class TestVouching:
         self._later(pair)
         pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
         assert pair.observe("node1") == {}
+
+
+def test_the_dead_nodes_directory_goes_when_its_vm_is_deleted(pair: Pair) -> None:
+    """OpenNebula deletes the VM where it was rescued, and never asks the old node again."""
+    made = pair.directory("node1")
+    pair.fail("node1")
+    pair.come_back("node1")
+    machine = pair.xens["node1"].machine()
+    group = lvm.group(machine.runner, machine.config.vg_name)
+    assert directories.sweep_unasked(machine, group, root=-1) == []
+    pair.ask("node2", "domain-confirm", vm=7)
+    pair.stop("node2")
+    pair.ask("node2", "vm-remove", vm=7, dir=pair.directory("node2"))
+    group = lvm.group(machine.runner, machine.config.vg_name)
+    config = Path(machine.config.cfg_dir, NAME)
+    assert config.exists()
+    assert directories.sweep_unasked(machine, group, root=os.stat(made).st_uid) == [str(config)]
+    assert directories.sweep_unasked(machine, group, root=-1) == [made]
+    assert not os.path.exists(made)
+    assert directories.sweep_unasked(machine, group, root=-1) == []
 
 
 class TestDeletion:

@@ -11,10 +11,12 @@ import logging
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from cxm import lvm
 from cxm.cluster import cib, pacemaker, peer
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CxmError, DataError, NotFoundError, RefusedError
-from cxm.node import kernels
+from cxm.node import adopted, kernels
+from cxm.node import directory as directories
 from cxm.node.life import Vm
 from cxm.node.machine import Machine
 from cxm.node.verbs import Call
@@ -107,6 +109,7 @@ def gather(call: Call) -> dict[str, Any]:
     removed = kernels.drop_unused(machine, needed)
     if removed:
         _log.info("removed %d kernels and ramdisks that no VM boots any more", len(removed))
+    _sweep(machine)
     return {"got": got, "missing": missing, "removed": removed}
 
 
@@ -123,3 +126,13 @@ def _had(machine: Machine, needed: set[str]) -> tuple[list[str], list[str]]:
         else:
             got += [] if is_here else [digest]
     return got, missing
+
+
+def _sweep(machine: Machine) -> None:
+    """Remove directories of VMs that left while this node was dead, and have been deleted since."""
+    try:
+        if next(adopted.noted(machine), None) is not None:
+            group = lvm.group(machine.runner, machine.config.vg_name)
+            directories.sweep_unasked(machine, group)
+    except (CxmError, OSError) as error:
+        _log.debug("directories of VMs that are gone stay for now: %s", error)

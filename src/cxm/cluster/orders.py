@@ -32,6 +32,7 @@ from cxm.cluster.view import (
 )
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import CHECKPOINT, State, VmId
+from cxm.node import adopted
 from cxm.node import plan as plans
 from cxm.node import volumes as store
 from cxm.node.domains import vm_of
@@ -71,6 +72,8 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
         claims.require_unclaimed(call.machine, call.cloud, vm)
         with told(here):
             ready(view, call.machine.hostname)
+            # OpenNebula may never come back for its directory: the VM may be rescued from here.
+            adopted.note(call.machine, here.owner, directory)
             resource, kind = planned(here, view, spec, directory)
             what = f"VM {vm}: OpenNebula starts it on {call.machine.hostname}"
             place(here, view, resource, what, otherwise=called_off(here, view.resource))

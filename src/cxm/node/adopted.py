@@ -53,7 +53,12 @@ def noted(machine: Machine) -> Iterator[tuple[Owner, str]]:
 
 def is_gone(machine: Machine, owner: Owner, group: Group) -> bool:
     """Whether a VM has been deleted: it has no volume any more, and does not run here without."""
-    prefix = f"{machine.config.lv_prefix}-{owner.vm}-"
     if configs.of_vm(machine, owner.cloud, owner.vm):
         return False
-    return not any(volume.name.startswith(prefix) for volume in group.volumes)
+    return not has_volumes(machine, owner, group)
+
+
+def has_volumes(machine: Machine, owner: Owner, group: Group) -> bool:
+    """Whether there is any volume of the VM."""
+    prefix = f"{machine.config.lv_prefix}-{owner.vm}-"
+    return any(volume.name.startswith(prefix) for volume in group.volumes)

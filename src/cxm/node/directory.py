@@ -11,15 +11,16 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from cxm import blockdev, interrupt
 from cxm.errors import CxmError, DataError
 from cxm.lvm import Group
 from cxm.names import CHECKPOINT, DomainName, State, Tags, VmId
-from cxm.node import adopted
+from cxm.node import adopted, configs
 from cxm.node import volumes as store
-from cxm.node.machine import Machine
+from cxm.node.machine import Caller, Machine
 from cxm.node.verbs import Call
 from cxm.node.volumes import Owner
 from cxm.wire import Item, Section, Zeros
@@ -125,6 +126,28 @@ def sweep(machine: Machine, group: Group) -> list[str]:
         if adopted.is_gone(machine, owner, group):
             removed += remove(machine, directory)
             adopted.forget(machine, owner)
+    return removed
+
+
+def sweep_unasked(machine: Machine, group: Group, *, root: int = 0) -> list[str]:
+    """Remove what a VM that was rescued from this node has left here, once it has been deleted.
+
+    OpenNebula never asks a node about that which was dead when it should have. A service does it,
+    with the rights of each directory's owner, who could plant links; one of ``root`` was not made
+    by an action and stays. Only for nodes of a cluster: a VM without volumes runs nowhere there.
+    """
+    removed: list[str] = []
+    for owner, directory in adopted.noted(machine):
+        if adopted.has_volumes(machine, owner, group):
+            continue
+        removed += configs.remove(machine, configs.of_vm(machine, owner.cloud, owner.vm))
+        with suppress(FileNotFoundError):
+            status = os.lstat(directory)
+            if status.st_uid == root:
+                continue
+            as_owner = replace(machine, caller=Caller(status.st_uid, status.st_gid))
+            removed += remove(as_owner, directory)
+        adopted.forget(machine, owner)
     return removed
 
 
