@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cxm.cli import main
+from cxm.cluster import nodes
 from cxm.errors import CommandError, RefusedError, UsageError
 from cxm.names import VmId, domain_uuid
 from tests.fakes.crm import FakeCluster, two_nodes
@@ -86,6 +87,26 @@ def test_a_node_that_does_not_answer_is_named(crm: FakeCluster) -> None:
     crm.unreachable = True
     assert _run(crm, "loadbalance --dry-run") == 0
     assert "what the VMs of node2 use is not known: " in crm.text
+
+
+def test_a_processor_that_lacks_something_is_no_target(crm: FakeCluster) -> None:
+    """A guest that uses it would not survive the move."""
+    nodes.set_attribute(crm.cib, "node1", nodes.CPU, "00000003:00000001")
+    nodes.set_attribute(crm.cib, "node2", nodes.CPU, "00000001:00000001")
+    assert _run(crm, "loadbalance --yes") == 0
+    assert "no move is worth" in crm.text
+
+
+def test_unasked_it_waits_for_three_rounds(crm: FakeCluster) -> None:
+    """And does not ask then; a round that is only shown does not count."""
+    crm.add_node("node3")
+    for line in ("loadbalance --unasked", "loadbalance --unasked --dry-run"):
+        assert _run(crm, line) == 0
+    assert _run(crm, "loadbalance --unasked") == 0
+    assert "to be seen 1 time more before anything moves" in crm.text
+    assert crm.places["cxm-cloudone1-8"].nodes == ("node1",)
+    assert _run(crm, "loadbalance --unasked") == 0
+    assert "done: " in crm.text
 
 
 def test_without_quorum_nothing_is_planned(

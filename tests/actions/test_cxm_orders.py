@@ -127,6 +127,20 @@ def test_eject_refuses_before_anything_moves(
     assert not _changed(crm)
 
 
+def test_eject_tells_who_has_to_make_room(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the VMs fit only if others go further first: which, and in which order."""
+    crm.add_node("node3")
+    crm.add_vm(8, "node1", memory=3000)
+    crm.add_vm(10, "node3", memory=1500)
+    assert _run(crm, "eject node1") == RefusedError.code
+    said = capsys.readouterr().err
+    assert "there is no place elsewhere for one-8 (3000 MiB)" in said
+    assert "in this order: 'cxm migrate one-10 node2', 'cxm migrate one-8 node3'" in said
+    assert not _changed(crm)
+
+
 def test_eject_asks_pacemaker_what_fits(
     crm: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

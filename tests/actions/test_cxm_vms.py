@@ -55,7 +55,7 @@ def test_migrate_refuses_what_cannot_be(
 def test_create_starts_what_the_cluster_knows(
     crm: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the node that is named, or here when it never was anywhere."""
+    """On the node that is named."""
     assert _run(crm, "create 4 node2") == 0
     assert crm.places["cxm-cloudone1-4"].nodes == ("node2",)
     known = _known(crm, 4)
@@ -70,6 +70,19 @@ def test_create_goes_where_it_was_last(crm: FakeCluster) -> None:
     assert _run(crm, "shutdown 42") == 0
     assert _run(crm, "create 42") == 0
     assert crm.places["cxm-cloudone1-42"].nodes == ("node2",)
+
+
+def test_create_goes_where_there_is_room(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it was last is full: another node; none has room: that is said, with what it needs."""
+    crm.add_vm(50, "node1", memory=3000)
+    crm.add_vm(51, None, memory=1024, preferred="node1")
+    assert _run(crm, "create 51") == 0
+    assert "one-51 (VM 51) runs on node2" in crm.text
+    crm.add_vm(52, None, memory=2048, preferred="node1")
+    assert _run(crm, "create 52") == RefusedError.code
+    assert "no node has room for one-52 (VM 52), which needs 2048 MiB" in capsys.readouterr().err
 
 
 def test_create_does_not_throw_saved_memory_away(

@@ -216,10 +216,10 @@ def test_balancing_unasked_waits_and_lets_vms_rest() -> None:
     """Three rounds in a row; then a VM that has moved stays for hours, whatever it uses."""
     snapshot = cluster(4, 40, 2)
     memory = steady.Memory()
-    for left in (2, 1):
+    for left in ("2 times", "1 time"):
         made, memory = steady.consider(snapshot, memory, 0.0)
         assert not made.moves
-        assert made.reason.startswith(f"to be seen {left} times more")
+        assert made.reason.startswith(f"to be seen {left} more")
     made, memory = steady.consider(snapshot, memory, 600.0)
     assert made.moves
     gone = {move.vm.name for move in made.moves}
@@ -228,3 +228,5 @@ def test_balancing_unasked_waits_and_lets_vms_rest() -> None:
         made, memory = steady.consider(snapshot, memory, 700.0)
     assert not {move.vm.name for move in made.moves} & gone
     assert not steady.consider(snapshot, steady.Memory(0, {"old": 0.0}), 1e6)[1].moved
+    assert steady.from_text(steady.to_text(memory)) == memory
+    assert steady.from_text("[1]") == steady.from_text("{") == steady.Memory()

@@ -2,12 +2,14 @@
 # Copyright The cxm for OpenNebula authors
 """Owns when the cluster balances itself: seldom enough that noise never makes VMs wander. Pure."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cxm.balance.model import Plan, Snapshot
 from cxm.balance.planner import plan
+from cxm.cluster.amounts import count
 
 ROUNDS: Final = 3  # that a plan must be worth it one after the other
 REST_S: Final = 6 * 3600.0  # a VM that has moved stays for so long
@@ -22,6 +24,21 @@ class Memory:
 
     wanted: int = 0  # rounds in which a plan was worth it
     moved: Mapping[str, float] = field(default_factory=dict)  # when each VM moved last
+
+
+def to_text(memory: Memory) -> str:
+    """What is remembered, to be kept in a file."""
+    return json.dumps({"wanted": memory.wanted, "moved": dict(memory.moved)})
+
+
+def from_text(text: str) -> Memory:
+    """The same back; nothing is remembered of a damaged one."""
+    try:
+        raw = json.loads(text)
+        moved = {str(name): float(at) for name, at in raw["moved"].items()}
+        return Memory(int(raw["wanted"]), moved)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Memory()
 
 
 def consider(snapshot: Snapshot, memory: Memory, now: float) -> tuple[Plan, Memory]:
@@ -39,6 +56,8 @@ def consider(snapshot: Snapshot, memory: Memory, now: float) -> tuple[Plan, Memo
         return made, Memory(0, moved)
     wanted = memory.wanted + 1
     if wanted < ROUNDS:
-        reason = f"to be seen {ROUNDS - wanted} times more before anything moves: {made.reason}"
+        reason = (
+            f"to be seen {count(ROUNDS - wanted, 'time')} more before anything moves: {made.reason}"
+        )
         return replace(made, steps=(), after=made.before, reason=reason), Memory(wanted, moved)
     return made, Memory(0, moved | {move.vm.name: now for move in made.moves})

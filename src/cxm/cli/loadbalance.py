@@ -2,12 +2,14 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the subcommand ``loadbalance``: which VMs should be elsewhere, and having them go there."""
 
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from cxm.balance import schema
+from cxm.balance import schema, steady
 from cxm.balance.model import Move, Plan, Snapshot
 from cxm.balance.planner import plan
 from cxm.cli import balanceviews, metrics
@@ -19,10 +21,11 @@ from cxm.errors import CommandError, CxmError, RefusedError, UsageError
 from cxm.node.verbs import Call
 
 _STDIN: Final = "-"
+_MEMORY: Final = "/run/cxm/balance.json"  # of rounds that nobody asks for
 _STUCK: Final = 1
 
 
-def loadbalance(world: World, *, from_: str | None, dry_run: bool, yes: bool) -> int:
+def loadbalance(world: World, *, from_: str | None, dry_run: bool, yes: bool, unasked: bool) -> int:
     """The subcommand; exits 1 where something should be otherwise and cannot be."""
     if from_ is not None:
         snapshot = schema.parse(_read(from_), from_)
@@ -32,15 +35,30 @@ def loadbalance(world: World, *, from_: str | None, dry_run: bool, yes: bool) ->
         raise RefusedError("the cluster is not quorate: nothing can be moved")
     used = metrics.used(world, cluster, cib)
     snapshot = balancing.snapshot(cluster, used, world.machine().config)
-    made = plan(snapshot)
+    made = _wary(world, snapshot, keep=not dry_run) if unasked else plan(snapshot)
     if dry_run or not made.moves:
         return _shown(world, snapshot, made)
     world.say(balanceviews.plan(snapshot, made, world.looks()))
-    if not yes:
+    if not (yes or unasked):
         world.confirm(f"{count(len(made.moves), 'VM')} will move while they run.", "balance")
     _carry_out(world, cluster, snapshot, made)
     world.end(f"done: {balanceviews.summary(made)}", schema.to_json(made))
     return _STUCK if made.stuck else 0
+
+
+def _wary(world: World, snapshot: Snapshot, *, keep: bool) -> Plan:
+    """The plan of a round that nobody has asked for, and what is remembered for the next one."""
+    path = world.path(_MEMORY)
+    memory = steady.Memory()
+    with suppress(OSError), open(path, encoding="utf-8") as file:
+        memory = steady.from_text(file.read())
+    made, after = steady.consider(snapshot, memory, world.now())
+    if keep:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            file.write(steady.to_text(after))
+        os.replace(file.name, path)
+    return made
 
 
 def _read(path: str) -> str:

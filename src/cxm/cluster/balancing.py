@@ -11,7 +11,9 @@ from cxm.balance import model
 from cxm.balance.model import Plan, Role, Settings, Snapshot
 from cxm.balance.planner import plan
 from cxm.balance.start import choose
+from cxm.cluster.cpus import lacking
 from cxm.cluster.model import Cluster, NodeState, Vm, VmState
+from cxm.cluster.nodes import CPU
 from cxm.config import NodeConfig
 
 _ROLES: Final = {
@@ -68,6 +70,7 @@ def snapshot(cluster: Cluster, used: Mapping[str, float], config: NodeConfig) ->
         model.Node(each.name, each.memory, each.cpu, _role(each.state)) for each in cluster.nodes
     )
     names = {each.name for each in nodes}
+    processors = {each.name: _like(cluster, each.name) for each in nodes}
     vms = tuple(
         model.Vm(
             name,
@@ -77,11 +80,23 @@ def snapshot(cluster: Cluster, used: Mapping[str, float], config: NodeConfig) ->
             used=used.get(vm.resource.id),
             movable=vm.state is VmState.RUNNING and len(vm.nodes) == 1,
             live=vm.resource.migratable,
+            nodes=processors.get(vm.node),
         )
         for name, vm in by_name(cluster).items()
         if vm.nodes or vm.resource.started
     )
     return Snapshot(nodes, vms, limits(config))
+
+
+def _like(cluster: Cluster, source: str) -> tuple[str, ...] | None:
+    """The nodes whose processors have all that a guest of a node may use; None for all of them."""
+    own = cluster.node(source).facts.attributes.get(CPU, "")
+    fine = tuple(
+        each.name
+        for each in cluster.nodes
+        if not (own and (other := each.facts.attributes.get(CPU, "")) and lacking(other, own))
+    )
+    return None if len(fine) == len(cluster.nodes) else fine
 
 
 def _role(state: NodeState) -> Role:
