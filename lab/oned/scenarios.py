@@ -36,6 +36,7 @@ class Parts:
     image_file: str  # a root file system as tar.gz
     network: Network
     memory_mib: int = 112
+    cpu: str = "0.5"  # of a processor; a node of the lab has one
     lv_size: str = "256"
     guest_type: str = "auto"
     address: str = ""  # any of the network when empty
@@ -46,7 +47,7 @@ class Parts:
         """A VM with one disk and one network interface."""
         address = f',IP="{self.address}"' if self.address else ""
         return (
-            f'NAME="{name}"\nCPU="0.5"\nVCPU="1"\nMEMORY="{self.memory_mib}"\n'
+            f'NAME="{name}"\nCPU="{self.cpu}"\nVCPU="1"\nMEMORY="{self.memory_mib}"\n'
             f'XEN_TYPE="{self.guest_type}"\nDISK=[IMAGE_ID="{image}"]\n'
             f'NIC=[NETWORK="{self.network.name}"{address}]\n{context}\n{self.more}\n'
         )

@@ -106,7 +106,10 @@ def test_cut_at_any_step_and_run_again_ends_the_same(tmp_path: Path, case: str, 
         assert len([each for each in xen.state.domains if each.uuid == _uuid()]) <= 1
 
 
-@pytest.mark.parametrize("how", list(How))
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(each, marks=[] if each is How.KILL else [pytest.mark.extensive]) for each in How],
+)
 @pytest.mark.usefixtures("own_signals")
 def test_save_cut_at_any_step_ends_whole_or_says_that_the_memory_is_lost(
     tmp_path: Path, how: How

@@ -104,7 +104,7 @@ def _check(cloud: Cloud, scenario: Scenario, *, killed: bool) -> None:
         assert not list((cloud.front / "tmp").iterdir())
 
 
-_DEAR = ("mv migrate all", "mv resume all")
+_DEAR = ("mv migrate all", "mv resume all", "mv stop all")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def stage(pair_session: Lab, guest: GuestImage, version: str) -> Iterator[Stage]
     cluster.bring_up(pair_session)
     with scenarios.open_cloud(pair_session, version, san=True) as cloud:
         network = Network("lan", BRIDGE, _ADDRESSES[0])
-        parts = Parts("node1", guest.tgz, network, address=_ADDRESSES[0], other="node2")
+        # All of them fit on one node.
+        parts = Parts("node1", guest.tgz, network, cpu="0.2", address=_ADDRESSES[0], other="node2")
         scenarios.prepare(cloud, parts)
         yield Stage(pair_session, cloud, parts)
 
