@@ -35,6 +35,7 @@ PAIR: Final = ("web", "db")
 FOUR: Final = (*PAIR, "shop", "mail")
 _ADDRESS: Final = "10.77.1.{}"
 _FIRST: Final = 150
+_CPU: Final = "0.2"  # all of them fit on one node
 
 
 def status(node: Machine) -> pacemaker.Status:
@@ -207,6 +208,7 @@ def _settle(lab: Lab, guest: GuestImage, residents: Sequence[Resident]) -> None:
             each.home,
             guest.tgz,
             network,
+            cpu=_CPU,
             address=each.address,
             other=others[each.home],
             more=more[each.home],
