@@ -52,6 +52,8 @@ def judged(
         ("POWEROFF", V412, None),
         ("POWEROFF", V414, (Call.MOVE,)),
         ("SUSPENDED", V74, (Call.MOVE,)),
+        ("BOOT_FAILURE", V412, None),
+        ("BOOT_FAILURE", V414, (Call.RECOVER, Call.LIVE)),
         ("BOOT_FAILURE", V50, (Call.RECOVER, Call.LIVE)),
     ],
 )

@@ -18,7 +18,7 @@ from cxm.sync.views import Host, Record, Sighting
 
 RECOVERS: Final = OneVersion(4, 0)  # one.vm.recover
 MOVES_AT_REST: Final = OneVersion(4, 14)  # one.vm.migrate of what is off or suspended
-BOOT_FAILURES: Final = OneVersion(5, 0)
+BOOT_FAILURES: Final = OneVersion(4, 14)  # before, such a VM is FAILED
 # How long a migration of our own may take before it counts as one that nobody works on any more:
 # oned was restarted meanwhile, for example.
 STUCK_S: Final = 900.0
