@@ -68,7 +68,7 @@ class TestCertain:
         assert answer["clustered"]
         assert (answer["hosts"], answer["unclear"], answer["doubt"]) == (["node1", "node2"], [], "")
         row = {"vm": 7, "name": NAME, "host": "node1", "doubt": "", "wanted": True}
-        assert answer["vms"] == [row]
+        assert answer["vms"] == [row | {"told": "node1"}]
 
     def test_failed_over(self, pair: Pair) -> None:
         """Its node was fenced: the survivor knows."""

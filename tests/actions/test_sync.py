@@ -128,6 +128,24 @@ class TestConverges:
         assert world.told == ["migrate node2 live"]
         assert world.belief() == (state, "node2")
 
+    @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED", "RUNNING"])
+    def test_the_right_host_speaks_of_it_from_then_on(self, world: Believing, state: str) -> None:
+        """No driver has told the cluster: a guest that goes off later would be nobody's report."""
+        fail_over(world)
+        world.pair.come_back("node1")
+        world.state = "POWEROFF" if state == "RUNNING" else state
+        quietly(world)
+        world.state = state
+        quietly(world)
+        known = world.pair.resource()
+        assert known is not None
+        assert known.host == "node2"
+        world.pair.xens["node2"].guest(7, "off")
+        world.pair.monitor()
+        world.sleep(120)
+        assert world.pair.observe("node2") == {known.name: "poweroff"}
+        assert world.pair.observe("node1") == {}
+
     def test_a_failed_boot_that_runs(self, world: Believing) -> None:
         """On its host, by one call without a driver."""
         world.state = "BOOT_FAILURE"

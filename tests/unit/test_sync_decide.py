@@ -218,7 +218,7 @@ class TestViews:
 
     def test_answer(self) -> None:
         """Of a node in a cluster, and of a host in none."""
-        row = {"vm": 7, "name": "x", "host": "b", "doubt": "", "wanted": True}
+        row = {"vm": 7, "name": "x", "host": "b", "doubt": "", "wanted": True, "told": ""}
         said = {"clustered": True, "doubt": "", "hosts": ["a", "b"], "unclear": [], "away": []}
         said["vms"] = [row]
         assert views.answer("a", said).vms == (SEEN,)

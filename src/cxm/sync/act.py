@@ -146,6 +146,24 @@ def end_claims(tools: Tools, seen: Seen) -> None:
             claims.end(tools.place, claim.vm)
 
 
+def confirm(tools: Tools, seen: Seen, decisions: Sequence[Decision]) -> None:
+    """Tell clusters where OpenNebula takes VMs to be, if they do not know and it is right.
+
+    That host speaks of a VM which is off or elsewhere, and oned listens to no other. Of the calls
+    that bring a record in line only a live migration asks a driver, which tells it.
+    """
+    for decision in decisions:
+        sighting, host = seen.world.sightings.get(decision.record.vm), decision.host
+        if sighting is None or not host or sighting.doubt or sighting.told == host:
+            continue
+        if decision.kind in (Kind.AGREED, Kind.LEFT) and decision.record.host == host:
+            try:
+                arguments = {"vm": decision.record.vm}
+                tools.node(host).call("domain-confirm", arguments, timeout_s=_ASK_S)
+            except CxmError as error:
+                _log.debug("%s", error.sentence())
+
+
 # --- acting ---------------------------------------------------------------------------------------
 
 

@@ -113,6 +113,7 @@ def turn(here: Here, *, dry_run: bool, remove: VmId | None = None) -> Turn:
     done.decisions = act.judge(tools, seen, known)
     if not dry_run:
         act.end_claims(tools, seen)
+        act.confirm(tools, seen, done.decisions)
         done.decisions = act.act(tools, seen, done.decisions, known)
     is_due = not 0 <= here.now() - known.removals_at < removal.EVERY_S
     if dry_run or remove is not None or is_due:
