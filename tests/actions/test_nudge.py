@@ -216,7 +216,7 @@ class TestKeys:
         home = tmp_path / "home"
         (home / ".ssh").mkdir(parents=True)
         path = home / ".ssh/authorized_keys"
-        path.write_text("ssh-rsa BBBB me\n", encoding="ascii")
+        path.write_bytes(b"ssh-rsa BBBB J\xf6rg\x0c\r\n")
         host = Host(0, "node1", offline=False, ours=True, monitored=True)
         answer = Answer("node1", clustered=True, hosts=("node1", "stranger"))
         seen = Seen(World((answer,)), {}, {"node1": host})
@@ -231,11 +231,8 @@ class TestKeys:
 
         for _twice in range(2):
             keys.let_in(node, seen, str(home), keys.COMMAND)
-        lines = path.read_text(encoding="ascii").splitlines()
-        assert lines == [
-            "ssh-rsa BBBB me",
-            f'command="/usr/sbin/cxm-sync --nudged",restrict {KEY} cxm-sync:node=node1',
-        ]
+        line = f'command="/usr/sbin/cxm-sync --nudged",restrict {KEY} cxm-sync:node=node1\n'
+        assert path.read_bytes() == b"ssh-rsa BBBB J\xf6rg\x0c\r\n" + line.encode()
         assert path.stat().st_mode & 0o777 == 0o600
 
     @pytest.mark.parametrize(
