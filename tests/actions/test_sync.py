@@ -18,7 +18,7 @@ import pytest
 
 from cxm import lock
 from cxm.cluster import relocate
-from cxm.errors import CxmError, UnreachableError, UsageError
+from cxm.errors import CxmError, LockTimeoutError, UnreachableError, UsageError
 from cxm.names import VmId
 from cxm.node.verbs import Call
 from cxm.one.version import OneVersion
@@ -499,6 +499,18 @@ class TestCommand:
         expected = {"vm": 7, "state": "RUNNING", "host": "node1", "runs_on": "node1"}
         assert vm | expected == vm
         assert vm["kind"] == "agreed"
+
+    def test_two_at_once(self, world: Believing, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The timer's run leaves it to a nudge's, and has not failed; one that removes waits."""
+        fail_over(world)
+        monkeypatch.setattr(main, "_LOCK_S", 0.0)
+        with lock.hold(world.here().place, "sync", timeout_s=0.0):
+            assert self._run(world) == (
+                "note: another cxm-sync is at work, and sees what this one would\n"
+            )
+            with pytest.raises(LockTimeoutError):
+                self._run(world, remove="7")
+        assert world.told == []
 
     def test_wrong_number(self, world: Believing) -> None:
         """Is refused."""
