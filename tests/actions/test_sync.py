@@ -405,6 +405,38 @@ class TestNudges:
         quietly(world, nudged=True)
         assert world.now - began < 60
 
+    def test_a_clock_that_is_set_back(self, world: Believing) -> None:
+        """It ends no later: whoever waits holds up all other runs."""
+        moved(world)
+        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
+        turns: list[float] = []
+
+        def back(seconds: float) -> None:
+            turns.append(seconds)
+            world.now -= 3600
+            assert len(turns) < 10
+
+        world.sleep = back  # type: ignore[method-assign]
+        quietly(world, nudged=True)
+
+    def test_a_clock_that_is_set_back_while_oned_is_at_it(self, world: Believing) -> None:
+        """The next run sees what became of it."""
+        fail_over(world)
+        turns: list[float] = []
+
+        def begins(vm: VmId, host: int, *, live: bool) -> None:
+            assert (vm, host, live) == (7, 1, True)
+            world.state, world.host = "MIGRATE", "node2"
+
+        def back(seconds: float) -> None:
+            turns.append(seconds)
+            world.now -= 3600
+            assert len(turns) < 10
+
+        world.sleep, world.migrate = back, begins  # type: ignore[method-assign]
+        (only,) = world.sync().decisions
+        assert "OpenNebula is still at it" in only.sentence
+
     def test_doubled(self, world: Believing) -> None:
         """Who waited for the run that has just looked need not look again."""
         here = world.here()

@@ -182,7 +182,7 @@ def sync(here: Here, *, nudged: bool) -> Turn | None:
             if nudged and memory.load(here.place).began_at > asked_at:
                 return None
             done = turn(here, dry_run=False)
-            while nudged and not done.is_settled and here.now() - asked_at < _SETTLES_S:
+            while nudged and not done.is_settled and 0 <= here.now() - asked_at < _SETTLES_S:
                 here.sleep(_AGAIN_S)
                 done = turn(here, dry_run=False)
             return done
