@@ -184,8 +184,9 @@ def confirm(tools: Tools, seen: Seen, decisions: Sequence[Decision]) -> None:
     That host speaks of a VM which is off or elsewhere, and oned listens to no other. Of the calls
     that bring a record in line only a live migration asks a driver, which tells it.
     """
+    sightings = seen.world.sightings
     for decision in decisions:
-        sighting, host = seen.world.sightings.get(decision.record.vm), decision.host
+        sighting, host = sightings.get(decision.record.vm), decision.host
         if sighting is None or not host or sighting.doubt or sighting.told == host:
             continue
         if decision.kind in (Kind.AGREED, Kind.LEFT) and decision.record.host == host:
