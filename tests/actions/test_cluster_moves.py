@@ -150,6 +150,31 @@ def _cut_once(action: str, node: str, fault: Fault | None) -> list[tuple[str, ..
     return steps[0]
 
 
+def test_a_guest_that_has_come_is_kept_though_its_name_cannot_be_told(pair: Pair) -> None:
+    """The name is for the frontend only: a failed migrate_from would have the guest destroyed."""
+    before, act, host = memory(pair), pair.pacemaker._act, pair.xens["node2"].node
+    steps: list[int] = []
+
+    def arrives(order: Order) -> tuple[int, str]:
+        if (order.action, order.node) != ("migrate_from", "node2"):
+            return act(order)
+        host.ran.clear()
+        host.fault = Fault(steps[0], How.FAIL) if steps else None
+        try:
+            return act(order)
+        finally:
+            steps[:] = [step for step, argv in enumerate(host.ran) if argv[:2] == ("xl", "list")]
+            steps.reverse()
+            host.fault = None
+
+    pair.pacemaker._act = arrives
+    pair.move("node1", "node2")
+    pair.move("node2", "node1")
+    pair.move("node1", "node2")
+    assert assert_well(pair) == "node2"
+    assert memory(pair) == before
+
+
 def test_lock_left_shared_is_repaired_by_the_monitor(pair: Pair) -> None:
     """Both nodes share the disk, and the target knows nothing of it any more."""
     pair.cut = ("connected", "agent")

@@ -17,9 +17,11 @@ from cxm.cluster.pacemaker import Fencing, Node, Placed, Status
 from cxm.cluster.whereabouts import Face, Seat
 from cxm.errors import NotFoundError, RefusedError
 from cxm.names import CloudId, VmId
+from cxm.node import adopted
 from cxm.node import directory as directories
 from cxm.node.guests import Life
 from cxm.node.verbs import Call
+from cxm.node.volumes import Owner
 from tests.fakes.call import ask
 from tests.fakes.domains import NAME, new_xen
 from tests.fakes.machine import CLOUD
@@ -66,7 +68,7 @@ class TestCertain:
         assert answer["clustered"]
         assert (answer["hosts"], answer["unclear"], answer["doubt"]) == (["node1", "node2"], [], "")
         row = {"vm": 7, "name": NAME, "host": "node1", "doubt": "", "wanted": True}
-        assert answer["vms"] == [row]
+        assert answer["vms"] == [row | {"told": "node1"}]
 
     def test_failed_over(self, pair: Pair) -> None:
         """Its node was fenced: the survivor knows."""
@@ -218,6 +220,18 @@ class TestClaim:
             pair.restore("node1")
         assert pair.runs_on() == []
 
+    def test_a_guest_that_crashed_meanwhile_is_pacemakers(self, pair: Pair) -> None:
+        """Pacemaker has not noticed yet: the order must not end what the cluster starts again."""
+        pair.ask("node1", "domain-claim", vm=7, timeout_s=60)
+        pair.xens["node1"].guest(7, "vanished")
+        with pytest.raises(RefusedError, match="is not started"):
+            pair.start("node1")
+        known = pair.resource()
+        assert known is not None
+        assert known.started
+        pair.monitor()
+        assert pair.runs_on() == ["node1"]
+
     def test_ends_by_itself(self, pair: Pair) -> None:
         """A sync that died keeps nobody off for long."""
         pair.ask("node1", "domain-claim", vm=7, timeout_s=60)
@@ -339,6 +353,30 @@ def test_the_dead_nodes_directory_goes_when_its_vm_is_deleted(pair: Pair) -> Non
     assert directories.sweep_unasked(machine, group, root=-1) == [made]
     assert not os.path.exists(made)
     assert directories.sweep_unasked(machine, group, root=-1) == []
+
+
+def test_a_directory_of_others_is_no_vms(pair: Pair, tmp_path: Path) -> None:
+    """Whoever makes the VMs' directories may plant a link above one, to what is not theirs."""
+    made = pair.directory("node1")
+    pair.stop("node1")
+    pair.ask("node1", "vm-remove", vm=7, dir=made)
+    (tmp_path / "theirs" / "7").mkdir(parents=True)
+    os.symlink(tmp_path / "theirs", tmp_path / "0")
+    machine = pair.xens["node1"].machine()
+    adopted.note(machine, Owner(CLOUD, VmId(7)), str(tmp_path / "0" / "7"))
+    group = lvm.group(machine.runner, machine.config.vg_name)
+    theirs = os.getuid() + 1
+    ours = os.stat
+    noted = adopted._path(machine, Owner(CLOUD, VmId(7)))
+
+    def stat(path: Any, **more: Any) -> os.stat_result:
+        found = ours(path, **more)
+        return os.stat_result((*found[:4], theirs, *found[5:])) if path == noted else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        assert directories.sweep_unasked(machine, group, root=-1) == []
+    assert (tmp_path / "theirs" / "7").exists()
 
 
 class TestDeletion:

@@ -184,6 +184,31 @@ class TestHook:
         """Root would run what they write."""
         assert self._sent(pair, self._hook(tmp_path, 0o777)) == []
 
+    def test_not_one_that_others_can_replace(self, pair: Pair, tmp_path: Path) -> None:
+        """It is root's, but its directory is theirs, or a directory above that."""
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open" / "dir").mkdir()
+        hook = self._hook(tmp_path / "open" / "dir")
+        (tmp_path / "open").chmod(0o777)
+        (tmp_path / "link").symlink_to(hook)
+        assert self._sent(pair, str(tmp_path / "link")) == []
+
+    def test_the_frontend_does_not_wait_for_it(self, pair: Pair, tmp_path: Path) -> None:
+        """It may take minutes; OpenNebula is to know within seconds."""
+        frontends, reached = Frontends({"oneadmin@front"}), []
+        pair.move("node1", "node2")
+        hook = self._hook(tmp_path)
+        machine = sender(pair, "node2", frontends, post_migration_hook=hook)
+
+        def run(_argv: tuple[str, ...], _data: bytes) -> Outcome:
+            reached.extend(frontends.reached)
+            return Outcome()
+
+        pair.xens["node2"].node.model(hook, run)
+        assert nudge.send(machine)
+        assert reached == ["oneadmin@front"]
+        assert waiting(pair, "node2") == []
+
     def test_the_originals_is_ours(self, pair: Pair) -> None:
         """A setting that points at one-migrate keeps working: the cluster nudges anyway."""
         assert self._sent(pair, "/usr/local/sbin/one-migrate") == []
@@ -216,7 +241,7 @@ class TestKeys:
         home = tmp_path / "home"
         (home / ".ssh").mkdir(parents=True)
         path = home / ".ssh/authorized_keys"
-        path.write_text("ssh-rsa BBBB me\n", encoding="ascii")
+        path.write_bytes(b"ssh-rsa BBBB J\xf6rg\x0c\r\n")
         host = Host(0, "node1", offline=False, ours=True, monitored=True)
         answer = Answer("node1", clustered=True, hosts=("node1", "stranger"))
         seen = Seen(World((answer,)), {}, {"node1": host})
@@ -231,11 +256,8 @@ class TestKeys:
 
         for _twice in range(2):
             keys.let_in(node, seen, str(home), keys.COMMAND)
-        lines = path.read_text(encoding="ascii").splitlines()
-        assert lines == [
-            "ssh-rsa BBBB me",
-            f'command="/usr/sbin/cxm-sync --nudged",restrict {KEY} cxm-sync:node=node1',
-        ]
+        line = f'command="/usr/sbin/cxm-sync --nudged",restrict {KEY} cxm-sync:node=node1\n'
+        assert path.read_bytes() == b"ssh-rsa BBBB J\xf6rg\x0c\r\n" + line.encode()
         assert path.stat().st_mode & 0o777 == 0o600
 
     @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 
 from cxm import lock
 from cxm.cluster import relocate
-from cxm.errors import CxmError, UnreachableError, UsageError
+from cxm.errors import CxmError, LockTimeoutError, UnreachableError, UsageError
 from cxm.names import VmId
 from cxm.node.verbs import Call
 from cxm.one.version import OneVersion
@@ -127,6 +127,24 @@ class TestConverges:
         quietly(world)
         assert world.told == ["migrate node2 live"]
         assert world.belief() == (state, "node2")
+
+    @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED", "RUNNING"])
+    def test_the_right_host_speaks_of_it_from_then_on(self, world: Believing, state: str) -> None:
+        """No driver has told the cluster: a guest that goes off later would be nobody's report."""
+        fail_over(world)
+        world.pair.come_back("node1")
+        world.state = "POWEROFF" if state == "RUNNING" else state
+        quietly(world)
+        world.state = state
+        quietly(world)
+        known = world.pair.resource()
+        assert known is not None
+        assert known.host == "node2"
+        world.pair.xens["node2"].guest(7, "off")
+        world.pair.monitor()
+        world.sleep(120)
+        assert world.pair.observe("node2") == {known.name: "poweroff"}
+        assert world.pair.observe("node1") == {}
 
     def test_a_failed_boot_that_runs(self, world: Believing) -> None:
         """On its host, by one call without a driver."""
@@ -387,6 +405,38 @@ class TestNudges:
         quietly(world, nudged=True)
         assert world.now - began < 60
 
+    def test_a_clock_that_is_set_back(self, world: Believing) -> None:
+        """It ends no later: whoever waits holds up all other runs."""
+        moved(world)
+        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
+        turns: list[float] = []
+
+        def back(seconds: float) -> None:
+            turns.append(seconds)
+            world.now -= 3600
+            assert len(turns) < 10
+
+        world.sleep = back  # type: ignore[method-assign]
+        quietly(world, nudged=True)
+
+    def test_a_clock_that_is_set_back_while_oned_is_at_it(self, world: Believing) -> None:
+        """The next run sees what became of it."""
+        fail_over(world)
+        turns: list[float] = []
+
+        def begins(vm: VmId, host: int, *, live: bool) -> None:
+            assert (vm, host, live) == (7, 1, True)
+            world.state, world.host = "MIGRATE", "node2"
+
+        def back(seconds: float) -> None:
+            turns.append(seconds)
+            world.now -= 3600
+            assert len(turns) < 10
+
+        world.sleep, world.migrate = back, begins  # type: ignore[method-assign]
+        (only,) = world.sync().decisions
+        assert "OpenNebula is still at it" in only.sentence
+
     def test_doubled(self, world: Believing) -> None:
         """Who waited for the run that has just looked need not look again."""
         here = world.here()
@@ -481,6 +531,18 @@ class TestCommand:
         expected = {"vm": 7, "state": "RUNNING", "host": "node1", "runs_on": "node1"}
         assert vm | expected == vm
         assert vm["kind"] == "agreed"
+
+    def test_two_at_once(self, world: Believing, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The timer's run leaves it to a nudge's, and has not failed; one that removes waits."""
+        fail_over(world)
+        monkeypatch.setattr(main, "_LOCK_S", 0.0)
+        with lock.hold(world.here().place, "sync", timeout_s=0.0):
+            assert self._run(world) == (
+                "note: another cxm-sync is at work, and sees what this one would\n"
+            )
+            with pytest.raises(LockTimeoutError):
+                self._run(world, remove="7")
+        assert world.told == []
 
     def test_wrong_number(self, world: Believing) -> None:
         """Is refused."""

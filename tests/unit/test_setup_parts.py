@@ -179,6 +179,8 @@ def test_a_move_is_recorded_without_its_source(version: OneVersion, words: str) 
         ("-t 15 -l deploy cxm", "-t 15 -l deploy,migrate cxm"),
         ("-t 15 -l migrate=migrate_local cxm", "-t 15 -l migrate=migrate_local cxm"),
         ("cxm", "-l migrate cxm"),
+        ("-t 15 --local deploy,save cxm", "-t 15 --local deploy,save,migrate cxm"),
+        ("--local=deploy cxm", "--local=deploy,migrate cxm"),
     ],
 )
 def test_an_administrators_local_actions_stay(old: str, new: str) -> None:

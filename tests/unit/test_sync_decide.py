@@ -52,6 +52,8 @@ def judged(
         ("POWEROFF", V412, None),
         ("POWEROFF", V414, (Call.MOVE,)),
         ("SUSPENDED", V74, (Call.MOVE,)),
+        ("BOOT_FAILURE", V412, None),
+        ("BOOT_FAILURE", V414, (Call.RECOVER, Call.LIVE)),
         ("BOOT_FAILURE", V50, (Call.RECOVER, Call.LIVE)),
     ],
 )
@@ -180,10 +182,32 @@ def test_a_vm_that_runs_and_should_not(state: str) -> None:
 def test_table_is_made_of_the_calls() -> None:
     """One row a state, one column an age."""
     lines = decisions.table().splitlines()
-    assert lines[0] == "| OpenNebula says | 3.6, 3.8 | 4.0 to 4.12 | 4.14 | 5.0 to 7.4 |"
+    ages = "3.6, 3.8 | 4.0 to 4.8 | 4.10, 4.12 | 4.14 to 5.10 | 5.12 to 7.4"
+    assert lines[0] == f"| OpenNebula says | {ages} |"
     live, both = Call.LIVE, f"{Call.RECOVER}; {Call.LIVE}"
-    assert f"| RUNNING on another host | {live} | {live} | {live} | {live} |" in lines
-    assert f"| UNKNOWN on another host | none | {both} | {both} | {both} |" in lines
+    assert f"| RUNNING on another host | {' | '.join([live] * 5)} |" in lines
+    assert f"| UNKNOWN on another host | none | {' | '.join([both] * 4)} |" in lines
+
+
+@pytest.mark.parametrize(
+    ("state", "version", "host", "kind", "says"),
+    [
+        ("SUSPENDED", V74, "b", Kind.LEFT, "next report tells it"),
+        ("SUSPENDED", OneVersion(5, 10), "b", Kind.STUCK, ": 'onevm resume 7' adopts it"),
+        ("SUSPENDED", V412, "a", Kind.STUCK, "'cxm migrate 7 a' on a node, then 'onevm resume 7'"),
+        ("POWEROFF", V412, "b", Kind.LEFT, "next report tells it"),
+        ("POWEROFF", V412, "a", Kind.LEFT, "a vouches for it"),
+        ("POWEROFF", OneVersion(4, 8), "b", Kind.STUCK, ": 'onevm resume 7' adopts it"),
+        ("POWEROFF", V38, "b", Kind.STUCK, ": 'onevm restart 7' adopts it"),
+    ],
+)
+def test_what_no_report_ends_is_for_a_human(
+    state: str, version: OneVersion, host: str, kind: Kind, says: str
+) -> None:
+    """Whether oned takes a host's word that such a VM runs depends on its version."""
+    found = judged(state, version, host=host)
+    assert (found.kind, found.calls) == (kind, ())
+    assert says in found.sentence
 
 
 class TestViews:
@@ -216,7 +240,7 @@ class TestViews:
 
     def test_answer(self) -> None:
         """Of a node in a cluster, and of a host in none."""
-        row = {"vm": 7, "name": "x", "host": "b", "doubt": "", "wanted": True}
+        row = {"vm": 7, "name": "x", "host": "b", "doubt": "", "wanted": True, "told": ""}
         said = {"clustered": True, "doubt": "", "hosts": ["a", "b"], "unclear": [], "away": []}
         said["vms"] = [row]
         assert views.answer("a", said).vms == (SEEN,)

@@ -297,8 +297,11 @@ def _sent(vm: Vm, target: str, limit_s: float) -> Ocf:
 
 
 def _name_of(vm: Vm) -> str:
-    """The domain's name; its number where that cannot be told."""
-    domain = running(vm.present())
+    """The domain's name; its number where that cannot be told. Never fails: the VM has come."""
+    try:
+        domain = running(vm.present())
+    except CxmError:
+        domain = None
     return domain.name if domain is not None else str(vm.vm)
 
 

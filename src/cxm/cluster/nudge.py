@@ -11,6 +11,7 @@ the administrator's POST_MIGRATION_HOOK.
 import json
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -96,14 +97,14 @@ def send(machine: Machine) -> bool:
     """Deal with all notes; False when one stays, because no frontend was reached."""
     done = True
     while found := list(_notes(machine)):
-        for path, note in found:
-            if note.hook:
-                _keep_without_hook(path, note)
-                _run_hook(machine, note)
+        # First: a hook may take its minutes.
         hosts = machine.config.one_host
         heard = [_nudge(machine, host, found[0][1]) for host in hosts]
         reached = not hosts or any(heard)
         for path, note in found:
+            if note.hook:
+                _keep_without_hook(path, note)
+                _run_hook(machine, note)
             is_stale = not 0 <= machine.now() - note.at < _STALE_S
             if reached or is_stale:
                 os.unlink(path)
@@ -134,9 +135,19 @@ def _run_hook(machine: Machine, note: Note) -> None:
 
 def _require_roots(hook: str) -> None:
     """Raise RefusedError for a program that others than root can change: it would be theirs."""
-    status = os.stat(hook)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise RefusedError(f"{hook} can be changed by others than root", hint=f"chmod 755 {hook}")
+    path, us = os.path.realpath(hook), os.geteuid()
+    while True:
+        status = os.stat(path)
+        # In a directory with the sticky bit nobody replaces what is root's.
+        is_open = status.st_mode & 0o022 and not (
+            stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        )
+        if status.st_uid not in (0, us) or is_open:
+            what = f"{hook} can be changed by others than root"
+            raise RefusedError(f"{what}: {path}", hint=f"chown root {path}; chmod go-w {path}")
+        if path == "/":
+            return
+        path = os.path.dirname(path)
 
 
 def _nudge(machine: Machine, host: str, note: Note) -> bool:

@@ -64,7 +64,9 @@ def start(call: Call, *, vm: VmId, directory: str, guest: dict[str, Any]) -> dic
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
         if view.where == (call.machine.hostname,) and running(settled(here)) is None:
-            # Its guest has ended, and Pacemaker has not noticed yet.
+            # Its guest has ended, and Pacemaker has not noticed yet. What then becomes of it is
+            # Pacemaker's to decide, if it was not to be started: the sync ends no VM.
+            claims.require_unclaimed(call.machine, call.cloud, vm)
             _stopped(here, "its guest had ended")
             view = look(here)
         if view.where:

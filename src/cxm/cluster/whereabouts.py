@@ -46,6 +46,7 @@ class Seat:
     node: str
     doubt: str
     wanted: bool  # whether it should run
+    told: str = ""  # the host where OpenNebula takes it to be, as far as the cluster knows
 
 
 # --- what is seen ---------------------------------------------------------------------------------
@@ -91,7 +92,8 @@ def seat(
     """Where a VM is; ``seen`` is what each node's Xen shows, or why that is not known."""
 
     def made(node: str, doubt: str = "") -> Seat:
-        return Seat(resource.vm, resource.name, node, doubt, resource.started)
+        wanted, told = resource.started, resource.host
+        return Seat(resource.vm, resource.name, node, doubt, wanted, told)
 
     where = () if placed is None else tuple(dict.fromkeys(placed.nodes))
     if placed is not None and placed.blocked:
@@ -192,6 +194,7 @@ def whereabouts(call: Call) -> dict[str, Any]:
                 "host": hosts.get(each.node, ""),
                 "doubt": why or each.doubt or _unclear(hosts.get(each.node, ""), unclear),
                 "wanted": each.wanted,
+                "told": each.told,
             }
             for each in seats
         ],

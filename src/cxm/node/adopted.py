@@ -14,7 +14,7 @@ from cxm import names
 from cxm.errors import UsageError
 from cxm.lvm import Group
 from cxm.node import configs
-from cxm.node.machine import Machine
+from cxm.node.machine import Caller, Machine
 from cxm.node.volumes import Owner
 
 
@@ -23,12 +23,20 @@ def _path(machine: Machine, owner: Owner) -> str:
 
 
 def note(machine: Machine, owner: Owner, directory: str) -> None:
-    """Remember a directory, before it is made."""
+    """Remember a directory, before it is made, and whose it will be: the note's owner."""
     path = _path(machine, owner)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(directory)
+        if os.geteuid() == 0:
+            os.fchown(file.fileno(), machine.caller.uid, machine.caller.gid)
     os.replace(file.name, path)
+
+
+def account(machine: Machine, owner: Owner) -> Caller:
+    """Who had the directory made, and whose rights are enough to remove it."""
+    status = os.stat(_path(machine, owner))
+    return Caller(status.st_uid, status.st_gid)
 
 
 def forget(machine: Machine, owner: Owner) -> None:

@@ -20,7 +20,7 @@ from cxm.lvm import Group
 from cxm.names import CHECKPOINT, DomainName, State, Tags, VmId
 from cxm.node import adopted, configs
 from cxm.node import volumes as store
-from cxm.node.machine import Caller, Machine
+from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 from cxm.node.volumes import Owner
 from cxm.wire import Item, Section, Zeros
@@ -133,8 +133,9 @@ def sweep_unasked(machine: Machine, group: Group, *, root: int = 0) -> list[str]
     """Remove what a VM that was rescued from this node has left here, once it has been deleted.
 
     OpenNebula never asks a node about that which was dead when it should have. A service does it,
-    with the rights of each directory's owner, who could plant links; one of ``root`` was not made
-    by an action and stays. Only for nodes of a cluster: a VM without volumes runs nowhere there.
+    with the rights of the account that had the directory made, which could plant links: what is
+    ``root``'s or another account's stays. Only for nodes of a cluster: a VM without volumes runs
+    nowhere there.
     """
     removed: list[str] = []
     for owner, directory in adopted.noted(machine):
@@ -142,11 +143,10 @@ def sweep_unasked(machine: Machine, group: Group, *, root: int = 0) -> list[str]
             continue
         removed += configs.remove(machine, configs.of_vm(machine, owner.cloud, owner.vm))
         with suppress(FileNotFoundError):
-            status = os.lstat(directory)
-            if status.st_uid == root:
+            account = adopted.account(machine, owner)
+            if account.uid == root or os.lstat(directory).st_uid != account.uid:
                 continue
-            as_owner = replace(machine, caller=Caller(status.st_uid, status.st_gid))
-            removed += remove(as_owner, directory)
+            removed += remove(replace(machine, caller=account), directory)
         adopted.forget(machine, owner)
     return removed
 

@@ -170,7 +170,7 @@ class LocalActions:
         return text, f"VM_MAD '{self.own}': {', '.join(self.words)} on the frontend (-l)"
 
     def _extended(self, value: str) -> str:
-        match = re.search(r"(?:^|\s)-l\s*([^\s-]\S*)", value)
+        match = re.search(r"(?:^|\s)(?:-l\s*|--local(?:\s+|=))([^\s-]\S*)", value)
         if match is None:
             # The last word is the directory of the scripts.
             before, _blank, last = value.rpartition(" ")

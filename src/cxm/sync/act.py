@@ -26,6 +26,7 @@ from cxm.sync.views import Answer, Host, Record, World
 _log = logging.getLogger(__name__)
 
 _ASK_S: Final = 60.0  # a node asks its peers, and Pacemaker
+_AT_ONCE: Final = 32  # hosts that are asked at the same time
 # How long a node starts nothing but what runs already: from the claim to a driver's call.
 _CLAIM_S: Final = 120
 # How long a claim stays after OpenNebula has come to rest: oned may not have begun yet.
@@ -60,11 +61,19 @@ class Seen:
 # --- looking --------------------------------------------------------------------------------------
 
 
-def look(tools: Tools, memory: Memory) -> Seen:
-    """Ask oned, and of each cluster a node; raises CxmError where oned does not answer."""
+def look(tools: Tools, memory: Memory, *, everybody: bool = True) -> Seen:
+    """Ask oned, and of each cluster a node; raises CxmError where oned does not answer.
+
+    Hosts that are in no cluster have no news; they are asked when ``everybody`` is.
+    """
     hosts = {host.name: host for host in views.hosts(tools.oned.hosts_info())}
-    world = _world(tools, _order([host for host in hosts.values() if host.ours], memory.answered))
+    alone = set(memory.alone) & hosts.keys()
+    asked = [host for host in hosts.values() if host.ours and (everybody or host.name not in alone)]
+    world = _world(tools, _order(asked, memory.answered), memory.answered)
     memory.answered = [answer.asked for answer in world.answers if answer.counts]
+    clustered = {host for answer in world.answers if answer.clustered for host in answer.hosts}
+    alone |= {answer.asked for answer in world.answers if not answer.clustered}
+    memory.alone = sorted(alone - clustered)
     # Last, so that what OpenNebula has begun meanwhile is seen.
     records = {each.vm: each for each in views.records(tools.oned.vms_info())}
     for vm in world.sightings.keys() - records.keys():
@@ -81,25 +90,48 @@ def _order(hosts: Sequence[Host], answered: Sequence[str]) -> list[Host]:
     return sorted(hosts, key=lambda host: (host.name not in answered, not host.monitored, host.id))
 
 
-def _world(tools: Tools, hosts: Sequence[Host]) -> World:
+def _world(tools: Tools, hosts: Sequence[Host], answered: Sequence[str]) -> World:
+    """All clusters, by three waves: a dozen dead hosts must not cost more time than one."""
     answers: list[Answer] = []
     silent: dict[str, str] = {}
-    for host in hosts:
-        if any(each.counts and host.name in each.hosts for each in answers if each.clustered):
-            continue
-        try:
-            said = tools.node(host.name).call("whereabouts", {}, timeout_s=_ASK_S)
-            answer = views.answer(host.name, said)
-        except CxmError as error:
-            silent[host.name] = error.sentence()
-            continue
-        # One of the same cluster that was not sure gives way to one that is.
-        if answer.counts:
-            answers = [each for each in answers if not _same_cluster(each, answer)]
-        elif any(_same_cluster(each, answer) for each in answers):
-            continue
-        answers.append(answer)
+    likely = [host.name for host in hosts if host.name in answered]
+    others = [host.name for host in hosts if host.name not in answered]
+    # Of a cluster that has not answered lately one may speak for the others: that one first.
+    for wave in (likely, others[:1], others[1:]):
+        asked = [name for name in wave if not _is_covered(name, answers)]
+        for name, answer in zip(asked, _asked(tools, asked), strict=True):
+            if isinstance(answer, CxmError):
+                silent[name] = answer.sentence()
+                continue
+            # One of the same cluster that was not sure gives way to one that is.
+            if answer.counts:
+                answers = [each for each in answers if not _same_cluster(each, answer)]
+            elif any(_same_cluster(each, answer) for each in answers):
+                continue
+            answers.append(answer)
     return World(tuple(answers), silent)
+
+
+def _is_covered(host: str, answers: Sequence[Answer]) -> bool:
+    return any(each.clustered and each.counts and host in each.hosts for each in answers)
+
+
+def _asked(tools: Tools, names: Sequence[str]) -> list[Answer | CxmError]:
+    """What each of these hosts says, or why it says nothing; all are asked at the same time."""
+
+    def one(name: str) -> Answer | CxmError:
+        try:
+            said = tools.node(name).call("whereabouts", {}, timeout_s=_ASK_S)
+            return views.answer(name, said)
+        except CxmError as error:
+            return error
+
+    if len(names) <= 1:
+        return [one(name) for name in names]
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - one cluster needs none
+
+    with ThreadPoolExecutor(min(len(names), _AT_ONCE)) as pool:
+        return list(pool.map(one, names))
 
 
 def _same_cluster(one: Answer, other: Answer) -> bool:
@@ -144,6 +176,25 @@ def end_claims(tools: Tools, seen: Seen) -> None:
         is_over = record is None or record.state in _RESTING or record.state.endswith("_FAILURE")
         if is_over and not 0 <= now - claim.made_at <= _GRACE_S:
             claims.end(tools.place, claim.vm)
+
+
+def confirm(tools: Tools, seen: Seen, decisions: Sequence[Decision]) -> None:
+    """Tell clusters where OpenNebula takes VMs to be, if they do not know and it is right.
+
+    That host speaks of a VM which is off or elsewhere, and oned listens to no other. Of the calls
+    that bring a record in line only a live migration asks a driver, which tells it.
+    """
+    sightings = seen.world.sightings
+    for decision in decisions:
+        sighting, host = sightings.get(decision.record.vm), decision.host
+        if sighting is None or not host or sighting.doubt or sighting.told == host:
+            continue
+        if decision.kind in (Kind.AGREED, Kind.LEFT) and decision.record.host == host:
+            try:
+                arguments = {"vm": decision.record.vm}
+                tools.node(host).call("domain-confirm", arguments, timeout_s=_ASK_S)
+            except CxmError as error:
+                _log.debug("%s", error.sentence())
 
 
 # --- acting ---------------------------------------------------------------------------------------
@@ -221,7 +272,8 @@ def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[
                 continue
             yield _verified(tools, decision, now, _error_of(text), memory)
         waiting = still
-        if waiting and tools.now() - begun_at >= _PATIENCE_S:
+        # A clock that was set back must not make it wait for longer.
+        if waiting and not 0 <= tools.now() - begun_at < _PATIENCE_S:
             break
         if waiting:
             tools.sleep(_POLL_S)

@@ -18,7 +18,9 @@ from cxm.sync.views import Host, Record, Sighting
 
 RECOVERS: Final = OneVersion(4, 0)  # one.vm.recover
 MOVES_AT_REST: Final = OneVersion(4, 14)  # one.vm.migrate of what is off or suspended
-BOOT_FAILURES: Final = OneVersion(5, 0)
+BOOT_FAILURES: Final = OneVersion(4, 14)  # before, such a VM is FAILED
+# Since when oned takes a host's word that a VM in such a state runs (source).
+_HEARD: Final = {"POWEROFF": OneVersion(4, 10), "SUSPENDED": OneVersion(5, 12)}
 # How long a migration of our own may take before it counts as one that nobody works on any more:
 # oned was restarted meanwhile, for example.
 STUCK_S: Final = 900.0
@@ -91,6 +93,16 @@ def calls(version: OneVersion, state: str, *, same_host: bool) -> tuple[Call, ..
     return way if version >= since else None
 
 
+def is_heard(version: OneVersion, state: str) -> bool:
+    """Whether a host's report that a VM runs ends this state, where no call does."""
+    return version >= _HEARD.get(state, version)
+
+
+def resumed_by(version: OneVersion, state: str) -> str:
+    """The command by which a user has OpenNebula start what is off or suspended."""
+    return "onevm restart" if version < RECOVERS and state == "POWEROFF" else "onevm resume"
+
+
 def decide(
     record: Record,
     seen: Sighting,
@@ -158,16 +170,29 @@ def _misplaced(
     if host is None:
         what = f"{where}, which is no host of OpenNebula: add it (onehost create)"
         return made(Kind.STUCK, f"{what}, or tell its name by 'cxm-setup node --host'")
-    if way == ():
-        if record.state == "RUNNING":
-            return made(Kind.AGREED, f"RUNNING on {seen.host}")
-        return made(Kind.LEFT, f"{says}, and {where}: that host's next report tells it")
-    if way is None:
-        what = f"OpenNebula {version} takes no call that says where it is"
-        return made(Kind.LEFT, f"{says}, but {where}: {what}; {record.host} vouches for it")
+    if not way:
+        return made(*_uncalled(record, seen, version, same=same))
     if refusal := _refusal(record, host, same_host=same):
         return made(Kind.STUCK, f"{says}, but {where}; {refusal}")
     return made(Kind.ACT, f"{says}, but {where}: {' and '.join(way)}", *way)
+
+
+def _uncalled(
+    record: Record, seen: Sighting, version: OneVersion, *, same: bool
+) -> tuple[Kind, str]:
+    """About a VM that runs on a host, and of which this version is told nothing by a call."""
+    if same and record.state == "RUNNING":
+        return Kind.AGREED, f"RUNNING on {seen.host}"
+    what = f"OpenNebula says {record.state} on {record.host}"
+    what += f", and it runs on {seen.host}" if same else f", but it runs on {seen.host}"
+    if not is_heard(version, record.state):
+        back = "" if same else f"'cxm migrate {record.vm} {record.host}' on a node, then "
+        again = f"{back}'{resumed_by(version, record.state)} {record.vm}' adopts it"
+        return Kind.STUCK, f"{what}; OpenNebula {version} does not find out by itself: {again}"
+    if same:
+        return Kind.LEFT, f"{what}: that host's next report tells it"
+    what = f"{what}: OpenNebula {version} takes no call that says where it is"
+    return Kind.LEFT, f"{what}; {record.host} vouches for it"
 
 
 def _refusal(record: Record, host: Host, *, same_host: bool) -> str:
@@ -194,13 +219,15 @@ def _stuck(record: Record, seen: Sighting, version: OneVersion) -> Decision:
 
 _AGES: Final = (
     ("3.6, 3.8", OneVersion(3, 8)),
-    ("4.0 to 4.12", OneVersion(4, 12)),
-    ("4.14", OneVersion(4, 14)),
-    ("5.0 to 7.4", OneVersion(7, 4)),
+    ("4.0 to 4.8", OneVersion(4, 8)),
+    ("4.10, 4.12", OneVersion(4, 12)),
+    ("4.14 to 5.10", OneVersion(5, 10)),
+    ("5.12 to 7.4", OneVersion(7, 4)),
 )
 _SHOWN: Final = (
     ("RUNNING", False), ("UNKNOWN", False), ("POWEROFF", False), ("SUSPENDED", False),
     ("BOOT_FAILURE", False), ("BOOT_FAILURE", True), ("UNKNOWN", True), ("POWEROFF", True),
+    ("SUSPENDED", True),
 )  # fmt: skip
 
 
@@ -209,13 +236,16 @@ def table() -> str:
     head = "".join(f" {name} |" for name, _version in _AGES)
     lines = [f"| OpenNebula says |{head}", f"|---|{'---|' * len(_AGES)}"]
     for state, same in _SHOWN:
-        cells = [_cell(calls(version, state, same_host=same)) for _name, version in _AGES]
+        cells = [_cell(version, state, same_host=same) for _name, version in _AGES]
         where = "on the host where it runs" if same else "on another host"
         lines.append(f"| {state} {where} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(way: tuple[Call, ...] | None) -> str:
+def _cell(version: OneVersion, state: str, *, same_host: bool) -> str:
+    way = calls(version, state, same_host=same_host)
+    if not way and not is_heard(version, state):
+        return f"none: `{resumed_by(version, state)}`"
     if way is None:
         return "none"
     return "; ".join(way) if way else "none: the host's report tells it"

@@ -35,7 +35,8 @@ def let_in(node: Callable[[str], Node], seen: Seen, home: str, command: str) -> 
                 wanted[host] = _key(node, host)
     path = os.path.join(home, ".ssh", "authorized_keys")
     try:
-        with open(path, encoding="utf-8") as file:
+        # Whatever others' comments are written in, their lines stay byte for byte.
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             old = file.read()
     except FileNotFoundError:
         old = ""
@@ -63,7 +64,7 @@ def merge(
     A host that told none keeps its line; one that is not ``known`` to OpenNebula loses it.
     """
     kept = []
-    for line in old.splitlines():
+    for line in old.removesuffix("\n").split("\n") if old else ():
         match = re.search(rf" {_MARK}(\S+)$", line)
         if match is None or (match[1] in known and wanted.get(match[1]) is None):
             kept.append(line)
@@ -85,7 +86,7 @@ def _write(path: str, text: str) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     fresh = f"{path}.cxm-new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

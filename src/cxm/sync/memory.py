@@ -38,6 +38,7 @@ class Memory:
 
     failures: dict[int, Failure] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)  # hosts that did, the last time
+    alone: list[str] = field(default_factory=list)  # hosts that are in no cluster
     began_at: float = 0.0  # when the last run began
     keys_at: float = 0.0  # when nodes were last asked for their keys
     said: list[str] = field(default_factory=list)  # what was logged and still holds
@@ -64,6 +65,7 @@ def load(place: str) -> Memory:
         return Memory(
             {int(vm): _failure(row) for vm, row in failures.items()},
             [str(host) for host in raw["answered"]],
+            [str(host) for host in raw["alone"]],
             float(raw["began_at"]),
             float(raw["keys_at"]),
             [str(each) for each in raw["said"]],

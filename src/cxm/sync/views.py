@@ -6,7 +6,7 @@ Hosts are named as OpenNebula names them; a node's answer maps its cluster's nod
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
@@ -65,6 +65,7 @@ class Sighting:
     host: str
     doubt: str = ""
     wanted: bool = True
+    told: str = ""  # the host that the cluster takes for OpenNebula's, and that speaks of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class World:
             for each in answer.vms if answer.clustered else ():
                 known = found.get(each.vm)
                 if known is not None:
-                    each = Sighting(each.vm, each.host, "two clusters know it", each.wanted)  # noqa: PLW2901
+                    each = replace(each, doubt="two clusters know it")  # noqa: PLW2901
                 found[each.vm] = each
         return found
 
@@ -175,5 +176,9 @@ def answer(asked: str, said: Mapping[str, Any]) -> Answer:
 def _sightings(rows: Iterable[Mapping[str, Any]]) -> Iterable[Sighting]:
     for row in rows:
         yield Sighting(
-            VmId(int(row["vm"])), str(row["host"]), str(row["doubt"]), row["wanted"] is True
+            VmId(int(row["vm"])),
+            str(row["host"]),
+            str(row["doubt"]),
+            row["wanted"] is True,
+            str(row.get("told", row["host"])),  # a node that says nothing of it is not asked to
         )
