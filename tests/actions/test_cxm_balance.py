@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cxm.cli import main
+from cxm.cluster import cib as documents
 from cxm.cluster import nodes
 from cxm.errors import CommandError, RefusedError, UsageError
 from cxm.names import VmId, domain_uuid
@@ -64,6 +65,9 @@ def test_vms_move_when_that_is_confirmed(crm: FakeCluster) -> None:
     assert _run(crm, "loadbalance") == 0
     assert "done: " in crm.text
     assert crm.places["cxm-cloudone1-8"].nodes == ("node2",)
+    known = documents.find(crm.cib, CLOUD, VmId(8))
+    assert known is not None
+    assert known.host != "node2"  # nobody has told OpenNebula yet
     crm.said.truncate(0)
     assert _run(crm, "loadbalance --yes") == 0
     assert "STEP" not in crm.text

@@ -136,7 +136,8 @@ def _together(world: World, step: tuple[Move, ...], known: dict[str, Vm]) -> lis
     def one(move: Move) -> str:
         resource = known[move.vm.name].resource
         try:
-            relocate.migrate(Call(machine, resource.cloud), vm=resource.vm, node=move.target)
+            call = Call(machine, resource.cloud)
+            relocate.migrate(call, vm=resource.vm, node=move.target, by_opennebula=False)
         except CxmError as error:
             return error.sentence()
         return ""
