@@ -11,7 +11,6 @@ import pwd
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TextIO, TypeVar
 from xml.etree.ElementTree import Element
@@ -25,7 +24,6 @@ from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.node.machine import Caller, Machine, settings, this_machine
 
 _T = TypeVar("_T")
-_AT_ONCE: Final = 8
 _WITHOUT: Final = "this machine is not a node of a cxm cluster: there is no {path}"
 
 
@@ -127,17 +125,7 @@ class World:
         self, cib: Element, names: Iterable[str], question: Callable[[Peer], _T]
     ) -> dict[str, _T | CxmError]:
         """What other nodes answer, or why one does not; all are asked at the same time."""
-        machine = self.bare()
-
-        def one(name: str) -> _T | CxmError:
-            try:
-                return question(peer.find(machine, cib, name))
-            except CxmError as error:
-                return error
-
-        asked = list(names)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return dict(zip(asked, pool.map(one, asked), strict=True))
+        return peer.ask_all(self.bare(), cib, names, question)
 
     def bare(self) -> Machine:
         """This node as others are asked from it: its settings may be broken, or absent yet."""

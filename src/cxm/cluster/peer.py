@@ -8,10 +8,10 @@ is not (docs/design/0010). The other end is :mod:`cxm.cluster.peerserver`.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from xml.etree.ElementTree import Element
 
 from cxm.cluster import journal, nodes
@@ -30,6 +30,8 @@ _CHECK_S: Final = 180.0
 _JOURNAL_S: Final = 30.0  # whoever looks back does not wait for a node that hangs
 _SSH_FAILED: Final = 255
 _SAYS: Final = "cxm-peer: "
+_AT_ONCE: Final = 8
+_T = TypeVar("_T")
 
 
 def refused(answer: Mapping[str, Any]) -> str:
@@ -179,3 +181,23 @@ def find(machine: Machine, root: Element, node: str) -> Peer:
             f"the node {node} has not told its address and host key",
             hint="run 'cxm-setup cluster' on it once more",
         ) from error
+
+
+def ask_all(
+    machine: Machine, root: Element, names: Iterable[str], question: Callable[[Peer], _T]
+) -> dict[str, _T | CxmError]:
+    """What other nodes answer, or why one does not; all are asked at the same time."""
+
+    def one(name: str) -> _T | CxmError:
+        try:
+            return question(find(machine, root, name))
+        except CxmError as error:
+            return error
+
+    asked = list(names)
+    if len(asked) <= 1:
+        return {name: one(name) for name in asked}
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - a pair needs none
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(asked, pool.map(one, asked), strict=True))

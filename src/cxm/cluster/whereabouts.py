@@ -127,34 +127,18 @@ def seat(
 def _shown(machine: Machine, cloud: CloudId, status: Status, root: Element) -> dict[str, Any]:
     """What each node's Xen shows of the cloud's VMs, or why that is not known; and their keys."""
     found: dict[str, Any] = {machine.hostname: faces(cloud, xl.domains(machine.runner))}
-    for name, answer in _asked(machine, cloud, peer.others(machine, status), root).items():
+    answers = peer.ask_all(
+        machine,
+        root,
+        peer.others(machine, status),
+        lambda other: other.domains(cloud, timeout_s=_PEER_S),
+    )
+    for name, answer in answers.items():
         if isinstance(answer, CxmError):
             found[name] = answer.message
         else:
             found[name] = {VmId(int(vm)): Face(face) for vm, face in answer["domains"].items()}
     return found
-
-
-def _asked(
-    machine: Machine, cloud: CloudId, names: list[str], root: Element
-) -> dict[str, dict[str, Any] | CxmError]:
-    """The answers of other nodes, which are asked at the same time."""
-
-    def one(name: str) -> dict[str, Any] | CxmError:
-        try:
-            answer: dict[str, Any] = peer.find(machine, root, name).domains(
-                cloud, timeout_s=_PEER_S
-            )
-        except CxmError as error:
-            return error
-        return answer
-
-    if len(names) <= 1:
-        return {name: one(name) for name in names}
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - a pair needs none
-
-    with ThreadPoolExecutor(len(names)) as pool:
-        return dict(zip(names, pool.map(one, names), strict=True))
 
 
 def look(machine: Machine, cloud: CloudId) -> tuple[Status, list[Seat], Element]:
