@@ -37,6 +37,7 @@ _AGENTS = (
     "pacemaker/controld",
     "cxm/lockspace",
     "cxm/watch",
+    "cxm/balance",
 )
 
 

@@ -18,8 +18,8 @@ from xml.etree.ElementTree import Element, SubElement
 from cxm import __version__
 from cxm.cli.text import Style
 from cxm.cli.world import World
+from cxm.cluster import balancer, nodes, pacemaker
 from cxm.cluster import cib as documents
-from cxm.cluster import nodes
 from cxm.cluster.cib import Resource
 from cxm.names import DomainName, VmId, domain_uuid
 from tests.fakes.machine import CLOUD, FakeNode, Outcome
@@ -84,6 +84,7 @@ class FakeCluster:
         default_factory=lambda: {
             "bridges": {"missing": []},
             "journal": {"events": []},
+            "ordered": {"ordered": False},
             "check": {"versions": dict(VERSIONS), "findings": []},
         }
     )
@@ -101,6 +102,7 @@ class FakeCluster:
     )
     sbd_pid: int = 0
     dead: bool = False  # Pacemaker does not run here
+    balances: str = "node1"  # where the cluster's balancer is, if it is on
     xen: Xen = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,6 +179,12 @@ class FakeCluster:
         else:
             self.deactivate(f"lv-one-{vm}-0")
         return resource.id
+
+    def can_balance(self) -> None:
+        """The cluster has a balancer of its own, off."""
+        resources = self.cib.find("configuration/resources")
+        assert resources is not None
+        balancer.edit(resources)
 
     def deactivate(self, lv: str) -> None:
         """Make a volume inactive on this node."""
@@ -318,6 +326,12 @@ class FakeCluster:
         watch = SubElement(rows, "resource", {"id": "cxm-watch", "role": "Started"})
         if "cxm-watch" not in self.broken:
             SubElement(watch, "node", {"name": next(iter(self.members))})
+        own = balancer.of(self.cib, pacemaker.Status((), quorate=True, fencing_enabled=True))
+        if own is not None:
+            role = "Started" if own.on and self.balances else "Stopped"
+            mine = SubElement(rows, "resource", {"id": balancer.RESOURCE, "role": role})
+            if role == "Started":
+                SubElement(mine, "node", {"name": self.balances})
         failures = SubElement(root, "failures")
         for rid in self.broken:
             row = {"op_key": f"{rid}_monitor_60000", "task": "monitor", "interval": "60000"}

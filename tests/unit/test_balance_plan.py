@@ -230,3 +230,14 @@ def test_balancing_unasked_waits_and_lets_vms_rest() -> None:
     assert not steady.consider(snapshot, steady.Memory(0, {"old": 0.0}), 1e6)[1].moved
     assert steady.from_text(steady.to_text(memory)) == memory
     assert steady.from_text("[1]") == steady.from_text("{") == steady.Memory()
+
+
+def test_what_a_round_does_not_know_makes_it_slower_only() -> None:
+    """Rounds of long ago, of another node with its clock ahead, or of none at all."""
+    snapshot = cluster(4, 40, 2)
+    almost = steady.Memory(steady.ROUNDS - 1, {}, 0.0)
+    assert steady.consider(snapshot, almost, 60.0)[0].moves
+    assert not steady.consider(snapshot, almost, steady.LAPSE_S + 60.0)[0].moves
+    ahead = replace(almost, moved={vm.name: 90.0 for vm in snapshot.vms})
+    assert not steady.consider(snapshot, ahead, 60.0)[0].moves
+    assert steady.from_text('{"wanted": 2, "moved": {}}') == steady.Memory(2)

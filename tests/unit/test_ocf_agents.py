@@ -11,7 +11,7 @@ import pytest
 from cxm.run import Result, System
 
 AGENTS = Path(__file__).parents[2] / "packaging/ocf"
-NAMES = ("domain", "lockspace", "storage", "watch")
+NAMES = ("balance", "domain", "lockspace", "storage", "watch")
 SUCCESS, ARGUMENTS, UNIMPLEMENTED, NOT_CONFIGURED = 0, 2, 3, 6
 # Of ra-api-1.dtd and metadata.rng of the package resource-agents, what our agents use.
 CHILDREN = {

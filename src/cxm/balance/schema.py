@@ -16,7 +16,7 @@ from cxm.balance.model import Balance, Move, Node, Plan, Role, Settings, Snapsho
 from cxm.errors import DataError
 
 # What 'cxm infos' tells and a plan needs not.
-_TOP: Final = ("quorate", "fencing", "n_plus_one", "alarms")
+_TOP: Final = ("quorate", "fencing", "n_plus_one", "alarms", "balancer")
 _NODE: Final = (
     "decides",
     "vms",

@@ -112,6 +112,8 @@ def _balance(parser: Parser) -> None:
     offline = "plan for the cluster that this JSON document describes ('-': the standard input)"
     parser.add_argument("--from", metavar="FILE", dest="from_", help=offline)
     parser.add_argument("--dry-run", action="store_true", help="show the plan, move nothing")
+    auto = "whether the cluster does this by itself, now and then: switch it, or show what it did"
+    parser.add_argument("--auto", choices=("on", "off", "status"), help=auto)
     wary = "for a timer: move only what several rounds in a row find well worth it"
     parser.add_argument("--unasked", action="store_true", help=wary)
 

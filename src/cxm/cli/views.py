@@ -9,6 +9,7 @@ from typing import Any, Final
 from cxm.cli.text import Cell, Style, Tint
 from cxm.cluster.alarms import alarms, n_plus_one
 from cxm.cluster.amounts import ago, count, mib
+from cxm.cluster.balancer import Balancer
 from cxm.cluster.model import WRONG, Cluster, Member, NodeState, Vm, VmState
 
 _NODE_TINTS: Final = {
@@ -45,6 +46,8 @@ def summary(cluster: Cluster, style: Style, now: float) -> str:
         ("N+1", style.paint(sentence, Tint.GOOD if fine else Tint.NOTICE)),
         ("VMs", counted),
     ]
+    if cluster.balancer is not None and cluster.balancer.on:
+        rows.append(("Balancer", balancer(cluster.balancer, now)))
     return "".join(f"{style.paint(f'{key:<8}', Tint.HEAD)} {value}\n" for key, value in rows)
 
 
@@ -60,6 +63,24 @@ def _fencing(cluster: Cluster, style: Style, now: float) -> str:
         else:
             parts.append(f"{member.name} proven {ago(member.facts.proven, now)}")
     return ", ".join(parts)
+
+
+def balancer(own: Balancer | None, now: float) -> str:
+    """Whether the cluster balances itself, and what that did last."""
+    where = f", on {own.node}" if own is not None and own.node else ", but it runs nowhere"
+    state = f"on{where}" if own is not None and own.on else "off"
+    if own is None or own.at is None:
+        return f"{state}; it has moved nothing yet" if state != "off" else state
+    failed = "failed: " if own.bad else ""
+    return f"{state}; {ago(own.at, now)}: {failed}{own.last}"
+
+
+def balancer_json(own: Balancer | None) -> dict[str, Any] | None:
+    """The same; ``at`` is in seconds since 1970."""
+    if own is None:
+        return None
+    last = None if own.at is None else {"at": own.at, "what": own.last, "failed": own.bad}
+    return {"on": own.on, "node": own.node or None, "last": last}
 
 
 def nodes(cluster: Cluster, style: Style) -> str:
@@ -172,6 +193,7 @@ def infos_json(cluster: Cluster, used: Mapping[str, float] | None = None) -> dic
         "quorate": cluster.quorate,
         "fencing": cluster.fencing_enabled,
         "n_plus_one": {"ok": fine, "text": sentence},
+        "balancer": balancer_json(cluster.balancer),
         "alarms": [{"text": each.text, "advice": each.advice} for each in alarms(cluster)],
         "nodes": [node_json(member) for member in cluster.nodes],
         "vms": [

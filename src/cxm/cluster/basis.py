@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
-from cxm.cluster import datastore, nodes
+from cxm.cluster import balancer, datastore, nodes
 from cxm.cluster.cib import TEMPLATE, pairs
 from cxm.cluster.datastore import Datastore
 from cxm.cluster.elements import (
@@ -149,6 +149,7 @@ def edit(cib: Element, basis: Basis) -> None:
     watch = primitive("cxm-watch", "ocf:cxm:watch", _WATCH)
     for each in (_locks(basis), _template(), _nothing(), watch):
         merge(resources, each)
+    balancer.edit(resources)
     for each in _constraints():
         merge(constraints, each)
     for each in constraints.findall(f"rsc_order[@id='{_FORMER_ORDER}']"):

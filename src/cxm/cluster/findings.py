@@ -5,7 +5,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from cxm.cluster import nodefindings, nodes
+from cxm.cluster import balancer, nodefindings, nodes
 from cxm.cluster.alarms import alarms, keeps_quorum, n_plus_one
 from cxm.cluster.amounts import ago
 from cxm.cluster.basis import SBD
@@ -24,6 +24,7 @@ def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Ch
         *_state(cluster),
         *_failures(cluster),
         *_watch(cluster),
+        *_balancer(cluster, here.now),
         *_fencing(cluster, here.now),
         *_hosts(cluster),
         *_capacity(cluster, lost),
@@ -69,6 +70,23 @@ def _watch(cluster: Cluster) -> Iterator[Check]:
         yield warning(
             "watch", "cxm-watch runs nowhere: a VM that a failed move blocks stays so", advice
         )
+
+
+def _balancer(cluster: Cluster, now: float) -> Iterator[Check]:
+    """Only where the cluster balances itself, which it does not unless somebody says so."""
+    own = cluster.balancer
+    if own is None or not own.on:
+        return
+    last = "" if own.at is None else f"; {ago(own.at, now)}: {own.last}"
+    if not own.node and cluster.quorate:
+        advice = f"'crm_resource --cleanup --resource {balancer.RESOURCE}'; to switch it off: "
+        advice += "'cxm loadbalance --auto off'"
+        yield warning("balancer", f"it is on, and runs nowhere{last}", advice)
+    elif own.bad:
+        advice = "'cxm timeline' tells what it did; it tries again when its VMs have rested"
+        yield warning("balancer", f"on, and what it did last failed{last}", advice)
+    else:
+        yield ok("balancer", f"on, on {own.node or 'no node'}{last}")
 
 
 def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:

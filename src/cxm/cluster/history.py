@@ -23,6 +23,8 @@ _SAME_S: Final = 2.0
 _WARNING: Final = 4  # syslog's number
 CONTROLLER: Final = "pacemaker-controld"
 HELPER: Final = "cxm-helper"  # what OpenNebula's drivers have done on a node
+BALANCER: Final = "cxm-balance"  # what the cluster has done by itself, to be evenly busy
+_BY: Final = {HELPER: "for OpenNebula", BALANCER: "by the balancer"}
 _MEMBERSHIP: Final = re.compile(r"\s*\w+:\s+Node (?P<node>\S+) state is now (?P<state>lost|member)")
 _MEMBER_WORDS: Final = {"lost": "left the cluster or died", "member": "joined the cluster"}
 _WHO: Final = {
@@ -200,7 +202,7 @@ def of_journal(text: str) -> Iterator[Event]:
                 words = _MEMBER_WORDS[found["state"]]
                 yield Event(at, found["node"], words, "", Kind.NODE, found["state"] == "lost")
         else:
-            why = "for OpenNebula" if row.get("SYSLOG_IDENTIFIER") == HELPER else ""
+            why = _BY.get(str(row.get("SYSLOG_IDENTIFIER", "")), "")
             yield Event(at, node, message, why, Kind.LOG, bad)
 
 

@@ -13,7 +13,7 @@ from cxm.run import Runner
 
 _TIMEOUT_S: Final = 60.0
 # Who came and went is in every node's log: of another one only what cxm did there is of interest.
-OWN: Final = ("cxm", history.HELPER)
+OWN: Final = ("cxm", history.HELPER, history.BALANCER)
 ALL: Final = (*OWN, history.CONTROLLER)
 MOST: Final = 500  # messages that one node tells another, the newest
 _CHARS: Final = 300  # of each

@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Final
 from xml.etree.ElementTree import Element
 
+from cxm.cluster import balancer
 from cxm.cluster import cib as documents
 from cxm.cluster import nodes as documents_of_nodes
+from cxm.cluster.balancer import Balancer
 from cxm.cluster.cib import Resource
 from cxm.cluster.nodes import Device, Facts
 from cxm.cluster.pacemaker import Failure, Fencing, Node, Placed, Status
@@ -136,6 +138,7 @@ class Cluster:
     fencing: tuple[Fencing, ...] = ()
     devices: tuple[Device, ...] = ()
     is_watched: bool = True  # somebody looks after VMs that nobody waits for
+    balancer: Balancer | None = None
 
     @property
     def awaited(self) -> str:
@@ -233,6 +236,7 @@ def build(status: Status, cib: Element) -> Cluster:
         status.fencing,
         devices,
         watch is not None and bool(watch.nodes),
+        balancer.of(cib, status),
     )
 
 

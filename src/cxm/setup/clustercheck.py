@@ -41,6 +41,7 @@ AGENTS: Final = {
     "/usr/lib/ocf/resource.d/pacemaker/controld": "pacemaker-resource-agents",
     "/usr/lib/ocf/resource.d/cxm/lockspace": "cxm-node",
     "/usr/lib/ocf/resource.d/cxm/watch": "cxm-node",
+    "/usr/lib/ocf/resource.d/cxm/balance": "cxm-node",
 }
 # What only some clusters need.
 SBD: Final = {"sbd": "sbd"}
