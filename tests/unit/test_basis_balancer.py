@@ -51,10 +51,13 @@ def test_it_is_off_until_it_is_switched_on(tmp_path: Path) -> None:
         assert len(cluster.where(OWN)) == int(on)
 
 
-@pytest.mark.parametrize("code", ["1", "7"])
-def test_its_failure_is_its_own(cluster: Cluster, code: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "times"),
+    [("1", 1), *(pytest.param(code, 4, marks=pytest.mark.extensive) for code in "17")],
+)
+def test_its_failure_is_its_own(cluster: Cluster, code: str, times: int) -> None:
     """No node is fenced and no VM touched, however often."""
-    for _time in range(4):
+    for _time in range(times):
         (here,) = cluster.where(OWN)
         steps = cluster.go_on("--op-inject", f"{OWN}_monitor_300000@{here}={code}")
         assert steps
@@ -83,6 +86,7 @@ def test_it_goes_on_elsewhere_when_its_node_dies(cluster: Cluster) -> None:
             assert start.number not in waits_for(steps, each)
 
 
+@pytest.mark.extensive
 def test_a_node_that_comes_back_does_not_get_it_back(cluster: Cluster) -> None:
     """It stays where it counts its rounds."""
     (here,) = cluster.where(OWN)
