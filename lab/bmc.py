@@ -7,6 +7,7 @@ lab.py with the address to listen on, the node's control socket, the file that m
 and the file of the node's faults.
 """
 
+import errno
 import os
 import sys
 import threading
@@ -119,8 +120,19 @@ def _say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
+def _bound() -> NodeBmc:
+    """The BMC at its address, which a lab that heals takes away for a moment."""
+    while True:
+        try:
+            return NodeBmc(*sys.argv[1:5])
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            time.sleep(_CUT_POLL_S)
+
+
 if __name__ == "__main__":
-    service = NodeBmc(*sys.argv[1:5])
+    service = _bound()
     _say(f"listening on {sys.argv[1]}")
     while True:
         try:
