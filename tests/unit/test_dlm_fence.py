@@ -72,7 +72,11 @@ def test_node_that_has_been_fenced_is_waited_for_no_longer(place: Place) -> None
 
 @pytest.mark.parametrize(
     ("status", "at"),
-    [("success", "2026-11-26 00:38:45Z"), ("failed", "2026-11-26 00:43:45Z"), ("success", "?")],
+    [
+        ("success", "2026-11-26 00:38:45Z"),
+        pytest.param("failed", "2026-11-26 00:43:45Z", marks=pytest.mark.extensive),
+        pytest.param("success", "?", marks=pytest.mark.extensive),
+    ],
 )
 def test_else_it_waits_and_then_asks(place: Place, status: str, at: str) -> None:
     """A former fencing, one that failed, and what cannot be read prove nothing."""

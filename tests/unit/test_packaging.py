@@ -54,6 +54,7 @@ def test_sudo_understands_its_file() -> None:
     System().run(["visudo", "--check", "--strict", "--file", str(SUDOERS)])
 
 
+@pytest.mark.extensive
 def test_packages_are_reproducible(built: dict[str, Path], tmp_path: Path) -> None:
     """The same tree gives the same bytes."""
     System().run([str(ROOT / "packaging/build"), str(tmp_path / "again")])
