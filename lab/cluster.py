@@ -48,6 +48,7 @@ def _fence(host: HostSpec) -> str:
         "username": BMC_USER,
         "password": BMC_PASSWORD,
         "lanplus": "1",
+        "power_wait": "0",  # the lab's BMC tells the truth at once
     }
     words = ",".join(f"{key}={value}" for key, value in pairs.items())
     return f"{host.name}=fence_ipmilan,{words}"

@@ -132,9 +132,10 @@ def _empty(story: Story, stage: Stage) -> None:
         where = _where(first)
         _require(where == [first.name], f"the VM is on {where}")
         second.run(["cxm", "eject", "--back", second.name], timeout_s=_EJECT_S)
+        scenarios.in_line(stage.cloud, stage.vm, first.name)
         row.happened = (
             f"cxm eject {second.name}: the VM is on {first.name} again, its counter at "
-            f"{pulse.last.count}"
+            f"{pulse.last.count}; cxm-sync has told OpenNebula"
         )
 
 
@@ -150,9 +151,10 @@ def _survive(story: Story, stage: Stage) -> None:
         _require(where == [second.name], f"the VM is on {where}")
         fenced = [each.target for each in town.status(second).fencing]
         _require(fenced == [first.name], f"fenced: {fenced}")
+        scenarios.in_line(stage.cloud, stage.vm, second.name)
         row.happened = (
             f"{first.name} was fenced through its BMC, and only then the VM was started on "
-            f"{second.name}: boot {after.boots} of its disk"
+            f"{second.name}: boot {after.boots} of its disk; OpenNebula says RUNNING there"
         )
 
 
