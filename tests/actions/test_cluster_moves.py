@@ -21,9 +21,9 @@ _LIVES = {
     "precopy": ("xl", "ssh", "receiver", "agent", "target"),
     "suspended": ("ssh", "receiver", "target"),
     "ready": (),
-    "go": ("xl", "ssh", "agent", "source"),
-    "unpaused": ("xl", "ssh", "receiver", "agent", "source"),
-    "reported": ("xl", "ssh", "receiver", "agent", "source"),
+    "go": ("xl", "ssh", "agent"),
+    "unpaused": ("xl", "ssh", "receiver", "agent"),
+    "reported": ("xl", "ssh", "receiver", "agent"),
 }
 
 

@@ -279,6 +279,8 @@ class Pair:
     def _act(self, order: Order) -> tuple[int, str]:
         self.said.clear()
         code = self._agent(order.node, order.action, order.env)
+        if order.node in self.dead:
+            raise NodeLostError(order)
         return code, " ".join(self.said)
 
     def _agent(self, node: str, action: str, env: Mapping[str, str]) -> int:
@@ -287,8 +289,6 @@ class Pair:
             return self.run_agent(xen.machine(), action, env)
         except KilledError:
             xen.node.revive()
-            if node in self.dead:
-                raise NodeLostError(node) from None
             self.said.append("killed")
             return 1
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
-from xml.etree.ElementTree import Element, fromstring, tostring
+from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 from cxm.cluster import basis
 from cxm.run import System
@@ -23,6 +23,7 @@ from tests.fakes.machine import CLOUD, Outcome
 
 NODES: Final = {"node1": "10.0.0.1", "node2": "10.0.0.2"}
 _PREFIX: Final = f"cxm-{CLOUD}-"
+_KEY: Final = "9:9:0:00000000-0000-0000-0000-000000000000"  # action, plan, expected code, whose
 _STAMP: Final = re.compile(r'"(1[789]\d{8})"')
 # Moments are written as so many transitions after this one: the same file, the same answer. It is
 # to come: for Pacemaker's programs, which look at the real clock, no failure ever expires.
@@ -102,9 +103,9 @@ class Order:
 class NodeLostError(Exception):
     """The node died while it carried out an order."""
 
-    def __init__(self, node: str) -> None:
-        super().__init__(node)
-        self.node = node
+    def __init__(self, order: Order) -> None:
+        super().__init__(order.node)
+        self.order = order
 
 
 class FakePacemaker:
@@ -219,8 +220,9 @@ class FakePacemaker:
         try:
             failed = self._perform(fromstring(graph))
         except NodeLostError as lost:
-            # Nobody hears what became of its orders.
-            self._transition((*events, "--node-fail", lost.node))
+            # Nobody hears what became of its orders, but that they were given has been noted.
+            self.text = _pending(self.text, lost.order)
+            self._transition((*events, "--node-fail", lost.order.node))
             return True
         if failed:
             told = [f"--op-fail={key}@{node}={code}" for key, node, code, _said in failed]
@@ -301,6 +303,29 @@ def _configuration(text: str) -> str:
 def _read(path: str) -> str:
     with open(path, encoding="utf-8") as file:
         return file.read()
+
+
+def _pending(text: str, order: Order) -> str:
+    """With the note that an order was given, as Pacemaker makes it (seen in 2.1.5)."""
+    rid = order.key.removesuffix(f"_{order.action}_0")
+    cib = fromstring(text)
+    path = f"status/node_state[@uname='{order.node}']/lrm/lrm_resources/lrm_resource[@id='{rid}']"
+    for history in cib.iterfind(path):
+        for known in history.findall(f"lrm_rsc_op[@id='{order.key}']"):
+            history.remove(known)
+        meta = {
+            name: order.env[f"OCF_RESKEY_CRM_meta_{name}"]
+            for name in ("migrate_source", "migrate_target")
+            if f"OCF_RESKEY_CRM_meta_{name}" in order.env
+        }
+        given = {"id": order.key, "operation_key": order.key, "operation": order.action}
+        told = {"call-id": "-1", "rc-code": "193", "op-status": "-1", "interval": "0"}
+        SubElement(
+            history,
+            "lrm_rsc_op",
+            given | told | meta | {"transition-key": _KEY, "transition-magic": f"-1:193;{_KEY}"},
+        )
+    return tostring(cib, encoding="unicode")
 
 
 def _explained(text: str, key: str, node: str, said: str) -> str:
