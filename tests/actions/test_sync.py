@@ -8,6 +8,7 @@ that OpenNebula has no way out of.
 
 import json
 import os
+import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from io import StringIO
@@ -32,7 +33,7 @@ from cxm.one.version import OneVersion
 from cxm.sync import claims, main, memory, turns
 from cxm.sync.decide import Kind
 from cxm.sync.memory import Memory
-from cxm.sync.turns import Turn
+from cxm.sync.turns import Here, Turn
 from tests.fakes.believing import Believing
 from tests.fakes.machine import CLOUD
 from tests.fakes.pair import DISK, RID, Pair
@@ -669,6 +670,32 @@ class TestRemoval:
         world.asked.clear()
         quietly(world)
         assert world.asked == [("node2", "whereabouts")]
+
+    def test_turns_go_on_beside_them(
+        self, world: Believing, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The timer waits for this process to end: a failover meanwhile is told by it."""
+        monkeypatch.setattr(main, "_EVERY_S", 0.05)
+        told, real = threading.Event(), turns.turn
+        failing = iter((None, fail_over))
+
+        def counted(here: Here, *, dry_run: bool) -> Turn:
+            if (fails := next(failing, None)) is not None:
+                fails(world)
+            done = real(here, dry_run=dry_run)
+            if world.host == "node2":
+                monkeypatch.setattr(main, "_EVERY_S", 60.0)
+                told.set()
+            return done
+
+        def hangs(_host: str, verb: str) -> None:
+            assert verb != "requested" or told.wait(20)
+
+        monkeypatch.setattr(main, "turn", counted)
+        world.before = hangs
+        world.sync()
+        assert told.is_set()
+        assert world.belief() == ("RUNNING", "node2")
 
     def test_two_do_not_look_around_at_once(self, world: Believing) -> None:
         """One hangs there: the others' turns go on without."""

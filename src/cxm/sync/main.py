@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from typing import Any, Final, TextIO
 
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 # How long a nudge goes on looking at a VM whose start or move is just ending.
 _SETTLES_S: Final = 45.0
 _AGAIN_S: Final = 3.0
+_EVERY_S: Final = 20.0  # as the timer
 
 
 # --- turns ----------------------------------------------------------------------------------------
@@ -52,8 +54,18 @@ def sync(here: Here, *, nudged: bool) -> Turn | None:
             done = turn(here, dry_run=False)
     if is_due:
         with suppress(LockTimeoutError), lock.hold(here.place, "around", timeout_s=0.0):
-            around(here, done)
+            _beside(here, lambda: around(here, done))
     return done
+
+
+def _beside(here: Here, work: Callable[[], None]) -> None:
+    """Do it, and go on taking turns for as long as it takes: the timer waits for this process."""
+    with ThreadPoolExecutor(1) as pool:
+        doing = pool.submit(work)
+        while wait([doing], timeout=_EVERY_S).not_done:
+            with suppress(LockTimeoutError), lock.hold(here.place, "sync", timeout_s=0.0):
+                turn(here, dry_run=False)
+        doing.result()
 
 
 def remove(here: Here, vm: VmId) -> Turn:

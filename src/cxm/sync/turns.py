@@ -152,7 +152,7 @@ def around(here: Here, done: Turn, *, dry_run: bool = False, only: VmId | None =
     """After a turn, now and then: hosts in no known cluster, the keys of nudges, volumes that wait.
 
     None of that is urgent, and any of it may hang: a host that takes a connection and never
-    answers, LVM while a node is lost. So it holds up no turn, as long as another process takes it.
+    answers, LVM while a node is lost. So it is done without the lock of the turns, which go on.
     """
     if done.seen is None:
         return
