@@ -126,10 +126,14 @@ class StandIn(Cloud):
 
     def _write_settings(self) -> None:
         """The settings in force, which oned writes beside its remotes; and the credentials."""
+        local = parts.local_actions(self.version) if self.setup.is_local else []
+        listed = f"-l {','.join(local)} " if local else ""
         settings = {
             "DATASTORE_LOCATION": self.place.host_datastores(),
             "PORT": str(self.place.xmlrpc_port),
             "SCRIPTS_REMOTE_DIR": self.place.remote_dir,
+            "VM_MAD": f"ARGUMENTS=-t 15 -r 0 {listed}cxm,EXECUTABLE=one_vmm_exec,"
+            f"NAME={parts.VM_MAD},TYPE=xml",
         }
         if self.version >= (6, 0):
             settings["HOSTNAME"] = self.place.hostname

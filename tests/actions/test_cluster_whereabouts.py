@@ -24,7 +24,7 @@ from cxm.node.verbs import Call
 from cxm.node.volumes import Owner
 from tests.fakes.call import ask
 from tests.fakes.domains import NAME, new_xen
-from tests.fakes.machine import CLOUD
+from tests.fakes.machine import CLOUD, Outcome
 from tests.fakes.pair import DISK, RID, Pair
 
 
@@ -194,24 +194,32 @@ class TestClaim:
 
     def test_confirms_and_claims(self, pair: Pair) -> None:
         """The VM that runs here is adopted as ever."""
-        assert pair.ask("node1", "domain-claim", vm=7, timeout_s=60).result == {"host": "node1"}
+        assert pair.ask("node1", "domain-claim", vms=[7], timeout_s=60).result == {"refused": {}}
         assert pair.start("node1").result["adopted"]
 
-    @pytest.mark.parametrize("node", ["node2"])
-    def test_refused_where_it_does_not_run(self, pair: Pair, node: str) -> None:
+    def test_refused_where_it_does_not_run(self, pair: Pair) -> None:
         """It has moved on since the sync has looked."""
-        with pytest.raises(RefusedError, match="not certain that VM 7 runs on node2: it is on"):
-            pair.ask(node, "domain-claim", vm=7, timeout_s=60)
-        assert not claims.is_claimed(pair.xens[node].machine(), CLOUD, VmId(7))
+        refused = pair.ask("node2", "domain-claim", vms=[7], timeout_s=60).result["refused"]
+        assert "not certain that VM 7 runs on node2: it is on node1" in refused["7"]
+        assert not claims.is_claimed(pair.xens["node2"].machine(), CLOUD, VmId(7))
 
-    def test_refused_for_a_vm_that_nobody_knows(self, pair: Pair) -> None:
-        """The cluster has no such VM."""
-        with pytest.raises(NotFoundError, match="knows no VM 8"):
-            pair.ask("node1", "domain-claim", vm=8, timeout_s=60)
+    def test_one_that_is_refused_does_not_stop_the_others(self, pair: Pair) -> None:
+        """The cluster has no VM 8; VM 7 is claimed all the same."""
+        refused = pair.ask("node1", "domain-claim", vms=[8, 7], timeout_s=60).result["refused"]
+        assert list(refused) == ["8"]
+        assert "the cluster knows no VM 8" in refused["8"]
+        assert claims.is_claimed(pair.xens["node1"].machine(), CLOUD, VmId(7))
+
+    def test_nothing_is_claimed_without_a_quorum(self, pair: Pair) -> None:
+        """Whatever Xen shows here, the others may have begun something."""
+        pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
+        refused = pair.ask("node1", "domain-claim", vms=[7], timeout_s=60).result["refused"]
+        assert "it has no quorum" in refused["7"]
+        assert not claims.is_claimed(pair.xens["node1"].machine(), CLOUD, VmId(7))
 
     def test_a_guest_that_ends_meanwhile_is_not_started(self, pair: Pair) -> None:
         """It switched itself off between the sync's call and the driver's: that stays so."""
-        pair.ask("node1", "domain-claim", vm=7, timeout_s=60)
+        pair.ask("node1", "domain-claim", vms=[7], timeout_s=60)
         pair.xens["node1"].guest(7, "off")
         pair.monitor()
         with pytest.raises(RefusedError, match="does not run on node1 any more, and is not start"):
@@ -222,7 +230,7 @@ class TestClaim:
 
     def test_a_guest_that_crashed_meanwhile_is_pacemakers(self, pair: Pair) -> None:
         """Pacemaker has not noticed yet: the order must not end what the cluster starts again."""
-        pair.ask("node1", "domain-claim", vm=7, timeout_s=60)
+        pair.ask("node1", "domain-claim", vms=[7], timeout_s=60)
         pair.xens["node1"].guest(7, "vanished")
         with pytest.raises(RefusedError, match="is not started"):
             pair.start("node1")
@@ -234,7 +242,7 @@ class TestClaim:
 
     def test_ends_by_itself(self, pair: Pair) -> None:
         """A sync that died keeps nobody off for long."""
-        pair.ask("node1", "domain-claim", vm=7, timeout_s=60)
+        pair.ask("node1", "domain-claim", vms=[7], timeout_s=60)
         pair.xens["node1"].guest(7, "off")
         pair.monitor()
         pair.xens["node1"].clock += 61
@@ -243,7 +251,7 @@ class TestClaim:
 
     def test_ends_when_opennebula_ends_the_vm(self, pair: Pair) -> None:
         """A user switches it off and on again."""
-        pair.ask("node1", "domain-claim", vm=7, timeout_s=600)
+        pair.ask("node1", "domain-claim", vms=[7], timeout_s=600)
         pair.stop("node1")
         pair.start("node1")
         assert pair.runs_on() == ["node1"]
@@ -258,17 +266,29 @@ class TestClaim:
 
 
 class TestConfirm:
-    """The driver's migrate under a claim: it moves nothing, and OpenNebula's word is noted."""
+    """The driver's migrate under a claim: it moves nothing and writes nothing."""
+
+    def _claimed(self, pair: Pair) -> None:
+        """VM 7 was rescued, and is claimed on node2."""
+        pair.fail("node1")
+        pair.ask("node2", "domain-claim", vms=[7], timeout_s=60)
 
     def test_where_it_runs(self, pair: Pair) -> None:
-        """From now on OpenNebula looks for it here; the claim is over."""
-        pair.fail("node1")
-        pair.ask("node2", "domain-claim", vm=7, timeout_s=60)
-        assert pair.ask("node2", "domain-confirm", vm=7).result == {"host": "node2"}
-        known = pair.resource()
-        assert known is not None
-        assert (known.host, known.preferred) == ("node2", "node2")
+        """By two commands of this node alone; the claim is over then."""
+        self._claimed(pair)
+        before, node = pair.pacemaker.text, pair.xens["node2"].node
+        node.ran.clear()
+        assert pair.ask("node2", "domain-confirm", vm=7).result == {"node": "node2"}
+        assert [argv[0] for argv in node.ran] == ["crm_mon", "xl"]
+        assert pair.pacemaker.text == before
         assert not claims.is_claimed(pair.xens["node2"].machine(), CLOUD, VmId(7))
+
+    def test_without_a_claim(self, pair: Pair) -> None:
+        """It has ended meanwhile, or a user asks for the same: the whole cluster is looked at."""
+        node = pair.xens["node1"].node
+        node.ran.clear()
+        pair.ask("node1", "domain-confirm", vm=7)
+        assert sorted(argv[0] for argv in node.ran) == ["cibadmin", "crm_mon", "ssh", "xl"]
 
     def test_refused_elsewhere(self, pair: Pair) -> None:
         """It is not there, and is not moved there."""
@@ -276,11 +296,80 @@ class TestConfirm:
             pair.ask("node2", "domain-confirm", vm=7)
         assert pair.runs_on() == ["node1"]
 
+    def test_refused_when_it_has_moved_since_the_claim(self, pair: Pair) -> None:
+        """The claim is no proof of that, and stays: nothing is started here by it."""
+        pair.ask("node1", "domain-claim", vms=[7], timeout_s=60)
+        pair.move("node1", "node2")
+        with pytest.raises(RefusedError, match="runs on node1: it is on node2"):
+            pair.ask("node1", "domain-confirm", vm=7)
+        assert claims.is_claimed(pair.xens["node1"].machine(), CLOUD, VmId(7))
+
+    @pytest.mark.parametrize(
+        ("old", "new", "why"),
+        [
+            (' role="Started"', ' role="Started" pending="Migrating"', "started, stopped or moved"),
+            (' role="Started"', ' role="Migrating"', "started, stopped or moved"),
+            ('with_quorum="true"', 'with_quorum="false"', "no quorum"),
+            ('unclean="false"', 'unclean="true"', "waits to be fenced"),
+        ],
+    )
+    def test_refused_from_the_first_step_of_a_move_on(
+        self, pair: Pair, old: str, new: str, why: str
+    ) -> None:
+        """Xen shows it running here for as long as its memory is copied: Pacemaker knows better."""
+        pair.ask("node1", "domain-claim", vms=[7], timeout_s=60)
+        said = pair.mon()
+        assert old in said
+        for xen in pair.xens.values():
+            xen.node.model("crm_mon", lambda _argv, _data: Outcome(said.replace(old, new)))
+        with pytest.raises(RefusedError, match=why):
+            pair.ask("node1", "domain-confirm", vm=7)
+
+    def test_refused_for_a_guest_that_has_ended(self, pair: Pair) -> None:
+        """Pacemaker has not noticed yet; Xen has."""
+        pair.ask("node1", "domain-claim", vms=[7], timeout_s=60)
+        pair.xens["node1"].guest(7, "off")
+        with pytest.raises(RefusedError, match="Xen on node1 shows it ended"):
+            pair.ask("node1", "domain-confirm", vm=7)
+
     def test_standalone_host(self, tmp_path: Any) -> None:
         """Nothing has moved there by itself."""
         machine = new_xen(tmp_path / "solo1").machine()
-        with pytest.raises(RefusedError, match="is in no cluster, so VM 7 has not moved there"):
-            ask(machine, "domain-confirm", vm=7)
+        for verb, more in (
+            ("domain-confirm", {"vm": 7}),
+            ("domain-claim", {"vms": [7], "timeout_s": 60}),
+            ("domain-told", {"hosts": {"7": "solo1"}}),
+        ):
+            with pytest.raises(RefusedError, match="is in no cluster, so VM 7 has not moved there"):
+                ask(machine, verb, **more)
+
+
+class TestTold:
+    """Where OpenNebula takes VMs to be is noted by one change, on whichever node."""
+
+    def test_noted(self, pair: Pair) -> None:
+        """What the cluster has no word of is no obstacle."""
+        pair.fail("node1")
+        pair.ask("node2", "domain-told", hosts={"7": "node2", "8": "node1"})
+        known = pair.resource()
+        assert known is not None
+        assert (known.host, known.preferred) == ("node2", "node2")
+        assert pair.runs_on() == ["node2"]
+
+    def test_a_host_of_another_name(self, pair: Pair) -> None:
+        """The preference is for the node that OpenNebula calls so."""
+        pair.pacemaker.edit(lambda root: nodes.set_attribute(root, "node2", nodes.HOST, "xen-b"))
+        pair.ask("node1", "domain-told", hosts={"7": "xen-b"})
+        known = pair.resource()
+        assert known is not None
+        assert (known.host, known.preferred, pair.runs_on()) == ("xen-b", "node2", ["node1"])
+
+    def test_no_host_of_this_cluster(self, pair: Pair) -> None:
+        """Is refused, and nothing of it is written."""
+        before = pair.pacemaker.text
+        with pytest.raises(NotFoundError, match="no node of this cluster is called 'other'"):
+            pair.ask("node1", "domain-told", hosts={"7": "other"})
+        assert pair.pacemaker.text == before
 
 
 class TestVouching:
@@ -297,7 +386,7 @@ class TestVouching:
         self._later(pair)
         assert pair.observe("node1") == {NAME: "elsewhere"}
         assert pair.observe("node2") == {NAME: "running"}
-        pair.ask("node2", "domain-confirm", vm=7)
+        pair.ask("node2", "domain-told", hosts={"7": "node2"})
         self._later(pair)
         assert pair.observe("node1") == {}
 
@@ -443,7 +532,9 @@ class TestDeletion:
         with pytest.raises(RefusedError, match="it runs on node1"):
             pair.ask("node1", "disk-remove", vm=7, disk=0, dir=pair.directory("node1"))
         pair.stop("node1")
-        assert ask(machine, "requested").result["vms"] == [{"vm": 7, "volumes": [DISK]}]
+        assert ask(machine, "requested").result["vms"] == [
+            {"vm": 7, "asked": True, "volumes": [DISK]}
+        ]
         assert pair.ask("node2", "vm-purge", vm=7, forced=False).result["removed"] == [RID, DISK]
         assert self._tags(pair) == ()
         assert pair.resource() is None
@@ -462,6 +553,20 @@ class TestDeletion:
         assert self._tags(rescued)
         assert rescued.ask("node1", "vm-purge", vm=7, forced=True).result["removed"]
         assert self._tags(rescued) == ()
+
+    @pytest.mark.parametrize("verb", ["vm-remove", "disk-remove"])
+    def test_marked_where_pacemaker_is_down(self, pair: Pair, verb: str) -> None:
+        """OpenNebula asks once; whether the VM lives the sync finds out on another node."""
+        pair.stop("node1")
+        more = {"disk": 0} if verb == "disk-remove" else {}
+        down = Outcome(stderr="crm_mon: Error: cluster is not available: not connected\n", code=102)
+        working = pair.pacemaker.handlers()["crm_mon"]
+        pair.xens["node1"].node.model("crm_mon", lambda _argv, _data: down)
+        with pytest.raises(RefusedError, match="Pacemaker does not run here"):
+            pair.ask("node1", verb, vm=7, dir=pair.directory("node1"), **more)
+        assert "cxm.state=delete-requested" in self._tags(pair)
+        pair.xens["node1"].node.model("crm_mon", working)
+        assert pair.ask("node2", "vm-purge", vm=7, forced=False).result["removed"] == [RID, DISK]
 
     def test_what_was_not_asked_for_stays(self, pair: Pair) -> None:
         """A VM that is off has disks, too."""

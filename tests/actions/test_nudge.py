@@ -17,7 +17,7 @@ from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 from cxm.setup import keys as setup_keys
 from cxm.sync import keys
-from cxm.sync.act import Seen
+from cxm.sync.look import Seen
 from cxm.sync.views import Answer, Host, World
 from tests.fakes.domains import NAME
 from tests.fakes.machine import Outcome

@@ -271,6 +271,7 @@ def test_without_apply_opennebulas_files_stay(one: Frontend) -> None:
     assert f"cxm-setup node --frontend frontend --cloud {settings.cloud_id}" in said
     assert f"--key '{KEY}'" in said
     assert "onehost create HOST --im cxm --vm vmm_cxm" in said
+    assert "-l migrate" in said  # without which cxm-sync tells OpenNebula nothing
     assert ("--net dummy" in said) == (one.oned.version < (5, 0))
     assert (one.location / "var/remotes/tm/cxm/clone").is_symlink()
 

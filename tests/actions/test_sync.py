@@ -8,6 +8,7 @@ that OpenNebula has no way out of.
 
 import json
 import os
+import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from io import StringIO
@@ -17,17 +18,25 @@ from typing import Any
 import pytest
 
 from cxm import lock
-from cxm.cluster import relocate
-from cxm.errors import CxmError, LockTimeoutError, UnreachableError, UsageError
+from cxm.cluster import cib, relocate
+from cxm.errors import (
+    CxmError,
+    DataError,
+    LockTimeoutError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+)
 from cxm.names import VmId
 from cxm.node.verbs import Call
 from cxm.one.version import OneVersion
-from cxm.sync import claims, main, memory
+from cxm.sync import claims, main, memory, turns
 from cxm.sync.decide import Kind
-from cxm.sync.main import Turn
+from cxm.sync.memory import Memory
+from cxm.sync.turns import Here, Turn
 from tests.fakes.believing import Believing
 from tests.fakes.machine import CLOUD
-from tests.fakes.pair import DISK, Pair
+from tests.fakes.pair import DISK, RID, Pair
 
 V38, V412, V510, V74 = (
     OneVersion(3, 8), OneVersion(4, 12), OneVersion(5, 10), OneVersion(7, 4),
@@ -43,7 +52,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]
     made = Believing(tmp_path, pair, request.param)
     yield made
     # No claim may stay that nobody ends.
-    assert made.state == "MIGRATE" or not list(claims.all_of(str(made.here().place), made.now))
+    assert made.state == "MIGRATE" or not list(claims.all_of(str(made.here().place)))
 
 
 every_version = pytest.mark.parametrize("world", ALL, indirect=True, ids=str)
@@ -146,6 +155,44 @@ class TestConverges:
         assert world.pair.observe("node2") == {known.name: "poweroff"}
         assert world.pair.observe("node1") == {}
 
+    def test_the_right_host_speaks_of_a_guest_that_goes_off_at_once(self, world: Believing) -> None:
+        """OpenNebula had just been told where it is, and the cluster not yet that it was."""
+        fail_over(world)
+
+        def cut(_host: str, verb: str) -> None:
+            if verb == "domain-told":
+                raise UnreachableError("node2 cannot be reached by ssh")
+
+        world.before = cut
+        quietly(world)
+        world.before = lambda _host, _verb: None
+        assert world.belief() == ("RUNNING", "node2")
+        known = world.pair.resource()
+        assert known is not None
+        assert known.host == "node1"
+        world.pair.xens["node2"].guest(7, "off")
+        world.pair.monitor()
+        world.state = "UNKNOWN"
+        world.sync()
+        world.sleep(120)
+        assert world.pair.observe("node2") == {known.name: "poweroff"}
+
+    def test_the_cluster_takes_the_wrong_host_for_opennebulas(self, world: Believing) -> None:
+        """A migration that failed in OpenNebula at the very end, for example."""
+        world.pair.ask("node1", "domain-told", hosts={"7": "node2"})
+        quietly(world)
+        known = world.pair.resource()
+        assert known is not None
+        assert (known.host, world.told) == ("node1", [])
+
+    def test_opennebula_has_it_on_a_host_of_no_cluster(self, world: Believing) -> None:
+        """No node can be told that, and none is asked to speak for that host."""
+        world.hosts["solo1"] = world.hosts["node1"] = 8
+        world.cut_off = {"solo1"}
+        world.host = "solo1"
+        quietly(world)
+        assert "domain-told" not in [verb for _host, verb in world.asked]
+
     def test_a_failed_boot_that_runs(self, world: Believing) -> None:
         """On its host, by one call without a driver."""
         world.state = "BOOT_FAILURE"
@@ -213,6 +260,9 @@ class TestHoldsBack:
         done = quietly(world)
         assert (done.decisions, world.told) == ([], [])
         assert len(done.notes) == 2
+        world.cut_off = set()
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
 
     def test_a_dead_node_is_not_waited_for_twice(self, world: Believing) -> None:
         """Who answered the last time is asked first, and answers for its cluster."""
@@ -230,6 +280,23 @@ class TestHoldsBack:
         world.leader = False
         done = quietly(world)
         assert (world.told, done.is_follower) == ([], True)
+
+    @pytest.mark.parametrize("arguments", ["-t 15 -r 0 cxm", "-t 15 -l deploy,save cxm"])
+    @pytest.mark.parametrize("state", ["RUNNING", "UNKNOWN", "POWEROFF"])
+    def test_a_driver_that_does_not_see_the_claim(
+        self, world: Believing, state: str, arguments: str
+    ) -> None:
+        """Its migrate, run on a host, could move the VM: what to change is said, nothing called."""
+        moved(world)
+        world.state = state
+        world.config(arguments)
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.STUCK, [])
+        assert "VM_MAD 'vmm_cxm'" in only.sentence
+        assert "'cxm-setup frontend --apply' there adds it, then restart oned" in only.sentence
+        world.config("-t 15 -l deploy,migrate cxm")
+        quietly(world)
+        assert world.belief()[1] == "node2"
 
     def test_a_locked_vm_is_named(self, world: Believing) -> None:
         """With what to do."""
@@ -265,7 +332,7 @@ class TestHoldsBack:
     def test_dry_run(self, world: Believing) -> None:
         """It says what it would do."""
         fail_over(world)
-        done = main.turn(world.here(), dry_run=True)
+        done = turns.turn(world.here(), dry_run=True)
         assert (world.told, done.decisions[0].kind) == ([], Kind.ACT)
         assert world.belief() == ("RUNNING", "node1")
 
@@ -344,6 +411,63 @@ class TestNoEffect:
         assert "is telling OpenNebula that it runs on node2" in world.error
         assert world.action("vmm", "migrate", "name", "node2", "node1", "7", "node1")
         claims.end(world.here().place, VmId(7))
+
+    def test_a_claim_that_cannot_be_read(self, world: Believing) -> None:
+        """It keeps drivers from moving the VM for as long as OpenNebula is at it, and no longer."""
+        moved(world)
+        place = Path(world.here().place)
+        place.mkdir(exist_ok=True)
+        (place / "claim-7").write_text("{", encoding="ascii")
+        world.now += 60
+        world.state = "MIGRATE"
+        quietly(world)
+        assert not world.action("vmm", "migrate", "name", "node1", "node2", "7", "node2")
+        assert "the claim cannot be read" in world.error
+        turns.turn(world.here(), dry_run=True)
+        assert (place / "claim-7").exists()
+        world.state = "RUNNING"
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_a_claim_that_nobody_ended_for_a_day(self, world: Believing) -> None:
+        """A migration of today is not the one that it was made for: it is left to its end."""
+        place = world.here().place
+        claims.make(place, claims.Claim(VmId(7), "node1", world.now - 90000))
+        world.state, world.host = "MIGRATE", "node2"
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.LEFT, [])
+        assert list(claims.all_of(place)) == []
+        world.state = "RUNNING"
+        quietly(world)
+
+    def test_nobody_knows_what_oned_has_heard(self, world: Believing) -> None:
+        """Its answer was damaged: the claim stays until OpenNebula is seen to be at rest."""
+        moved(world)
+
+        def damaged(call: str) -> None:
+            if call == "migrate":
+                raise DataError("oned answered nonsense")
+
+        world.before_call = damaged
+        assert "nonsense" in world.sync().decisions[0].sentence
+        assert [each.vm for each in claims.all_of(world.here().place)] == [7]
+        world.before_call = lambda _call: None
+        world.now += 60
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_a_vm_that_is_deleted_meanwhile(self, world: Believing) -> None:
+        """Even its row in the database: the others' turn goes on."""
+        moved(world)
+
+        def begins(vm: VmId, host: int, *, live: bool) -> None:
+            assert (vm, host, live) == (7, 1, True)
+            world.is_known = False
+
+        world.migrate = begins  # type: ignore[method-assign]
+        (only,) = world.sync().decisions
+        assert only.kind is Kind.STUCK
+        assert "oned refused one.vm.info(7)" in only.sentence
 
     def test_killed_after_the_claim(self, world: Believing) -> None:
         """The next run ends the claim of one that died, and does its work."""
@@ -498,23 +622,115 @@ class TestRemoval:
         """OpenNebula gave it up, its clean-up reached no host, and it has been shut down since."""
         world.state = "DONE"
         here = world.here()
-        assert "it runs on node1" in main.turn(here, dry_run=False, remove=VmId(7)).removals[0].why
+        assert quietly(world).removals == []  # that it runs is said already
+        assert "it runs on node1" in main.remove(here, VmId(7)).removals[0].why
         world.pair.stop("node1")
         assert "--remove 7" in quietly(world).decisions[0].sentence
         assert self._has_disk(world)
-        assert main.turn(here, dry_run=False, remove=VmId(7)).removals[0].removed
+        assert main.remove(here, VmId(7)).removals[0].removed
         assert not self._has_disk(world)
         assert quietly(world).decisions == []
+
+    def test_no_deletion_has_reached_them(self, world: Believing) -> None:
+        """The node was dead, or its LVM stood still: they are named, and a human says."""
+        world.pair.stop("node1")
+        world.pair.pacemaker.edit(lambda root: cib.remove(root, RID))
+        world.state = "POWEROFF"
+        assert quietly(world).removals == []
+        world.now += 301
+        world.state = "DONE"
+        (only,) = quietly(world).removals
+        assert only.sentence == (
+            f"VM 7: {DISK} on node1: OpenNebula says DONE, and they stay: "
+            "'cxm-sync --remove 7' removes them"
+        )
+        assert self._has_disk(world)
+        assert main.remove(world.here(), VmId(7)).removals[0].removed
+        assert not self._has_disk(world)
+
+    def test_no_turn_waits_for_them(self, world: Believing) -> None:
+        """LVM may stand still, and a host in no cluster may take a connection and never answer."""
+        world.hosts["solo1"] = 2
+        world.cut_off = {"solo1"}
+        quietly(world)
+        world.asked.clear()
+        world.now += 301
+        fail_over(world)
+        free: list[str] = []
+
+        def slow(host: str, verb: str) -> None:
+            if host == "solo1" or verb in ("requested", "nudge-key"):
+                assert world.belief() == ("RUNNING", "node2")
+                assert not lock.is_held(world.here().place, "sync")
+                free.append(verb)
+
+        world.before = slow
+        quietly(world)
+        assert sorted(set(free)) == ["nudge-key", "requested", "whereabouts"]
+        world.asked.clear()
+        quietly(world)
+        assert world.asked == [("node2", "whereabouts")]
+
+    def test_turns_go_on_beside_them(
+        self, world: Believing, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The timer waits for this process to end: a failover meanwhile is told by it."""
+        monkeypatch.setattr(main, "_EVERY_S", 0.05)
+        told, real = threading.Event(), turns.turn
+        failing = iter((None, fail_over))
+
+        def counted(here: Here, *, dry_run: bool) -> Turn:
+            if (fails := next(failing, None)) is not None:
+                fails(world)
+            done = real(here, dry_run=dry_run)
+            if world.host == "node2":
+                monkeypatch.setattr(main, "_EVERY_S", 60.0)
+                told.set()
+            return done
+
+        def hangs(_host: str, verb: str) -> None:
+            assert verb != "requested" or told.wait(20)
+
+        monkeypatch.setattr(main, "turn", counted)
+        world.before = hangs
+        world.sync()
+        assert told.is_set()
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_two_do_not_look_around_at_once(self, world: Believing) -> None:
+        """One hangs there: the others' turns go on without."""
+        with lock.hold(world.here().place, "around", timeout_s=0.0):
+            quietly(world)
+        assert "requested" not in [verb for _host, verb in world.asked]
+
+    def test_a_cluster_that_is_new(self, world: Believing) -> None:
+        """It is found by the look around, and from then on each turn asks it."""
+        here = world.here()
+        memory.store(here.place, Memory(around_at=world.now - 400))
+        fail_over(world)
+        assert quietly(world).decisions == []
+        quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
 
 
 class TestCommand:
     """What people and programs see."""
 
-    def _run(self, world: Believing, **given: Any) -> str:
+    def _run(self, world: Believing, *, code: int = 0, **given: Any) -> str:
         out = StringIO()
         known = {"remove": None, "dry_run": False, "json": False} | given
-        assert main.run(world.here(), Namespace(**known), out) == 0
+        assert main.run(world.here(), Namespace(**known), out) == code
         return out.getvalue()
+
+    def test_what_is_not_removed_is_no_success(self, world: Believing) -> None:
+        """Scripts go by the exit code."""
+        world.state = "DONE"
+        assert "kept: " in self._run(world, remove="7", code=RefusedError.code)
+        assert "it runs on node1" in self._run(world, remove="7", code=RefusedError.code)
+        world.pair.stop("node1")
+        assert "to be removed" in self._run(world, remove="7", dry_run=True)
+        assert "removed: " in self._run(world, remove="7")
+        assert "nothing of it is there" in self._run(world, remove="7", code=RefusedError.code)
 
     def test_text(self, world: Believing) -> None:
         """A sentence for each VM."""
@@ -535,7 +751,7 @@ class TestCommand:
     def test_two_at_once(self, world: Believing, monkeypatch: pytest.MonkeyPatch) -> None:
         """The timer's run leaves it to a nudge's, and has not failed; one that removes waits."""
         fail_over(world)
-        monkeypatch.setattr(main, "_LOCK_S", 0.0)
+        monkeypatch.setattr(main, "LOCK_S", 0.0)
         with lock.hold(world.here().place, "sync", timeout_s=0.0):
             assert self._run(world) == (
                 "note: another cxm-sync is at work, and sees what this one would\n"

@@ -14,6 +14,7 @@ import pytest
 
 from cxm.errors import CxmError
 from cxm.names import VmId
+from cxm.one import frontend
 from cxm.one.api import XmlRpc
 from cxm.sync import views
 from cxm.sync.decide import Call, calls
@@ -76,6 +77,8 @@ def scripts(world: World, step: str) -> list[str]:
 
 def test_running(world: World) -> None:
     """Migrate is on the frontend, and nothing but the network's clean-up looks for the source."""
+    place = world.cloud.place
+    assert frontend.runs_here(place.here(place.remotes), "vmm_cxm", "migrate")
     world.notes.mark("sync")
     bring_in_line(world)
     assert believed(world) == ("RUNNING", migrations.OTHER)

@@ -21,7 +21,8 @@ from cxm.node.client import Node
 from cxm.one.action import Call, Context, load
 from cxm.one.version import OneVersion
 from cxm.run import System
-from cxm.sync.main import Here, Turn, sync
+from cxm.sync.main import sync
+from cxm.sync.turns import Here, Turn
 from lab.oned import states
 from tests.fakes.domains import guest
 from tests.fakes.machine import CLOUD
@@ -105,11 +106,17 @@ class Believing:
         self.before_call: Callable[[str], None] = lambda _call: None
         self.remotes = root / "one" / "remotes"
         self.remotes.mkdir(parents=True)
-        (root / "one" / "config").write_text("PORT=2633\n", encoding="ascii")
+        self.config("-t 15 -l migrate cxm")
         (self.remotes / "cxmrc").write_text(f'CLOUD_ID="{CLOUD}"\n', encoding="ascii")
         self.home = root / "home"
 
     # --- for tests -----------------------------------------------------------------------------
+
+    def config(self, arguments: str) -> None:
+        """The settings that oned runs with; these are the VM driver's arguments."""
+        vector = f"ARGUMENTS={arguments},EXECUTABLE=one_vmm_exec,NAME=vmm_cxm,TYPE=xml"
+        text = f"PORT=2633\nVM_MAD=ARGUMENTS=-l save kvm,NAME=kvm\nVM_MAD={vector}\n"
+        (self.remotes.parent / "config").write_text(text, encoding="ascii")
 
     def here(self) -> Here:
         """What ``cxm-sync`` may use."""
@@ -169,7 +176,7 @@ class Believing:
         self._up()
         rows = [
             f"<HOST><ID>{number}</ID><NAME>{name}</NAME><STATE>{state}</STATE>"
-            "<IM_MAD>cxm</IM_MAD></HOST>"
+            "<IM_MAD>cxm</IM_MAD><VM_MAD>vmm_cxm</VM_MAD></HOST>"
             for number, (name, state) in enumerate(self.hosts.items())
         ]
         return f"<HOST_POOL>{''.join(rows)}</HOST_POOL>"

@@ -219,6 +219,30 @@ def test_settings_of_oned(home: Path) -> None:
     assert frontend.setting(remotes, "HOST") is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("-t 15 -r 0 -p cxm", False),
+        ("-t 15 -r 0 -p -l migrate cxm", True),
+        ("-l deploy,save,migrate=other cxm", True),
+        ("--local=migrate,clean cxm", True),
+        ("-l premigrate cxm", False),
+        ("", False),
+    ],
+)
+def test_what_a_driver_runs_on_the_frontend(home: Path, arguments: str, expected: bool) -> None:
+    """By the vectors that oned writes there, unquoted; of a driver that is not there, nothing."""
+    remotes = str(home / "remotes")
+    assert frontend.runs_here(remotes, "vmm_cxm", "migrate") is None
+    (home / "config").write_text(
+        "VM_MAD=ARGUMENTS=-t 15 -l migrate kvm,EXECUTABLE=one_vmm_exec,NAME=kvm\n"
+        f"VM_MAD=ARGUMENTS={arguments},EXECUTABLE=one_vmm_exec,KEEP_SNAPSHOTS=no,NAME=vmm_cxm,"
+        "SUNSTONE_NAME=Xen (cxm),TYPE=xml\n"
+    )
+    assert frontend.runs_here(remotes, "vmm_cxm", "migrate") is expected
+    assert frontend.runs_here(remotes, "other", "migrate") is None
+
+
 def test_the_frontend_knows_its_names(home: Path) -> None:
     """HOSTNAME of oned's settings, and the machine's own name."""
     remotes = str(home / "remotes")

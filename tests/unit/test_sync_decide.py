@@ -83,6 +83,17 @@ def test_a_vm_on_its_host(state: str, kind: Kind, way: tuple[Call, ...]) -> None
     assert (found.kind, found.calls) == (kind, way)
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "UNKNOWN", "POWEROFF", "BOOT_FAILURE"])
+def test_a_driver_that_could_move_it(state: str) -> None:
+    """Nothing that migrates is called; a recover on its own host asks no driver."""
+    hosts = {name: replace(host, confirms=False, vm_mad="xen") for name, host in HOSTS.items()}
+    found = decide(replace(RECORD, state=state), SEEN, hosts, V74)
+    assert (found.kind, found.calls) == (Kind.STUCK, ())
+    assert "oned.conf does not have VM_MAD 'xen' run migrate on the frontend" in found.sentence
+    found = decide(replace(RECORD, state="BOOT_FAILURE", host="b"), SEEN, hosts, V74)
+    assert found.calls == (Call.RECOVER,)
+
+
 @pytest.mark.parametrize("state", ["PROLOG", "BOOT", "MIGRATE", "LCM 18", "LCM 60"])
 def test_opennebulas_own_operation_is_left_alone(state: str) -> None:
     """Whatever the cluster says meanwhile."""

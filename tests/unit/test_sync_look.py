@@ -10,8 +10,7 @@ import pytest
 from cxm.errors import UnreachableError
 from cxm.node.client import Node
 from cxm.one.version import OneVersion
-from cxm.sync import act
-from cxm.sync.act import Seen, Tools
+from cxm.sync.look import Seen, Tools, look
 from cxm.sync.memory import Memory
 
 DEAD = [f"dead{number}" for number in range(6)]
@@ -49,8 +48,11 @@ class World:
         """A look."""
         self.asked.clear()
         oned: Any = Oned()
-        tools = Tools(oned, self.node, "", OneVersion(7, 4), lambda: 0.0, lambda _seconds: None)
-        return act.look(tools, memory, everybody=everybody)
+        tools = Tools(
+            oned, self.node, lambda _vm_mad: True, "", OneVersion(7, 4), lambda: 0.0,
+            lambda _seconds: None,
+        )  # fmt: skip
+        return look(tools, memory, everybody=everybody)
 
     def node(self, host: str) -> Node:
         """A host that answers or not."""
@@ -89,25 +91,30 @@ def test_dead_hosts_cost_the_time_of_one() -> None:
 @pytest.mark.parametrize(("lost", "asked"), [("", ["a"]), ("a", ["a", "b"])])
 def test_one_node_of_a_cluster(lost: str, asked: list[str]) -> None:
     """Who answered the last time; where that one has died, one other."""
-    world, memory = World(lost=lost), Memory(answered=["a"], alone=[*ALONE, *DEAD])
+    world, memory = World(lost=lost), Memory(answered=["a"], clustered=CLUSTER)
     world.look(memory, everybody=False)
     assert world.asked == asked
     assert memory.answered == asked[-1:]
 
 
-def test_hosts_in_no_cluster_are_asked_now_and_then() -> None:
-    """No VM of theirs runs elsewhere: an ssh to each at every turn would tell nothing."""
+def test_no_turn_waits_for_who_is_in_no_cluster() -> None:
+    """Standalone hosts have no news, and one that hangs must not keep the clusters' VMs waiting."""
     world, memory = World(), Memory()
     world.look(memory, everybody=True)
-    assert memory.alone == ALONE
-    memory.alone += DEAD
+    assert memory.clustered == CLUSTER
     world.look(memory, everybody=False)
     assert world.asked == ["a"]
-    assert memory.alone == sorted([*ALONE, *DEAD])
 
 
 def test_a_host_that_joins_a_cluster() -> None:
-    """It is known to be alone no more."""
-    world, memory = World(), Memory(alone=["b", *ALONE, *DEAD])
+    """The others say so, and may be gone when it is the only one left."""
+    world, memory = World(), Memory(clustered=["a"])
     world.look(memory, everybody=False)
-    assert memory.alone == sorted([*ALONE, *DEAD])
+    assert memory.clustered == CLUSTER
+
+
+def test_a_host_that_left_its_cluster() -> None:
+    """It says so itself; and one that OpenNebula knows no more is forgotten."""
+    world, memory = World(), Memory(clustered=["x", "gone", *CLUSTER])
+    world.look(memory, everybody=False)
+    assert memory.clustered == CLUSTER

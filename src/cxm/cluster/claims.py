@@ -11,17 +11,15 @@ by itself, with a confirmation, or when OpenNebula ends the VM.
 import json
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import nodes, pacemaker, whereabouts
-from cxm.cluster.cib import Resource
-from cxm.cluster.view import edited
-from cxm.errors import NotFoundError, RefusedError
+from cxm.cluster import cib, nodes, pacemaker, whereabouts
+from cxm.errors import RefusedError
 from cxm.names import CloudId, VmId
-from cxm.node.domains import vm_of
 from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 
@@ -69,38 +67,72 @@ def require_unclaimed(machine: Machine, cloud: CloudId, vm: VmId) -> None:
         )
 
 
-def _seat(machine: Machine, cloud: CloudId, vm: VmId) -> Element:
-    """The CIB, when it is certain that the VM runs here; raises RefusedError, NotFoundError."""
-    status, seats, root = whereabouts.look(machine, cloud)
-    found = next((each for each in seats if each.vm == vm), None)
-    if found is None:
-        raise NotFoundError(f"the cluster knows no VM {vm} of the cloud '{cloud}'")
-    doubt = whereabouts.distrust(status) or found.doubt
-    if doubt or found.node != machine.hostname:
-        where = f"it is on {found.node}" if found.node else "it is nowhere"
-        raise RefusedError(
-            f"it is not certain that VM {vm} runs on {machine.hostname}: {doubt or where}",
-            hint="'cxm list' shows where it is; cxm-sync looks again by itself",
-        )
-    return root
+def _doubts(machine: Machine, cloud: CloudId) -> Callable[[VmId], str]:
+    """Why it is not certain that a VM runs here, after a look at the whole cluster."""
+    status, seats, _root = whereabouts.look(machine, cloud)
+    known = {each.vm: each for each in seats}
+
+    def doubt(vm: VmId) -> str:
+        seat = known.get(vm)
+        if seat is None:
+            return f"the cluster knows no VM {vm} of the cloud '{cloud}'"
+        return whereabouts.doubt_of(status, seat.node, seat.doubt, machine.hostname)
+
+    return doubt
 
 
-def claim(call: Call, *, vm: VmId, timeout_s: int) -> dict[str, Any]:
-    """The verb: confirm that the VM runs here, and claim it for so many seconds."""
-    root = _seat(call.machine, call.cloud, vm)
-    note(call.machine, call.cloud, vm, timeout_s)
-    return {"host": nodes.host_of(root, call.machine.hostname)}
+def _refusal(machine: Machine, vm: VmId, why: str) -> RefusedError:
+    return RefusedError(
+        f"it is not certain that VM {vm} runs on {machine.hostname}: {why}",
+        hint="'cxm list' shows where it is; cxm-sync looks again by itself",
+    )
+
+
+def claim(call: Call, *, vms: list[VmId], timeout_s: int) -> dict[str, Any]:
+    """The verb: confirm that these VMs run here, and claim them for so many seconds.
+
+    One of which that is not certain is not claimed, which keeps no other from it.
+    """
+    doubt = _doubts(call.machine, call.cloud)
+    refused: dict[str, str] = {}
+    for vm in vms:
+        if why := doubt(vm):
+            refused[str(vm)] = _refusal(call.machine, vm, why).sentence()
+        else:
+            note(call.machine, call.cloud, vm, timeout_s)
+    return {"refused": refused}
 
 
 def confirm(call: Call, *, vm: VmId) -> dict[str, Any]:
-    """The verb: confirm that the VM runs here, and note that OpenNebula knows; ends the claim."""
-    here, me = vm_of(call, vm), call.machine.hostname
-    host = nodes.host_of(_seat(call.machine, call.cloud, vm), me)
+    """The verb: confirm that the VM runs here still; ends the claim, and changes nothing else.
 
-    def known(resource: Resource) -> Resource:
-        return replace(resource, host=host, preferred=me)
+    Many are confirmed at the same time. With the claim, for which the whole cluster was looked at,
+    a glance is enough.
+    """
+    machine, cloud = call.machine, call.cloud
+    if is_claimed(machine, cloud, vm):
+        why = whereabouts.glance(machine, cloud, vm)
+    else:
+        why = _doubts(machine, cloud)(vm)
+    if why:
+        raise _refusal(machine, vm, why)
+    forget(machine, cloud, vm)
+    return {"node": machine.hostname}
 
-    what = f"VM {vm}: OpenNebula knows that it is on {me}"
-    pacemaker.change(call.machine.runner, edited(here, known), what=what)
-    forget(call.machine, call.cloud, vm)
-    return {"host": host}
+
+def told(call: Call, *, hosts: dict[VmId, str]) -> dict[str, Any]:
+    """The verb: note on which host OpenNebula takes each of these VMs to be, in one change.
+
+    That host speaks to OpenNebula of what is off or elsewhere (:mod:`cxm.cluster.poweredoff`).
+    """
+
+    def edit(root: Element) -> None:
+        for vm, host in hosts.items():
+            known = cib.find(root, call.cloud, vm)
+            if known is not None and known.host != host:
+                node = nodes.of_host(root, host)
+                cib.put(root, replace(known, host=host, preferred=node))
+
+    what = ", ".join(f"VM {vm} on {host}" for vm, host in hosts.items())
+    pacemaker.change(call.machine.runner, edit, what=f"OpenNebula knows: {what}")
+    return {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from xml.etree.ElementTree import Element
 
+from cxm import together
 from cxm.cluster import journal, nodes
 from cxm.cluster.history import Event
 from cxm.cluster.pacemaker import Status
@@ -187,17 +188,4 @@ def ask_all(
     machine: Machine, root: Element, names: Iterable[str], question: Callable[[Peer], _T]
 ) -> dict[str, _T | CxmError]:
     """What other nodes answer, or why one does not; all are asked at the same time."""
-
-    def one(name: str) -> _T | CxmError:
-        try:
-            return question(find(machine, root, name))
-        except CxmError as error:
-            return error
-
-    asked = list(names)
-    if len(asked) <= 1:
-        return {name: one(name) for name in asked}
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - a pair needs none
-
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return dict(zip(asked, pool.map(one, asked), strict=True))
+    return together.ask(names, lambda name: question(find(machine, root, name)), at_once=_AT_ONCE)

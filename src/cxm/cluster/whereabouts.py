@@ -90,35 +90,38 @@ def seat(
     resource: Resource, placed: Placed | None, seen: Mapping[str, Mapping[VmId, Face] | str]
 ) -> Seat:
     """Where a VM is; ``seen`` is what each node's Xen shows, or why that is not known."""
+    node, doubt = stands(resource.vm, placed, seen, wanted=resource.started)
+    return Seat(resource.vm, resource.name, node, doubt, resource.started, resource.host)
 
-    def made(node: str, doubt: str = "") -> Seat:
-        wanted, told = resource.started, resource.host
-        return Seat(resource.vm, resource.name, node, doubt, wanted, told)
 
+def stands(
+    vm: VmId, placed: Placed | None, seen: Mapping[str, Mapping[VmId, Face] | str], *, wanted: bool
+) -> tuple[str, str]:
+    """On which node a VM is, as Pacemaker has it, and why that may be wrong."""
     where = () if placed is None else tuple(dict.fromkeys(placed.nodes))
     if placed is not None and placed.blocked:
-        return made("", "a failed move or stop has left it blocked")
+        return "", "a failed move or stop has left it blocked"
     if placed is not None and (not placed.at_rest or len(where) > 1):
         what = "is on its way" if len(where) > 1 else "is being started, stopped or moved"
-        return made("", f"it {what}")
+        return "", f"it {what}"
     if not where:
-        return made("", "it should run, and is nowhere yet" if resource.started else "")
+        return "", "it should run, and is nowhere yet" if wanted else ""
     node = where[0]
     shown = seen.get(node, "it is not online")
     if isinstance(shown, str):
-        return made(node, f"{node} does not say what runs there: {shown}")
-    face = shown.get(resource.vm)
+        return node, f"{node} does not say what runs there: {shown}"
+    face = shown.get(vm)
     if face is not Face.RUNNING:
         what = "no domain of it" if face is None else f"it {face}"
-        return made(node, f"Xen on {node} shows {what}")
+        return node, f"Xen on {node} shows {what}"
     others = [
         name
         for name, theirs in seen.items()
         if name != node
         and not isinstance(theirs, str)
-        and theirs.get(resource.vm) in (Face.RUNNING, Face.PAUSED)
+        and theirs.get(vm) in (Face.RUNNING, Face.PAUSED)
     ]
-    return made(node, f"Xen shows it on {' and '.join(others)} too" if others else "")
+    return node, f"Xen shows it on {' and '.join(others)} too" if others else ""
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -153,6 +156,25 @@ def look(machine: Machine, cloud: CloudId) -> tuple[Status, list[Seat], Element]
         if each.cloud == cloud
     ]
     return status, seats, root
+
+
+def doubt_of(status: Status, node: str, doubt: str, here: str) -> str:
+    """Why it is not certain that a VM, which seems to be on ``node``, runs ``here``."""
+    where = "" if node == here else f"it is on {node}" if node else "it is nowhere"
+    return distrust(status) or doubt or where
+
+
+def glance(machine: Machine, cloud: CloudId, vm: VmId) -> str:
+    """Why a VM that certainly ran here a moment ago may not any more; empty where it does.
+
+    Only this node is asked: the VM cannot have come to another one but from here, and at its first
+    step Pacemaker says that it moves.
+    """
+    me, status = machine.hostname, pacemaker.status(machine.runner)
+    shown = {me: faces(cloud, xl.domains(machine.runner))}
+    placed = status.resources.get(cib.resource_id(cloud, vm))
+    node, doubt = stands(vm, placed, shown, wanted=True)
+    return doubt_of(status, node, doubt if node in ("", me) else "", me)
 
 
 def whereabouts(call: Call) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cxm import blockdev, filesystem, lvm, names, run
-from cxm.errors import CommandError, DataError, RefusedError, UsageError
+from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError
 from cxm.lvm import Group
 from cxm.names import DomainName, State, Tags, VmId
 from cxm.node import adopted, guests
@@ -395,7 +395,13 @@ def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Own
     if not found:
         return []
     used = [owned.name for owned in found if owned.volume.in_use]
-    alive = _lives_in_cluster(machine, owner)
+    try:
+        alive = _lives_in_cluster(machine, owner)
+    except CxmError:
+        # Nobody knows whether it lives. oned does not ask again, whatever it is answered.
+        for owned in found:
+            _request_deletion(machine, group, owned)
+        raise
     if used or alive or _has_domain(machine, owner):
         for owned in found:
             _request_deletion(machine, group, owned)

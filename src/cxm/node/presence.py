@@ -20,14 +20,24 @@ def whereabouts(call: Call) -> dict[str, Any]:
     return {"node": call.machine.hostname, "clustered": False}
 
 
-def no_claim(call: Call, *, vm: VmId, timeout_s: int) -> dict[str, Any]:  # noqa: ARG001 - a verb
+def _alone(call: Call, what: str) -> RefusedError:
+    """Nothing has come to a standalone host by itself."""
+    return RefusedError(f"{call.machine.hostname} is in no cluster, so {what} has not moved there")
+
+
+def no_claim(call: Call, *, vms: list[VmId], timeout_s: int) -> dict[str, Any]:  # noqa: ARG001 - a verb
     """Of a standalone host nothing is claimed."""
-    return no_confirm(call, vm=vm)
+    raise _alone(call, f"VM {', '.join(map(str, vms))}")
 
 
 def no_confirm(call: Call, *, vm: VmId) -> dict[str, Any]:
-    """Nothing has come to a standalone host by itself."""
-    raise RefusedError(f"{call.machine.hostname} is in no cluster, so VM {vm} has not moved there")
+    """Nor confirmed."""
+    raise _alone(call, f"VM {vm}")
+
+
+def no_note(call: Call, *, hosts: dict[VmId, str]) -> dict[str, Any]:
+    """Nor noted: there is nobody but this host that could speak of its VMs."""
+    raise _alone(call, f"VM {', '.join(map(str, hosts))}")
 
 
 def no_key(call: Call) -> dict[str, Any]:  # noqa: ARG001 - a verb
@@ -36,13 +46,20 @@ def no_key(call: Call) -> dict[str, Any]:  # noqa: ARG001 - a verb
 
 
 def requested(call: Call) -> dict[str, Any]:
-    """The VMs of the cloud with volumes whose deletion was asked for, and those volumes."""
+    """The VMs of the cloud that have volumes here; ``asked``: those whose deletion was asked for.
+
+    Of a VM that is DONE the others are what no deletion reached: this node, or its LVM, was away.
+    """
     group = lvm.group(call.machine.runner, call.machine.config.vg_name)
-    found: dict[int, list[str]] = {}
+    found: dict[tuple[int, bool], list[str]] = {}
     for volume in group.volumes:
         with suppress(DataError):  # a damaged volume is the business of those who would change it
             tags = decode_tags(list(volume.tags))
-            if tags and tags.cloud == call.cloud and tags.state is State.DELETE_REQUESTED:
-                found.setdefault(tags.vm, []).append(volume.name)
-    rows = [{"vm": vm, "volumes": sorted(names)} for vm, names in sorted(found.items())]
+            if tags and tags.cloud == call.cloud:
+                asked = tags.state is State.DELETE_REQUESTED
+                found.setdefault((tags.vm, asked), []).append(volume.name)
+    rows = [
+        {"vm": vm, "asked": asked, "volumes": sorted(names)}
+        for (vm, asked), names in sorted(found.items())
+    ]
     return {"vms": rows, "uuid": group.uuid}

@@ -113,10 +113,26 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+def _vm(value: Any) -> names.VmId:
+    return names.VmId(_integer(0, 0xFFFFFFFF)(value))
+
+
+def _vms(value: Any) -> list[names.VmId]:
+    if not isinstance(value, list):
+        raise UsageError(f"{value!r} is not a list of VMs")
+    return [_vm(each) for each in value]
+
+
+def _hosts(value: Any) -> dict[names.VmId, str]:
+    return {names.vm_id(vm): names.host_name(_text(host)) for vm, host in _mapping(value).items()}
+
+
 block_mib: Final = _integer(1, config.MAX_BLOCK_MIB)
 
 ARGUMENTS: Final[Mapping[str, Argument]] = {
-    "vm": Argument("vm", lambda value: names.VmId(_integer(0, 0xFFFFFFFF)(value))),
+    "vm": Argument("vm", _vm),
+    "vms": Argument("vms", _vms),
+    "hosts": Argument("hosts", _hosts),
     "disk": Argument("disk", lambda value: names.volume_kind(str(_integer(0, 9999)(value)))),
     "dir": Argument("directory", _directory),
     "name": Argument("name", lambda value: names.domain_name(_text(value))),
@@ -181,9 +197,10 @@ VERBS: Final[Mapping[str, Verb]] = {
     "domain-restore": Verb("memory", "restore", "vm dir guest?", cluster="suspend.restore"),
     "domain-migrate": Verb("domains", "refuse_migration", "vm node", cluster="relocate.migrate"),
     "domain-claim": Verb(
-        "presence", "no_claim", "vm timeout_s", lock=False, cluster="claims.claim"
+        "presence", "no_claim", "vms timeout_s", lock=False, cluster="claims.claim"
     ),
     "domain-confirm": Verb("presence", "no_confirm", "vm", lock=False, cluster="claims.confirm"),
+    "domain-told": Verb("presence", "no_note", "hosts", cluster="claims.told"),
     "whereabouts": Verb("presence", "whereabouts", cluster="whereabouts.whereabouts"),
     "nudge-key": Verb("presence", "no_key", cluster="nudge.key"),
     "requested": Verb("presence", "requested"),

@@ -8,19 +8,41 @@ version; what it calls this machine follows from them by oned's own rule.
 
 import os
 import re
+from typing import Final
 
 from cxm import config
+
+# The list of the actions that a VM driver runs on the frontend, in the ARGUMENTS of its VM_MAD.
+LOCAL: Final = re.compile(r"(?:^|\s)(?:-l\s*|--local(?:\s+|=))([^\s-]\S*)")
+
+
+def _settings(remotes: str, key: str) -> list[str]:
+    path = os.path.join(os.path.dirname(remotes), "config")
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return re.findall(rf"^{re.escape(key)}=(.*)$", file.read(), re.MULTILINE)
+    except OSError:
+        return []
 
 
 def setting(remotes: str, key: str) -> str | None:
     """A simple setting of the oned that the remotes tree belongs to; None when it is not known."""
-    path = os.path.join(os.path.dirname(remotes), "config")
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            found = re.findall(rf"^{re.escape(key)}=(.*)$", file.read(), re.MULTILINE)
-    except OSError:
-        return None
+    found = _settings(remotes, key)
     return found[-1].strip().strip('"') if found else None
+
+
+def runs_here(remotes: str, vm_mad: str, action: str) -> bool | None:
+    """Whether this oned has a VM driver run an action on the frontend; None when it is not known.
+
+    oned writes a vector as ``VM_MAD=ARGUMENTS=-t 15 -l migrate cxm,NAME=vmm_cxm,...`` (source).
+    """
+    for vector in reversed(_settings(remotes, "VM_MAD")):
+        pairs = dict(re.findall(r"(?:^|,)([A-Z_]+)=(.*?)(?=,[A-Z_]+=|$)", vector))
+        if pairs.get("NAME") == vm_mad:
+            listed = LOCAL.search(pairs.get("ARGUMENTS", ""))
+            words = listed[1].split(",") if listed else []
+            return action in {word.partition("=")[0].lower() for word in words}
+    return None
 
 
 def is_frontend(remotes: str) -> bool:

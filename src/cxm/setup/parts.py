@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from cxm.errors import ConfigError
+from cxm.one import frontend
 from cxm.one.version import OneVersion
 from cxm.setup import oneconf
 from cxm.setup.oneconf import Entry
@@ -170,7 +171,7 @@ class LocalActions:
         return text, f"VM_MAD '{self.own}': {', '.join(self.words)} on the frontend (-l)"
 
     def _extended(self, value: str) -> str:
-        match = re.search(r"(?:^|\s)(?:-l\s*|--local(?:\s+|=))([^\s-]\S*)", value)
+        match = frontend.LOCAL.search(value)
         if match is None:
             # The last word is the directory of the scripts.
             before, _blank, last = value.rpartition(" ")

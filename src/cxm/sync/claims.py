@@ -17,7 +17,7 @@ from typing import Final
 from cxm.errors import RefusedError, UsageError
 from cxm.names import VmId, vm_id
 
-LONGEST_S: Final = 86400.0
+LONGEST_S: Final = 86400.0  # nobody works on a migration that was begun so long ago
 _NAME: Final = "claim-"
 
 
@@ -54,13 +54,17 @@ def end(place: str, vm: VmId) -> None:
         os.unlink(os.path.join(place, f"{_NAME}{vm}"))
 
 
+def _read(path: str, vm: VmId) -> Claim:
+    with open(path, encoding="utf-8") as file:
+        raw = json.load(file)
+    return Claim(vm, str(raw["host"]), float(raw["made_at"]), raw["lost"] is True)
+
+
 def find(place: str, vm: VmId, now: float) -> Claim | None:
     """The claim on a VM; raises RefusedError for one that cannot be read: nothing may be done."""
     path = os.path.join(place, f"{_NAME}{vm}")
     try:
-        with open(path, encoding="utf-8") as file:
-            raw = json.load(file)
-        claim = Claim(vm, str(raw["host"]), float(raw["made_at"]), raw["lost"] is True)
+        claim = _read(path, vm)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -72,8 +76,8 @@ def find(place: str, vm: VmId, now: float) -> Claim | None:
     return claim if now - claim.made_at < LONGEST_S else None
 
 
-def all_of(place: str, now: float) -> Iterator[Claim]:
-    """All claims; one that cannot be read, or is too old, is ended."""
+def all_of(place: str) -> Iterator[Claim]:
+    """All claims, however old; of one that cannot be read only VM and age are known."""
     try:
         names = sorted(os.listdir(place))
     except FileNotFoundError:
@@ -81,13 +85,11 @@ def all_of(place: str, now: float) -> Iterator[Claim]:
     for name in names:
         if not name.startswith(_NAME) or name.endswith(".new"):
             continue
-        with suppress(UsageError):
+        path = os.path.join(place, name)
+        with suppress(UsageError, FileNotFoundError):
             vm = vm_id(name.removeprefix(_NAME))
+            made_at = os.stat(path).st_mtime
             try:
-                found = find(place, vm, now)
-            except RefusedError:
-                found = None
-            if found is None:
-                end(place, vm)
-            else:
-                yield found
+                yield _read(path, vm)
+            except (OSError, ValueError, KeyError, TypeError):
+                yield Claim(vm, "", made_at)

@@ -30,7 +30,7 @@ _FAILED_BOOTS: Final = (
 )  # fmt: skip
 _AT_REST: Final = ("POWEROFF", "SUSPENDED")
 # States in which OpenNebula is not at work on a VM: it takes it to be on a host, or not to run.
-_RESTING: Final = ("RUNNING", "UNKNOWN", *_AT_REST, *_FAILED_BOOTS)
+RESTING: Final = ("RUNNING", "UNKNOWN", *_AT_REST, *_FAILED_BOOTS)
 _NOT_RUNNING: Final = ("PENDING", "HOLD", "STOPPED", "UNDEPLOYED", "FAILED", "PROLOG_FAILURE")
 
 
@@ -122,7 +122,7 @@ def decide(
         return made(*_not_running(record, seen))
     if record.state == "MIGRATE" and claimed_s is not None and claimed_s > STUCK_S:
         return _stuck(record, seen, version)
-    if record.state not in _RESTING:
+    if record.state not in RESTING:
         return made(Kind.LEFT, f"OpenNebula is at work on it ({record.state})")
     if seen.doubt or not seen.host:
         return made(*_unplaced(record, seen))
@@ -199,6 +199,10 @@ def _refusal(record: Record, host: Host, *, same_host: bool) -> str:
     """Why oned would refuse the calls, as far as that is known before; empty for nothing."""
     if record.locked:
         return f"it is locked in OpenNebula: 'onevm unlock {record.vm}'"
+    if not host.confirms and not same_host:
+        what = f"oned.conf does not have VM_MAD '{host.vm_mad}' run migrate on the frontend (-l)"
+        what = f"{what}, so telling OpenNebula could move the VM"
+        return f"{what}: 'cxm-setup frontend --apply' there adds it, then restart oned"
     if host.offline and not same_host:
         what = f"{host.name} is OFFLINE in OpenNebula, which sends no VM there"
         return f"{what}: 'onehost enable {host.name}'"

@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from cxm import names
+from cxm import names, together
 from cxm.errors import CxmError, UsageError
 from cxm.node.client import Node
 from cxm.setup import keys
-from cxm.sync.act import Seen
+from cxm.sync.look import AT_ONCE, Seen
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +28,14 @@ _ASK_S: Final = 30.0
 
 def let_in(node: Callable[[str], Node], seen: Seen, home: str, command: str) -> None:
     """Write the lines of all nodes of clusters; raises OSError where that cannot be."""
-    wanted: dict[str, keys.PublicKey | None] = {}
-    for answer in seen.world.answers:
-        for host in answer.hosts if answer.clustered else ():
-            if host in seen.hosts and host not in answer.away:
-                wanted[host] = _key(node, host)
+    asked = [
+        host
+        for answer in seen.world.answers
+        if answer.clustered
+        for host in answer.hosts
+        if host in seen.hosts and host not in answer.away
+    ]
+    wanted = _keys(node, asked)
     path = os.path.join(home, ".ssh", "authorized_keys")
     try:
         # Whatever others' comments are written in, their lines stay byte for byte.
@@ -46,14 +49,19 @@ def let_in(node: Callable[[str], Node], seen: Seen, home: str, command: str) -> 
         _log.info("nodes that may nudge: %s", ", ".join(sorted(wanted)))
 
 
-def _key(node: Callable[[str], Node], host: str) -> keys.PublicKey | None:
-    """The key of a node; None for one that has none, or does not answer."""
-    try:
+def _keys(node: Callable[[str], Node], hosts: Collection[str]) -> dict[str, keys.PublicKey | None]:
+    """The keys of nodes; None for one that has none, or does not answer."""
+
+    def one(host: str) -> keys.PublicKey | None:
         said = node(host).call("nudge-key", {}, timeout_s=_ASK_S)["key"]
         return keys.public_key(str(said)) if said else None
-    except CxmError as error:
-        _log.debug("%s tells no key: %s", host, error.sentence())
-        return None
+
+    found: dict[str, keys.PublicKey | None] = {}
+    for host, answer in together.ask(hosts, one, at_once=AT_ONCE).items():
+        if isinstance(answer, CxmError):
+            _log.debug("%s tells no key: %s", host, answer.sentence())
+        found[host] = None if isinstance(answer, CxmError) else answer
+    return found
 
 
 def merge(

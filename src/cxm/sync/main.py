@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns the command ``cxm-sync``: its arguments, its turns, its output and its exit code.
+"""Owns the command ``cxm-sync``: its arguments, when it takes turns, its output and its exit code.
 
 It runs as oned's account, from a timer and at every nudge of a node. A nudge is only a hint that
 something has changed: it starts a turn now, in the background, and carries no order.
@@ -11,160 +11,24 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from typing import Any, Final, TextIO
 
-from cxm import __version__, config, lock, log
-from cxm.errors import CxmError, LockTimeoutError, UsageError, explained
-from cxm.names import CloudId, VmId, vm_id
-from cxm.node.client import Node, RemoteNode
-from cxm.one import frontend
-from cxm.one import version as one_version
-from cxm.one.api import Recorder, XmlRpc
-from cxm.one.version import OneVersion
-from cxm.run import Runner, System
-from cxm.sync import act, claims, keys, memory, removal
-from cxm.sync.act import Seen, Tools
-from cxm.sync.decide import Decision, Kind
-from cxm.sync.memory import Memory
-from cxm.sync.removal import Removal
+from cxm import __version__, lock, log
+from cxm.errors import CxmError, LockTimeoutError, RefusedError, UsageError, explained
+from cxm.names import VmId, vm_id
+from cxm.run import System
+from cxm.sync import keys, memory
+from cxm.sync.turns import LOCK_S, Here, Turn, around, turn
 
 _log = logging.getLogger(__name__)
 
-# How long a nudge waits for the turn that is under way, and how long it goes on looking at a VM
-# whose start or move is just ending.
-_LOCK_S: Final = 300.0
+# How long a nudge goes on looking at a VM whose start or move is just ending.
 _SETTLES_S: Final = 45.0
 _AGAIN_S: Final = 3.0
-_KEYS_EVERY_S: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Here:
-    """What the command may use of the frontend."""
-
-    remotes: str
-    runner: Runner
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    now: Callable[[], float] = time.time
-    sleep: Callable[[float], None] = time.sleep
-    oned: Callable[[str, Mapping[str, str]], Recorder] = XmlRpc
-    node: Callable[[str, CloudId], Node] | None = None
-    home: str = ""  # of oned's account, for the keys of nudges; empty: HOME
-    command: str = keys.COMMAND
-
-    @property
-    def place(self) -> str:
-        """Where claims and memory are."""
-        return claims.directory(self.remotes)
-
-    def tools(self) -> Tools:
-        """What a turn may use; raises CxmError where oned does not answer."""
-        source = os.path.join(self.remotes, "cxmrc")
-        settings, _warnings = config.frontend(config.read(source), source)
-        oned = self.oned(self.remotes, self.environ)
-
-        def reached(host: str) -> Node:
-            if self.node is not None:
-                return self.node(host, settings.cloud_id)
-            return RemoteNode(self.runner, host, settings.cloud_id)
-
-        return Tools(oned, reached, self.place, _version(oned, self.remotes), self.now, self.sleep)
-
-
-def _version(oned: Recorder, remotes: str) -> OneVersion:
-    """The version that oned gives itself; the oldest do not tell all of it."""
-    try:
-        return one_version.parse(oned.version())
-    except CxmError:
-        if frontend.setting(remotes, "PORT") is None:
-            raise
-        return one_version.of_remotes(remotes)
-
-
-@dataclass(slots=True)
-class Turn:
-    """What one turn has found and done."""
-
-    decisions: list[Decision] = field(default_factory=list)
-    removals: list[Removal] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    is_follower: bool = False
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing will show within moments."""
-        return not any(each.kind is Kind.WAIT for each in self.decisions)
-
-
-def turn(here: Here, *, dry_run: bool, remove: VmId | None = None) -> Turn:
-    """Look once, and with ``dry_run`` do nothing about it. Raises CxmError where oned is away."""
-    tools = here.tools()
-    known = memory.load(here.place)
-    if not tools.oned.leads():
-        note = "another frontend leads this zone: nothing is done here"
-        return Turn(notes=[note], is_follower=True)
-    known.began_at = here.now()
-    is_due = not 0 <= here.now() - known.removals_at < removal.EVERY_S
-    everybody = is_due or dry_run or remove is not None
-    seen = act.look(tools, known, everybody=everybody)
-    done = Turn(notes=_notes(seen, known))
-    done.decisions = act.judge(tools, seen, known)
-    if not dry_run:
-        act.end_claims(tools, seen)
-        act.confirm(tools, seen, done.decisions)
-        done.decisions = act.act(tools, seen, done.decisions, known)
-    if everybody:
-        done.removals = removal.run(tools, seen, dry_run=dry_run, only=remove)
-        known.removals_at = here.now()
-    if not dry_run:
-        _let_in(here, tools, seen, known)
-        _tell(known, done)
-        memory.store(here.place, known)
-    return done
-
-
-def _notes(seen: Seen, known: Memory) -> list[str]:
-    """What is wrong with the looking itself."""
-    notes = [f"{answer.asked}: {answer.doubt}" for answer in seen.world.answers if answer.doubt]
-    notes += [
-        f"{host} is the name of two nodes, or of a node and a host: 'cxm-setup node --host'"
-        for answer in seen.world.answers
-        for host in answer.unclear
-    ]
-    # Of a host in no cluster nothing can be said, whether it answers or not.
-    silent = {host: why for host, why in seen.world.silent.items() if host not in known.alone}
-    notes += [f"{host}: {why}" for host, why in silent.items() if not seen.world.covers(host)]
-    return notes
-
-
-def _let_in(here: Here, tools: Tools, seen: Seen, known: Memory) -> None:
-    """Let nodes nudge, now and then: a hint that is missing costs seconds."""
-    if 0 <= here.now() - known.keys_at < _KEYS_EVERY_S:
-        return
-    known.keys_at = here.now()
-    home = here.home or here.environ.get("HOME", "")
-    try:
-        keys.let_in(tools.node, seen, home, here.command)
-    except (CxmError, OSError) as error:
-        _log.warning("nodes cannot be let in to nudge: %s", error)
-
-
-def _tell(known: Memory, done: Turn) -> None:
-    """Log what is new: a turn every few seconds would fill the log with what stays."""
-    said: dict[str, str] = {str(note): "" for note in done.notes}
-    for each in done.decisions:
-        if each.kind in (Kind.STUCK, Kind.WAIT):
-            said[each.sentence] = ""
-        elif each.kind is Kind.AGREED and each.calls:
-            _log.info("%s", each.sentence)
-    said |= {each.sentence: "" for each in done.removals if not each.removed}
-    for sentence in said.keys() - set(known.said):
-        _log.warning("%s", sentence)
-    known.said = sorted(said)
+_EVERY_S: Final = 20.0  # as the timer
 
 
 # --- turns ----------------------------------------------------------------------------------------
@@ -173,21 +37,44 @@ def _tell(known: Memory, done: Turn) -> None:
 def sync(here: Here, *, nudged: bool) -> Turn | None:
     """Take turns until nothing is about to show; None where another run looks, or is about to."""
     asked_at = here.now()
-    try:
-        with ExitStack() as held:
+    with ExitStack() as held:
+        try:
             # Of several nudges one waits for the turn that is under way: it will see for all.
             with lock.hold(here.place, "waiting", timeout_s=0.0):
-                patience_s = _LOCK_S if nudged else 0.0
+                patience_s = LOCK_S if nudged else 0.0
                 held.enter_context(lock.hold(here.place, "sync", timeout_s=patience_s))
-            if nudged and memory.load(here.place).began_at > asked_at:
-                return None
+        except LockTimeoutError:
+            return None
+        if nudged and memory.load(here.place).began_at > asked_at:
+            return None
+        done = turn(here, dry_run=False)
+        is_due = done.is_due
+        while nudged and not done.is_settled and 0 <= here.now() - asked_at < _SETTLES_S:
+            here.sleep(_AGAIN_S)
             done = turn(here, dry_run=False)
-            while nudged and not done.is_settled and 0 <= here.now() - asked_at < _SETTLES_S:
-                here.sleep(_AGAIN_S)
-                done = turn(here, dry_run=False)
-            return done
-    except LockTimeoutError:
-        return None
+    if is_due:
+        with suppress(LockTimeoutError), lock.hold(here.place, "around", timeout_s=0.0):
+            _beside(here, lambda: around(here, done))
+    return done
+
+
+def _beside(here: Here, work: Callable[[], None]) -> None:
+    """Do it, and go on taking turns for as long as it takes: the timer waits for this process."""
+    with ThreadPoolExecutor(1) as pool:
+        doing = pool.submit(work)
+        while wait([doing], timeout=_EVERY_S).not_done:
+            with suppress(LockTimeoutError), lock.hold(here.place, "sync", timeout_s=0.0):
+                turn(here, dry_run=False)
+        doing.result()
+
+
+def remove(here: Here, vm: VmId) -> Turn:
+    """Remove a DONE VM's volumes that were kept: a human has said that nobody needs them."""
+    with lock.hold(here.place, "sync", timeout_s=LOCK_S):
+        done = turn(here, dry_run=False)
+    with lock.hold(here.place, "around", timeout_s=LOCK_S):
+        around(here, done, only=vm)
+    return done
 
 
 def detach(work: Callable[[], int]) -> int:
@@ -263,18 +150,20 @@ def _remotes(location: str | None) -> str:
 def run(here: Here, given: argparse.Namespace, out: TextIO) -> int:
     """The command; raises CxmError."""
     vm = None if given.remove is None else vm_id(given.remove)
+    done: Turn | None
     if given.dry_run:
-        done: Turn | None = turn(here, dry_run=True, remove=vm)
+        done = looked = turn(here, dry_run=True)
+        around(here, looked, dry_run=True, only=vm)
     elif vm is not None:
-        with lock.hold(here.place, "sync", timeout_s=_LOCK_S):
-            done = turn(here, dry_run=False, remove=vm)
+        done = remove(here, vm)
     else:
         done = sync(here, nudged=False)
     if done is None:
         # No failure: the timer's runs meet a nudge's in every failover.
         done = Turn(notes=["another cxm-sync is at work, and sees what this one would"])
     out.write(json.dumps(as_json(done), indent=1) + "\n" if given.json else text(done))
-    return 0
+    is_kept = vm is not None and not given.dry_run and not any(x.removed for x in done.removals)
+    return RefusedError.code if is_kept else 0
 
 
 def main(argv: Sequence[str], here: Here | None = None) -> int:

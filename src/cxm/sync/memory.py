@@ -38,11 +38,11 @@ class Memory:
 
     failures: dict[int, Failure] = field(default_factory=dict)
     answered: list[str] = field(default_factory=list)  # hosts that did, the last time
-    alone: list[str] = field(default_factory=list)  # hosts that are in no cluster
+    clustered: list[str] = field(default_factory=list)  # hosts that are nodes of clusters
     began_at: float = 0.0  # when the last run began
-    keys_at: float = 0.0  # when nodes were last asked for their keys
     said: list[str] = field(default_factory=list)  # what was logged and still holds
-    removals_at: float = 0.0  # when volumes were last looked for that wait for their removal
+    said_around: list[str] = field(default_factory=list)  # the same of the last look around
+    around_at: float = 0.0  # when the last look around began (:mod:`cxm.sync.around`)
 
     def failed(self, vm: int, key: str, now: float, why: str) -> None:
         """Something could not be done; each time in a row the pause is longer."""
@@ -65,11 +65,11 @@ def load(place: str) -> Memory:
         return Memory(
             {int(vm): _failure(row) for vm, row in failures.items()},
             [str(host) for host in raw["answered"]],
-            [str(host) for host in raw["alone"]],
+            [str(host) for host in raw["clustered"]],
             float(raw["began_at"]),
-            float(raw["keys_at"]),
             [str(each) for each in raw["said"]],
-            float(raw["removals_at"]),
+            [str(each) for each in raw["said_around"]],
+            float(raw["around_at"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Memory()

@@ -38,6 +38,8 @@ class Host:
     offline: bool  # an administrator has taken it out of use: oned sends no VM there
     ours: bool
     monitored: bool
+    vm_mad: str = ""
+    confirms: bool = True  # its driver's migrate runs on the frontend, where it sees the claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def hosts(pool: str) -> list[Host]:
             offline=xml.number_of(each, "STATE") == _OFFLINE,
             ours=xml.text_of(each, "IM_MAD") == OURS,
             monitored=xml.number_of(each, "STATE") in (1, xml.HostState.MONITORED),
+            vm_mad=xml.text_of(each, "VM_MAD"),
         )
         for each in xml.parse(pool, "HOST_POOL").iterfind("HOST")
     ]
