@@ -196,8 +196,9 @@ def _location(chance: random.Random, name: str, vm: str) -> str:
 
 def _colocation(chance: random.Random, name: str, vms: Sequence[str]) -> str:
     some = chance.sample(list(vms), chance.choice((2, 2, 3)))
-    kinds = ("-INFINITY", "-INFINITY", "-500", "-500", "INFINITY", "300", "500", "-2000")
-    score = chance.choice(kinds)
+    # Mostly small ones, or most plans would leave most VMs alone.
+    wishes = ("-100", "-150", "-200", "-300", "100", "200")
+    score = chance.choice((*wishes, *wishes, "-INFINITY", "-INFINITY", "INFINITY", "500", "-2000"))
     if len(some) == 2 and chance.random() < 0.6:
         return f'<rsc_colocation id="{name}" rsc="{some[0]}" with-rsc="{some[1]}" score="{score}"/>'
     refs = "".join(f'<resource_ref id="{each}"/>' for each in some)
@@ -211,7 +212,7 @@ def _any(directory: Path, seed: int) -> int:
     vms = {number: chance.choice(NODES[:2]) for number in range(1, chance.randint(5, 8))}
     ids = [vm_id(vm) for vm in vms]
     given = [_location(chance, f"l{n}", chance.choice(ids)) for n in range(chance.randint(0, 3))]
-    given += [_colocation(chance, f"c{n}", ids) for n in range(chance.randint(0, 3))]
+    given += [_colocation(chance, f"c{n}", ids) for n in range(chance.randint(0, 4))]
     lab = Lab(directory, vms, *given)
     made = plan(lab.snapshot({vm: chance.choice((5.0, 20.0, 45.0)) for vm in vms}))
     if lab.at_work() or any("finds no place" in each for each in made.stays):

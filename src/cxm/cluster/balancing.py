@@ -91,7 +91,8 @@ def bounds(cluster: Cluster, *, leaving: str = "") -> dict[str, Bound]:
             nodes = suit if nodes is None else tuple(name for name in nodes if name in suit)
         stays = said.stays
         if not stays and vm.node in takes and vm.node not in allowed:
-            stays = f"Pacemaker wants it on {' or '.join(allowed)}, and finds no place for it there"
+            where = f"on {' or '.join(allowed)}" if allowed else "nowhere"
+            stays = f"Pacemaker wants it {where}, and finds no place for it there"
         stays = stays if is_managed(cluster, vm) else "not managed by Pacemaker"
         found[vm.resource.id] = Bound(nodes, said.prefers(takes), said.apart, said.together, stays)
     return found

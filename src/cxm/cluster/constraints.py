@@ -338,13 +338,15 @@ class _Reader:
 
         Pacemaker hands on where a VM is wanted to those that it is told apart from, and from them
         to others, with the sign turned round each time: an order about a VM draws one after it that
-        it has nothing to do with, if INFINITY is on the way (``tests/unit``).
+        it has nothing to do with, if what is handed on is more than what holds that in place.
         """
         for group in _joined(each.vms for each in self._relations):
             about = [each for each in self._relations if not set(group).isdisjoint(each.vms)]
-            if len(about) > 1 and any(abs(each.score) == _ALWAYS for each in about):
+            weight = sum(abs(each.score) for each in about)
+            if len(about) > 1 and weight >= min(self._stickiness[rid] for rid in group):
                 which = " and ".join(dict.fromkeys(each.which for each in about))
-                self._stay(group, f"{which} are about the same VMs, one of them with INFINITY")
+                why = "are about some of the same VMs, and their scores together are too high"
+                self._stay(group, f"{which} {why}")
 
     def _near(self, rids: Collection[str]) -> list[str]:
         """All that have to do with VMs."""
