@@ -100,5 +100,5 @@ def _small_vm(chance: random.Random, vm: Vm, nodes: list[Node]) -> Vm:
         live=not seldom(0.1),
         apart=("a",) if seldom(0.15) else (),
         nodes=others if seldom(0.15) else None,
-        prefers=chance.choice(nodes).name if seldom(0.1) else None,
+        prefers=(chance.choice(nodes).name,) if seldom(0.1) else (),
     )

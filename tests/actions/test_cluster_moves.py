@@ -293,7 +293,7 @@ class TestRefused:
         """Debian's Xen cannot move it."""
         pair = Pair()
         pair.start("node1", guest_type="pv")
-        with pytest.raises(RefusedError, match="VM 7 is a PV guest"):
+        with pytest.raises(RefusedError, match="cannot move while it runs: it is a PV guest"):
             pair.move("node1", "node2")
         assert assert_well(pair) == "node1"
 

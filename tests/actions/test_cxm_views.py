@@ -117,6 +117,11 @@ def test_json_is_for_programs(crm: FakeCluster) -> None:
         "live_migration": True,
         "preferred": "node1",
         "resource": "cxm-cloudone1-7",
+        "only_on": None,
+        "prefers": [],
+        "apart": [],
+        "together": [],
+        "stays": None,
     }
     assert told["nodes"][0]["fencing_device"] == "fence-node1"
 

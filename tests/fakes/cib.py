@@ -74,10 +74,14 @@ class Cluster:
 
     def where(self, resource: str) -> set[str]:
         """Where a resource runs."""
-        argv = ["env", f"CIB_file={self._write()}", "crm_mon", "-1", "--output-as=xml"]
-        said = fromstring(System().run(argv).stdout)
+        said = fromstring(self.crm_mon())
         found = (each for each in said.iter("resource") if each.get("id") == resource)
         return {node.get("name", "") for each in found for node in each.iter("node")}
+
+    def crm_mon(self) -> str:
+        """What the real crm_mon tells of it."""
+        argv = ["env", f"CIB_file={self._write()}", "crm_mon", "-1", "--output-as=xml"]
+        return System().run(argv).stdout
 
     def verify(self) -> str:
         """What crm_verify complains of."""

@@ -63,6 +63,7 @@ class Place:
     role: str = "Started"
     blocked: bool = False
     failed: bool = False
+    managed: bool = True
 
 
 @dataclass(slots=True)
@@ -179,6 +180,12 @@ class FakeCluster:
         else:
             self.deactivate(f"lv-one-{vm}-0")
         return resource.id
+
+    def constrain(self, text: str) -> None:
+        """An administrator writes a constraint."""
+        parent = self.cib.find("configuration/constraints")
+        assert parent is not None
+        parent.append(ET.fromstring(text))
 
     def can_balance(self) -> None:
         """The cluster has a balancer of its own, off."""
@@ -303,7 +310,7 @@ class FakeCluster:
                 "role": place.role,
                 "blocked": str(place.blocked).lower(),
                 "failed": str(place.failed).lower(),
-                "managed": "true",
+                "managed": str(place.managed).lower(),
             }
             made = SubElement(rows, "resource", row)
             for name in place.nodes:

@@ -38,7 +38,8 @@ def _vms(draw: st.DrawFn, number: int, names: tuple[str, ...]) -> Vm:
         apart=("a",) if draw(seldom) else (),
         together=("t",) if draw(seldom) else (),
         nodes=tuple(draw(st.sets(where))) if draw(seldom) else None,
-        prefers=draw(where) if draw(seldom) else None,
+        prefers=tuple(draw(st.sets(where))) if draw(seldom) else (),
+        stays="it is told to" if draw(seldom) else "",
     )
 
 
@@ -127,6 +128,7 @@ def _limits(snapshot: Snapshot, begin: replay.Where, made: Plan) -> None:
         assert len(ends) == len(set(ends))
     for move in moves:
         assert move.vm.movable
+        assert not move.vm.stays
         assert move.vm.live or limits.restart
         assert roles[move.target] is Role.BOTH
         assert roles[move.source] in (Role.BOTH, Role.SOURCE)

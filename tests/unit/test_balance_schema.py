@@ -110,7 +110,7 @@ def test_all_that_can_be_said_is_read() -> None:
     found = schema.parse(_text(vms=[vm, off], settings=settings), "it")
     (web,) = found.vms
     assert (web.movable, web.apart, web.together) == (False, ("web",), ("app",))
-    assert (web.nodes, web.prefers, web.used) == (("node1",), "node1", 90.0)
+    assert (web.nodes, web.prefers, web.used) == (("node1",), ("node1",), 90.0)
     assert found.settings == Settings(max_vms=9, max_moves=2, parallel=1, restart=True)
     assert found.nodes[0].role is Role.BOTH
 

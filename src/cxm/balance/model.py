@@ -38,6 +38,7 @@ class Vm:
 
     ``used`` is the CPU that it used over a window, None where nobody knows. Of the VMs that share
     a name in ``apart`` no two may be on one node; those that share one in ``together`` must be.
+    ``stays`` is why it may not be moved, where there is more to say than that.
     """
 
     name: str
@@ -50,7 +51,8 @@ class Vm:
     apart: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
     nodes: tuple[str, ...] | None = None  # where it can be; None: anywhere
-    prefers: str | None = None
+    prefers: tuple[str, ...] = ()  # each as good as the others
+    stays: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({mib(self.memory)})"
@@ -118,7 +120,8 @@ class Balance:
 class Plan:
     """What to do, in order: the moves of a step are made at the same time, then the next one's.
 
-    ``stuck`` tells, a sentence each, what should be otherwise and cannot be.
+    ``stuck`` tells, a sentence each, what should be otherwise and cannot be; ``stays``, who was
+    left where it is for a reason of its own.
     """
 
     steps: tuple[tuple[Move, ...], ...]
@@ -126,6 +129,7 @@ class Plan:
     after: Balance
     reason: str
     stuck: tuple[str, ...] = ()
+    stays: tuple[str, ...] = ()
 
     @property
     def moves(self) -> list[Move]:

@@ -37,10 +37,11 @@ def plan(snapshot: Snapshot) -> Plan:
     forced = _forced(problem, problem.begin) > _forced(problem, where)
     if hops and not forced and gain(before, after) < settings.min_gain:
         reason = _too_little(before, after, hops, settings)
-        return Plan((), before, before, reason, _stuck(problem, problem.begin))
+        stuck = _stuck(problem, problem.begin)
+        return Plan((), before, before, reason, stuck, _stays(problem))
     steps = in_steps(problem, hops, max(1, settings.parallel), strict=search.strict)
     moves = tuple(tuple(_move(problem, hop) for hop in step) for step in steps)
-    made = Plan(moves, before, after, "", _stuck(problem, where))
+    made = Plan(moves, before, after, "", _stuck(problem, where), _stays(problem))
     return replace(made, reason=_reason(problem, made, settings, search, forced=forced))
 
 
@@ -101,6 +102,18 @@ def _stuck(problem: Problem, where: Sequence[int]) -> tuple[str, ...]:
     return tuple(_why(problem, number, where) for number in problem.wrong(where))
 
 
+def _stays(problem: Problem) -> tuple[str, ...]:
+    """Who is left where it is for a reason of its own, by reason."""
+    found: dict[str, list[str]] = {}
+    for vm in problem.vms:
+        if vm.stays:
+            found.setdefault(vm.stays, []).append(vm.name)
+    return tuple(
+        f"{', '.join(names)} {'stays' if len(names) == 1 else 'stay'}: {why}"
+        for why, names in found.items()
+    )
+
+
 def _why(problem: Problem, number: int, where: Sequence[int]) -> str:
     """What is wrong with where a unit is, and why it stays."""
     unit = problem.units[number]
@@ -115,10 +128,11 @@ def _why(problem: Problem, number: int, where: Sequence[int]) -> str:
         must = f"{names} must not be on {node.name}"
     else:
         must = f"{names} must not be on {node.name} with {_others(problem, number, where)}"
-    fixed = [vm for vm in vms if not vm.movable]
+    fixed = [vm for vm in vms if vm.stays or not vm.movable]
     bound = [vm for vm in vms if not vm.live]
     if fixed:
-        return f"{must}, but {fixed[0].name} may not be moved"
+        why = f": {fixed[0].stays}" if fixed[0].stays else ""
+        return f"{must}, but {fixed[0].name} may not be moved{why}"
     if not unit.movable and bound:
         return f"{must}, but {bound[0].name} cannot move while it runs"
     if not unit.movable:

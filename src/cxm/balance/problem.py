@@ -200,7 +200,7 @@ def check(snapshot: Snapshot) -> None:
         if vm.name in seen:
             raise DataError(f"there are two VMs called '{vm.name}'")
         seen.add(vm.name)
-        named = {vm.node, vm.prefers, *(vm.nodes or ())} - known - {None}
+        named = {vm.node, *vm.prefers, *(vm.nodes or ())} - known - {None}
         if named:
             raise DataError(f"VM {vm.name} names '{min(map(str, named))}', which is no node")
     for bundle in _bundles(snapshot.vms):
@@ -233,7 +233,8 @@ def _bundles(vms: Sequence[Vm]) -> list[tuple[int, ...]]:
 
 
 def _may_move(vm: Vm, node: Node, *, restart: bool) -> bool:
-    return vm.movable and (vm.live or restart) and node.role is not Role.NEITHER
+    free = vm.movable and not vm.stays and (vm.live or restart)
+    return free and node.role is not Role.NEITHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +255,9 @@ def _unit(bundle: tuple[int, ...], rows: Sequence[_Row], at: dict[str, int]) -> 
     rebates: dict[int, float] = {}
     price = 0.0
     for each in members:
-        homes = [each.begin, at[each.vm.prefers]] if each.vm.prefers in at else [each.begin]
-        price += each.price * len(homes)
-        for node in homes:
+        liked = [at[name] for name in each.vm.prefers if name in at]
+        price += each.price * (2 if liked else 1)
+        for node in (each.begin, *liked):
             rebates[node] = rebates.get(node, 0.0) + each.price
         if each.vm.nodes is not None:
             allowed = frozenset(at[name] for name in each.vm.nodes if name in at)

@@ -157,7 +157,8 @@ def _vm(value: object, number: int) -> Vm | None:
         apart=row.words("apart"),
         together=row.words("together"),
         nodes=only or None,
-        prefers=row.take("prefers", str),
+        prefers=row.words("prefers"),
+        stays=row.take("stays", str, ""),
     )
     row.end(_VM)
     return None if state in _STANDS else made
@@ -185,6 +186,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "reason": plan.reason,
         "stuck": list(plan.stuck),
+        "stays": list(plan.stays),
         "gain_percent": round(gain(plan.before, plan.after), 2),
         "before": _balance(plan.before),
         "after": _balance(plan.after),

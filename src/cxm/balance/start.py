@@ -12,10 +12,12 @@ from cxm.balance.rooms import Rooms
 def choose(snapshot: Snapshot, vm: Vm, first: str | None = None) -> str | None:
     """The node on which the VM makes the cluster least uneven; None where none has room for it.
 
-    ``first`` is taken if it has. Nodes on which N+1 would be lost come last.
+    ``first`` is taken if it has, unless it shall be together with others elsewhere. Nodes on which
+    N+1 would be lost come last.
     """
     others = tuple(each for each in snapshot.vms if each.name != vm.name)
-    found: list[tuple[bool, bool, float, str]] = []
+    near = {each.node for each in others if each.node and set(each.together) & set(vm.together)}
+    found: list[tuple[bool, bool, bool, float, str]] = []
     for node in snapshot.nodes:
         if node.role is not Role.BOTH or (vm.nodes is not None and node.name not in vm.nodes):
             continue
@@ -32,5 +34,6 @@ def choose(snapshot: Snapshot, vm: Vm, first: str | None = None) -> str | None:
             continue
         rooms.put(number, at)
         uneven = problem.balance(problem.begin).imbalance
-        found.append((node.name != first, not rooms.safe(), uneven, node.name))
+        is_far = bool(near) and node.name not in near
+        found.append((is_far, node.name != first, not rooms.safe(), uneven, node.name))
     return min(found)[-1] if found else None

@@ -20,6 +20,7 @@ def plan(snapshot: Snapshot, made: Plan, style: Style) -> str:
     if made.moves:
         parts.append("\n" + moves(made, style))
     parts += [f"{style.paint(sentence, Tint.BAD)}\n" for sentence in made.stuck]
+    parts += [f"{style.paint(sentence, Tint.NOTICE)}\n" for sentence in made.stays]
     return "".join(parts)
 
 

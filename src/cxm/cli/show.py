@@ -25,7 +25,7 @@ def list_(world: World) -> int:
     """All VMs."""
     cluster = world.cluster()
     if world.as_json:
-        world.show_json([views.vm_json(vm) for vm in cluster.vms])
+        world.show_json(views.vms_json(cluster, cluster.vms))
     else:
         style = world.looks()
         world.show(views.banner(cluster, style) + views.vms(cluster.vms, style))
@@ -45,9 +45,10 @@ def infos(world: World, *, with_metrics: bool = False) -> int:
 
 def search(world: World, *, name: str) -> int:
     """VMs by a part of their name; as grep, fails when there is none."""
-    found = find_vms(world.cluster(), name)
+    cluster = world.cluster()
+    found = find_vms(cluster, name)
     if world.as_json:
-        world.show_json([views.vm_json(vm) for vm in found])
+        world.show_json(views.vms_json(cluster, found))
     else:
         world.show(views.vms(found, world.looks()))
     return 0 if found else _NOT_FOUND

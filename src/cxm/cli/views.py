@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from cxm.cli.text import Cell, Style, Tint
+from cxm.cluster import balancing
 from cxm.cluster.alarms import alarms, n_plus_one
 from cxm.cluster.amounts import ago, count, mib
 from cxm.cluster.balancer import Balancer
+from cxm.cluster.balancing import Bound
 from cxm.cluster.model import WRONG, Cluster, Member, NodeState, Vm, VmState
 
 _NODE_TINTS: Final = {
@@ -152,7 +154,13 @@ def who_json(vm: Vm) -> dict[str, Any]:
     return {"cloud": vm.resource.cloud, "vm": vm.resource.vm, "name": vm.name}
 
 
-def vm_json(vm: Vm) -> dict[str, Any]:
+def vms_json(cluster: Cluster, vms: Iterable[Vm]) -> list[dict[str, Any]]:
+    """VMs, as :func:`cxm.balance.schema.parse` reads them too."""
+    bounds = balancing.bounds(cluster)
+    return [_vm_json(vm, bounds[vm.resource.id]) for vm in vms]
+
+
+def _vm_json(vm: Vm, bound: Bound) -> dict[str, Any]:
     """A VM; ``memory_mib`` and ``cpu`` (percent) are what it takes of a node."""
     resource = vm.resource
     return {
@@ -167,6 +175,11 @@ def vm_json(vm: Vm) -> dict[str, Any]:
         "live_migration": resource.migratable,
         "preferred": resource.preferred or None,
         "resource": resource.id,
+        "only_on": None if bound.nodes is None else list(bound.nodes),
+        "prefers": list(bound.prefers),
+        "apart": list(bound.apart),
+        "together": list(bound.together),
+        "stays": bound.stays or None,
     }
 
 
@@ -197,13 +210,13 @@ def infos_json(cluster: Cluster, used: Mapping[str, float] | None = None) -> dic
         "alarms": [{"text": each.text, "advice": each.advice} for each in alarms(cluster)],
         "nodes": [node_json(member) for member in cluster.nodes],
         "vms": [
-            vm_json(vm) if used is None else {**vm_json(vm), "cpu_used": used.get(vm.resource.id)}
-            for vm in cluster.vms
+            row if used is None else {**row, "cpu_used": used.get(row["resource"])}
+            for row in vms_json(cluster, cluster.vms)
         ],
     }
 
 
 def top_json(cluster: Cluster, live: Mapping[str, float]) -> dict[str, Any]:
     """The same, and what each VM of this node uses of one processor, in percent."""
-    vms = [{**vm_json(vm), "cpu_now": live.get(vm.resource.id)} for vm in cluster.vms]
+    vms = [{**row, "cpu_now": live.get(row["resource"])} for row in vms_json(cluster, cluster.vms)]
     return infos_json(cluster) | {"vms": vms}

@@ -171,9 +171,12 @@ def n_plus_one(cluster: Cluster, known: Mapping[str, list[Vm]] | None = None) ->
         return False, "unknown: Pacemaker does not count memory (placement-strategy)"
     found = losses(cluster) if known is None else known
     if not found:
-        if known is None:
-            return True, "every VM still fits if any one node dies"
-        return True, "Pacemaker starts every VM again if any one node dies (simulated)"
+        text = "every VM still fits if any one node dies"
+        if known is not None:
+            text = "Pacemaker starts every VM again if any one node dies (simulated)"
+        elif cluster.constraints.binding:
+            text = f"by room {text}; what constraints forbid, 'cxm check' asks Pacemaker"
+        return True, text
     parts = []
     for node, left in found.items():
         names = ", ".join(f"{vm.name} ({vm.resource.memory_mib} MiB)" for vm in left)

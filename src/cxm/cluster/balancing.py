@@ -4,7 +4,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cxm.balance import model
@@ -42,7 +42,7 @@ def limits(config: NodeConfig) -> Settings:
 
 def evacuation(cluster: Cluster, node: str, config: NodeConfig, *, restart: bool) -> Plan:
     """What has to move so that a node becomes empty, in order, and nothing else."""
-    seen = snapshot(cluster, {}, config)
+    seen = snapshot(cluster, {}, config, leaving=node)
     nodes = tuple(
         replace(each, role=Role.SOURCE) if each.name == node else each for each in seen.nodes
     )
@@ -54,38 +54,96 @@ def best_start(cluster: Cluster, vm: Vm, config: NodeConfig) -> str | None:
     """Where a VM starts best: where it was ordered to last if that has room; None for nowhere."""
     seen = snapshot(cluster, {}, config)
     known = vm.resource
-    wanted = model.Vm(known.id, known.memory_mib, known.cpu, None, live=known.migratable)
     name = next(name for name, each in by_name(cluster).items() if each.resource.id == known.id)
-    others = tuple(each for each in seen.vms if each.name != name)
-    return choose(replace(seen, vms=others), wanted, known.preferred or None)
+    wanted = _placed(replace(vm, nodes=()), known.id, bounds(cluster)[known.id])
+    others = replace(seen, vms=tuple(each for each in seen.vms if each.name != name))
+    first = known.preferred or None
+    found = choose(others, wanted, first)
+    # What is only wished is no reason not to start; what must be, Pacemaker is asked.
+    return found or choose(others, replace(wanted, nodes=None, apart=()), first)
 
 
-def snapshot(cluster: Cluster, used: Mapping[str, float], config: NodeConfig) -> Snapshot:
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a plan must keep of a VM's own, beside its size."""
+
+    nodes: tuple[str, ...] | None  # None: any
+    prefers: tuple[str, ...]
+    apart: tuple[str, ...]
+    together: tuple[str, ...]
+    stays: str  # why it must stay where it is; empty: it need not
+
+
+def bounds(cluster: Cluster, *, leaving: str = "") -> dict[str, Bound]:
+    """What constraints, processors and Pacemaker say of VMs, by their resources.
+
+    A node that takes no VMs is no better place, and neither is one that all are ``leaving``.
+    """
+    takes = [each.name for each in cluster.nodes if each.takes_vms and each.name != leaving]
+    processors = {each.name: _like(cluster, each.name) for each in cluster.nodes}
+    found = {}
+    for vm in cluster.vms:
+        said = cluster.constraints.of(vm.resource.id)
+        suit = processors.get(vm.node)
+        allowed = said.nodes(takes, vm.node)
+        nodes = None if set(takes) <= set(allowed) else allowed
+        if suit is not None:
+            nodes = suit if nodes is None else tuple(name for name in nodes if name in suit)
+        stays = said.stays
+        if not stays and vm.node in takes and vm.node not in allowed:
+            where = f"on {' or '.join(allowed)}" if allowed else "nowhere"
+            stays = f"Pacemaker wants it {where}, and finds no place for it there"
+        stays = stays if is_managed(cluster, vm) else "not managed by Pacemaker"
+        found[vm.resource.id] = Bound(nodes, said.prefers(takes), said.apart, said.together, stays)
+    return found
+
+
+def is_managed(cluster: Cluster, vm: Vm) -> bool:
+    """Whether Pacemaker looks after a VM; of a node in maintenance that is said of the node."""
+    resting = {each.name for each in cluster.nodes if each.state is NodeState.MAINTENANCE}
+    return vm.managed or bool(resting & set(vm.nodes))
+
+
+def snapshot(
+    cluster: Cluster, used: Mapping[str, float], config: NodeConfig, *, leaving: str = ""
+) -> Snapshot:
     """The cluster for the planner; ``used`` is CPU in percent of one processor, by resource.
 
     A VM that is starting, moving or in trouble is left alone, as is everything on a node of which
-    Pacemaker empties already: it is counted where it is.
+    Pacemaker empties already: it is counted where it is. ``leaving`` is a node that will take none.
     """
     nodes = tuple(
         model.Node(each.name, each.memory, each.cpu, _role(each.state)) for each in cluster.nodes
     )
     names = {each.name for each in nodes}
-    processors = {each.name: _like(cluster, each.name) for each in nodes}
+    bound = bounds(cluster, leaving=leaving)
     vms = tuple(
-        model.Vm(
-            name,
-            vm.resource.memory_mib,
-            vm.resource.cpu,
-            vm.node if vm.node in names else None,
+        replace(
+            _placed(vm, name, bound[vm.resource.id]),
+            node=vm.node if vm.node in names else None,
             used=used.get(vm.resource.id),
-            movable=vm.state is VmState.RUNNING and len(vm.nodes) == 1,
-            live=vm.resource.migratable,
-            nodes=processors.get(vm.node),
         )
         for name, vm in by_name(cluster).items()
         if vm.nodes or vm.resource.started
     )
     return Snapshot(nodes, vms, limits(config))
+
+
+def _placed(vm: Vm, name: str, bound: Bound) -> model.Vm:
+    """A VM for the planner, nowhere yet."""
+    return model.Vm(
+        name,
+        vm.resource.memory_mib,
+        vm.resource.cpu,
+        None,
+        movable=vm.state is VmState.RUNNING and len(vm.nodes) == 1,
+        live=vm.resource.migratable,
+        apart=bound.apart,
+        together=bound.together,
+        nodes=bound.nodes,
+        prefers=bound.prefers,
+        stays=bound.stays,
+    )
 
 
 def _like(cluster: Cluster, source: str) -> tuple[str, ...] | None:

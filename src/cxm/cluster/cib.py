@@ -356,12 +356,34 @@ def release(cib: Element, rid: str) -> None:
             constraints.remove(location)
 
 
+def _forget(parent: Element, group: Element, tag: str, rid: str) -> bool:
+    """Take a name out of a group, and the group if nothing is left; whether it went."""
+    gone = [each for each in group.findall(tag) if each.get("id") == rid]
+    for each in gone:
+        group.remove(each)
+    if gone and group.find(tag) is None:
+        parent.remove(group)
+        return True
+    return False
+
+
 def remove(cib: Element, rid: str) -> None:
-    """Take a VM out, and every constraint that names it."""
+    """Take a VM out, and every constraint that names it; sets and tags go on without it.
+
+    A name that means nothing any more makes the whole document invalid, and Pacemaker refuses it.
+    """
     named = ("rsc", "with-rsc", "first", "then")
     for constraint in list(_section(cib, "constraints")):
-        if rid in [constraint.get(name) for name in named]:
+        sets = constraint.findall("resource_set")
+        for each in sets:
+            _forget(constraint, each, "resource_ref", rid)
+        is_empty = bool(sets) and constraint.find("resource_set") is None
+        if is_empty or rid in [constraint.get(name) for name in named]:
             _section(cib, "constraints").remove(constraint)
+    for parent in cib.iterfind("configuration/tags"):
+        for tag in parent.findall("tag"):
+            if _forget(parent, tag, "obj_ref", rid):
+                remove(cib, tag.get("id", ""))  # whatever names the tag
     for primitive in list(_section(cib, "resources")):
         if primitive.get("id") == rid:
             _section(cib, "resources").remove(primitive)

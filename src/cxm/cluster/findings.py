@@ -8,6 +8,7 @@ from typing import Final
 from cxm.cluster import balancer, nodefindings, nodes
 from cxm.cluster.alarms import alarms, keeps_quorum, n_plus_one
 from cxm.cluster.amounts import ago
+from cxm.cluster.balancing import is_managed
 from cxm.cluster.basis import SBD
 from cxm.cluster.model import RESTING, Cluster, Vm, VmState
 from cxm.cluster.nodefindings import Here
@@ -27,6 +28,7 @@ def judge(cluster: Cluster, here: Here, lost: Mapping[str, list[Vm]]) -> list[Ch
         *_balancer(cluster, here.now),
         *_fencing(cluster, here.now),
         *_hosts(cluster),
+        *_constraints(cluster),
         *_capacity(cluster, lost),
         *nodefindings.judge(cluster, here),
     ]
@@ -113,6 +115,19 @@ def _hosts(cluster: Cluster) -> Iterator[Check]:
     for name, meant in nodes.ambiguous({each.name: each.facts for each in cluster.nodes}).items():
         advice = f"'cxm-setup node --host NAME' on the one that OpenNebula does not call {name}"
         yield failed("hosts", f"'{name}' may mean {' or '.join(meant)}", advice)
+
+
+def _constraints(cluster: Cluster) -> Iterator[Check]:
+    """What an administrator's say that cannot be meant, and whom plans leave alone for them."""
+    advice = "'pcs constraint' or 'crm configure' shows and changes them"
+    for sentence in cluster.constraints.odd:
+        yield warning("constraints", sentence, advice)
+    for vm in cluster.vms:
+        if not is_managed(cluster, vm):
+            advice = f"'crm_resource --resource {vm.resource.id} --meta --delete-parameter "
+            advice += "is-managed', or the end of a maintenance, gives it back"
+            found = f"VM {vm.label} is not managed: nothing starts it when it or its node dies"
+            yield warning("state", found, advice)
 
 
 def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]:

@@ -11,11 +11,12 @@ from enum import StrEnum
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import balancer
+from cxm.cluster import balancer, constraints
 from cxm.cluster import cib as documents
 from cxm.cluster import nodes as documents_of_nodes
 from cxm.cluster.balancer import Balancer
 from cxm.cluster.cib import Resource
+from cxm.cluster.constraints import Constraints
 from cxm.cluster.nodes import Device, Facts
 from cxm.cluster.pacemaker import Failure, Fencing, Node, Placed, Status
 from cxm.errors import NotFoundError, UsageError
@@ -78,6 +79,7 @@ class Vm:
     resource: Resource
     state: VmState
     nodes: tuple[str, ...] = ()  # two while it moves
+    managed: bool = True  # Pacemaker looks after it
 
     @property
     def name(self) -> str:
@@ -139,6 +141,7 @@ class Cluster:
     devices: tuple[Device, ...] = ()
     is_watched: bool = True  # somebody looks after VMs that nobody waits for
     balancer: Balancer | None = None
+    constraints: Constraints = Constraints()
 
     @property
     def awaited(self) -> str:
@@ -217,7 +220,7 @@ def build(status: Status, cib: Element) -> Cluster:
         placed = status.resources.get(resource.id)
         where = () if placed is None else tuple(dict.fromkeys(placed.nodes))
         state = VmState.UNKNOWN if where and set(where) <= dark else vm_state(resource, placed)
-        vms.append(Vm(resource, state, where))
+        vms.append(Vm(resource, state, where, placed is None or placed.managed))
     known = documents_of_nodes.facts(cib)
     devices = tuple(documents_of_nodes.devices(cib))
     members = tuple(
@@ -237,6 +240,11 @@ def build(status: Status, cib: Element) -> Cluster:
         devices,
         watch is not None and bool(watch.nodes),
         balancer.of(cib, status),
+        constraints.read(
+            cib,
+            {vm.resource.id: vm.name for vm in vms},
+            [node.name for node in status.nodes],
+        ),
     )
 
 

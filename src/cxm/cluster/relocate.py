@@ -69,7 +69,8 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
         raise RefusedError(f"VM {vm.vm} does not run, so it cannot move")
     if not known.migratable:
         raise RefusedError(
-            f"VM {vm.vm} is a PV guest, which Debian's Xen cannot move while it runs",
+            f"VM {vm.vm} cannot move while it runs: it is a PV guest, which Debian's Xen cannot "
+            "move, or its resource has allow-migrate=false",
             hint="save and restore it, or make it PVH (XEN_TYPE)",
         )
     if node is None or not node.online or node.standby or node.maintenance:

@@ -159,8 +159,9 @@ def comes_to(vm: Vm, node: str, *, alive: bool = False) -> Callable[[Element], N
         if not found:
             raise RefusedError(
                 f"Pacemaker would not run VM {vm.vm} on {node}: the node has too little memory or "
-                "CPU left, is in standby, or has no locks",
-                hint="'cxm infos' shows what each node has left",
+                "CPU left, is in standby, has no locks, or a constraint keeps the VM away from it",
+                hint="'cxm infos' shows what each node has left; an administrator's constraints: "
+                "'cibadmin --query --scope constraints'",
             )
         if alive and not any(deed.action == "migrate" for deed in found):
             raise RefusedError(
