@@ -78,7 +78,8 @@ def do(lab: Lab, deed: Deed, source: Machine, target: Machine) -> None:
     if deed in (Deed.XL_RECEIVING, Deed.ALL_XL):
         _kill(target, "xl migrate-receive")
     if deed is Deed.SSH:
-        _kill(source, "ssh .*receive")
+        # Not xl, whose arguments have all of that too.
+        _kill(source, "^[^ ]*ssh .*receive")
     go_on(target)
 
 
