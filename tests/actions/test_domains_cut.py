@@ -75,7 +75,7 @@ def _cuts() -> Iterator[Any]:
     """Every case in every way; the dearest in one way, and in the others in make test-all."""
     for case in CASES:
         for how in How:
-            dear = case in _DEAR and how is not How.KILL
+            dear = case in _DEAR and (how is not How.KILL or case == "restore elsewhere")
             marks = [pytest.mark.extensive] if dear else []
             yield pytest.param(case, how, marks=marks, id=f"{case}-{how.value}")
 
