@@ -12,15 +12,16 @@ from typing import Final
 
 import pytest
 
-from lab import cluster, visit
+from lab import cluster, process, sshd, visit
 from lab import town as towns
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.oned import scenarios
 from lab.oned.cloud import Network
+from lab.oned.place import SYSTEM_WIDE
 from lab.oned.scenarios import Parts
-from lab.spec import BRIDGE
+from lab.spec import BRIDGE, FRONTEND_ADDRESS
 from tests.lab.invariant import watched
 from tests.lab.sites import versions
 from tests.lab.test_cluster import BACK_S, FAILOVER_S, Stage
@@ -28,6 +29,9 @@ from tests.lab.test_cluster import BACK_S, FAILOVER_S, Stage
 _ADDRESSES: Final = ("10.77.1.150", "10.77.1.151", "10.77.1.152")
 # The lab's ssh waits 30 s for a host, for emulated ones are slow; cxm-setup says 5 s.
 _TOLD_S: Final = 30.0 + 30.0
+# The sender tries again every 10 s, and starts Python on an emulated node.
+_NUDGED_S: Final = 240.0
+_KEY: Final = "/etc/cxm/nudge_key"
 _NOWHERE: Final = "02:00:00:00:00:01"
 
 
@@ -133,6 +137,49 @@ def test_an_operator_moves_vms(stage: Stage) -> None:
         second.run(["cxm", "eject", "--back", second.name], timeout_s=120.0)
         assert stage.answers().boot == boot
         scenarios.in_line(stage.cloud, vm, first.name)
+    scenarios.ended(stage.cloud, [vm])
+    assert stage.left() == []
+
+
+def _told(stage: Stage, vm: int, node: Machine) -> None:
+    """Wait until OpenNebula says by itself where a VM runs."""
+
+    def is_told() -> bool:
+        view = stage.cloud.vm(vm)
+        return (view.host, view.state) == (node.name, "RUNNING")
+
+    process.wait_until(is_told, timeout_s=_NUDGED_S, what=f"OpenNebula: VM {vm} on {node.name}")
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4", "3.8"))
+def test_a_node_nudges(stage: Stage) -> None:
+    """Nobody asks cxm-sync for a turn but the nodes; what they cannot tell at once they tell later.
+
+    Told twice, nothing happens twice; and their key is good for nothing else.
+    """
+    first, second = stage.nodes
+    (vm,) = deployed(stage)
+    boot = stage.answers().boot
+    stage.cloud.sync()  # as the timer does: it lets the nodes in
+    with watched(stage.lab), sshd.serving(stage.lab, SYSTEM_WIDE) as server:
+        first.run(["cxm", "migrate", str(vm), second.name], timeout_s=900.0)
+        _told(stage, vm, second)
+        words = ["-oStrictHostKeyChecking=accept-new", "-oBatchMode=yes", "-i", _KEY]
+        other = ["ssh", *words, f"oneadmin@{FRONTEND_ADDRESS}", "id"]
+        assert "uid=" not in first.run(other, timeout_s=60.0).stdout
+        server.stop()
+        second.run(["cxm", "migrate", str(vm), first.name], timeout_s=900.0)
+        waiting = ["sh", "-c", "ls /run/cxm/nudge | grep -q . && journalctl -t cxm-nudge -n 1"]
+        first.wait_until(waiting, timeout_s=FAILOVER_S)
+        assert stage.cloud.vm(vm).host == second.name
+        server.start()
+        _told(stage, vm, first)
+        for _time in range(2):
+            first.run(["one-migrate", str(vm), second.name, first.name])
+        first.wait_until(["sh", "-c", "! ls /run/cxm/nudge | grep -q ."], timeout_s=FAILOVER_S)
+        _told(stage, vm, first)
+        assert stage.answers().boot == boot
     scenarios.ended(stage.cloud, [vm])
     assert stage.left() == []
 
