@@ -27,7 +27,8 @@ from tests.fakes.domains import (
     start,
     stop,
 )
-from tests.fakes.machine import CLOUD
+from tests.fakes.filesteps import watched
+from tests.fakes.machine import CLOUD, Fault, How, KilledError
 from tests.fakes.xen import FakeXen
 
 
@@ -403,11 +404,17 @@ class TestForgetting:
     def test_what_was_being_written_goes_too(self, xen: FakeXen) -> None:
         """A start that is killed in the middle of a file, and never run again, leaves nothing."""
         machine, vm = xen.machine(), VmId(7)
-        with pytest.raises(UnicodeEncodeError):
-            configs.write(machine, CLOUD, vm, DomainName(NAME), "name = '\ud800'")
-        unwritable: Any = object()
-        with pytest.raises(TypeError):
-            guests.write(machine, Guest(CLOUD, vm, NAME, Life.RUNNING, unwritable, 0.0))
+        os.mkdir(xen.node.path("state", "guests"))
+        record = Guest(CLOUD, vm, NAME, Life.RUNNING, "started", 0.0)
+        for write in (
+            lambda: configs.write(machine, CLOUD, vm, DomainName(NAME), "name = 'x'"),
+            lambda: guests.write(machine, record),
+        ):
+            xen.node.revive()
+            xen.node.fault = Fault(0, How.KILL)
+            with pytest.raises(KilledError), watched(xen.node):
+                write()
+        xen.node.revive()
         assert len(os.listdir(xen.node.path("cfg"))) == 1
         assert len(os.listdir(xen.node.path("state", "guests"))) == 1
         directory = xen.node.path("datastores", "0", "7")

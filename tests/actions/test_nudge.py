@@ -12,13 +12,13 @@ import pytest
 from cxm.cluster import nudge
 from cxm.errors import UsageError
 from cxm.names import CloudId
-from cxm.node.client import Node
 from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 from cxm.setup import keys as setup_keys
 from cxm.sync import keys
 from cxm.sync.look import Seen
 from cxm.sync.views import Answer, Host, World
+from tests.fakes.answering import Answering
 from tests.fakes.domains import NAME
 from tests.fakes.machine import Outcome
 from tests.fakes.pair import Pair
@@ -246,16 +246,12 @@ class TestKeys:
         answer = Answer("node1", clustered=True, hosts=("node1", "stranger"))
         seen = Seen(World((answer,)), {}, {"node1": host})
 
-        class Told:
-            def call(self, verb: str, _args: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-                assert (verb, timeout_s > 0) == ("nudge-key", True)
-                return {"key": f"{KEY} x"}
-
-        def node(_host: str) -> Node:
-            return Told()  # type: ignore[return-value]
+        def told(verb: str, _args: dict[str, Any]) -> dict[str, Any]:
+            assert verb == "nudge-key"
+            return {"key": f"{KEY} x"}
 
         for _twice in range(2):
-            keys.let_in(node, seen, str(home), keys.COMMAND)
+            keys.let_in(lambda host: Answering(host, told), seen, str(home), keys.COMMAND)
         line = f'command="/usr/sbin/cxm-sync --nudged",restrict {KEY} cxm-sync:node=node1\n'
         assert path.read_bytes() == b"ssh-rsa BBBB J\xf6rg\x0c\r\n" + line.encode()
         assert path.stat().st_mode & 0o777 == 0o600

@@ -6,37 +6,22 @@ What is never to happen is looked for after each run: a VM started, moved or end
 that OpenNebula has no way out of.
 """
 
-import json
-import os
-import threading
-from argparse import Namespace
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cxm import lock
-from cxm.cluster import cib, relocate
-from cxm.errors import (
-    CxmError,
-    DataError,
-    LockTimeoutError,
-    RefusedError,
-    UnreachableError,
-    UsageError,
-)
+from cxm.cluster import relocate
+from cxm.errors import DataError, UnreachableError
 from cxm.names import VmId
 from cxm.node.verbs import Call
 from cxm.one.version import OneVersion
-from cxm.sync import claims, main, memory, turns
+from cxm.sync import claims, turns
 from cxm.sync.decide import Kind
-from cxm.sync.memory import Memory
-from cxm.sync.turns import Here, Turn
+from cxm.sync.turns import Turn
 from tests.fakes.believing import Believing
 from tests.fakes.machine import CLOUD
-from tests.fakes.pair import DISK, RID, Pair
+from tests.fakes.pair import Pair
 
 V38, V412, V510, V74 = (
     OneVersion(3, 8), OneVersion(4, 12), OneVersion(5, 10), OneVersion(7, 4),
@@ -44,15 +29,20 @@ V38, V412, V510, V74 = (
 ALL = [V38, V412, V510, V74]
 
 
-@pytest.fixture(params=[V74], ids=str)
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]:
+def believing(tmp_path: Path, version: OneVersion) -> Iterator[Believing]:
     """VM 7 runs on node1, and OpenNebula knows."""
     pair = Pair()
     pair.start("node1")
-    made = Believing(tmp_path, pair, request.param)
+    made = Believing(tmp_path, pair, version)
     yield made
     # No claim may stay that nobody ends.
     assert made.state == "MIGRATE" or not list(claims.all_of(str(made.here().place)))
+
+
+@pytest.fixture(params=[V74], ids=str)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]:
+    """Of the version that the test names, or of the newest."""
+    yield from believing(tmp_path, request.param)
 
 
 every_version = pytest.mark.parametrize("world", ALL, indirect=True, ids=str)
@@ -502,270 +492,3 @@ class TestNoEffect:
         world.migrate(VmId(7), 1, live=True)
         assert world.pair.runs_on() == ["node2"]
         assert world.belief() == ("RUNNING", "node2")
-
-
-class TestNudges:
-    """A hint: lost, doubled, late, it changes nothing but the moment."""
-
-    def test_goes_on_looking_until_it_is_certain(self, world: Believing) -> None:
-        """The VM was just being started when the nudge came."""
-        fail_over(world)
-        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
-        real = world.sleep
-
-        def better(seconds: float) -> None:
-            world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "1"))
-            real(seconds)
-
-        world.sleep = better  # type: ignore[method-assign]
-        quietly(world, nudged=True)
-        assert world.belief() == ("RUNNING", "node2")
-
-    def test_gives_up_after_a_while(self, world: Believing) -> None:
-        """The timer goes on."""
-        moved(world)
-        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
-        began = world.now
-        quietly(world, nudged=True)
-        assert world.now - began < 60
-
-    def test_a_clock_that_is_set_back(self, world: Believing) -> None:
-        """It ends no later: whoever waits holds up all other runs."""
-        moved(world)
-        world.pair.pacemaker.edit(lambda root: root.set("have-quorum", "0"))
-        turns: list[float] = []
-
-        def back(seconds: float) -> None:
-            turns.append(seconds)
-            world.now -= 3600
-            assert len(turns) < 10
-
-        world.sleep = back  # type: ignore[method-assign]
-        quietly(world, nudged=True)
-
-    def test_a_clock_that_is_set_back_while_oned_is_at_it(self, world: Believing) -> None:
-        """The next run sees what became of it."""
-        fail_over(world)
-        turns: list[float] = []
-
-        def begins(vm: VmId, host: int, *, live: bool) -> None:
-            assert (vm, host, live) == (7, 1, True)
-            world.state, world.host = "MIGRATE", "node2"
-
-        def back(seconds: float) -> None:
-            turns.append(seconds)
-            world.now -= 3600
-            assert len(turns) < 10
-
-        world.sleep, world.migrate = back, begins  # type: ignore[method-assign]
-        (only,) = world.sync().decisions
-        assert "OpenNebula is still at it" in only.sentence
-
-    def test_doubled(self, world: Believing) -> None:
-        """Who waited for the run that has just looked need not look again."""
-        here = world.here()
-        known = memory.load(here.place)
-        known.began_at = world.now + 1
-        memory.store(here.place, known)
-        assert main.sync(here, nudged=True) is None
-        assert world.asked == []
-
-    def test_one_waits_for_all(self, world: Believing) -> None:
-        """A node that nudges a hundred times does not make a hundred processes wait."""
-        here = world.here()
-        with lock.hold(here.place, "waiting", timeout_s=0.0):
-            assert main.sync(here, nudged=True) is None
-        assert world.asked == []
-
-
-class TestRemoval:
-    """Volumes that were in use when OpenNebula deleted their VM."""
-
-    def _requested(self, world: Believing) -> None:
-        with pytest.raises(CxmError, match="it runs on node1"):
-            world.pair.ask("node1", "disk-remove", vm=7, disk=0, dir=world.pair.directory("node1"))
-
-    def _has_disk(self, world: Believing) -> bool:
-        return DISK in world.pair.xens["node1"].node.state.lvs
-
-    def test_removed_when_the_vm_is_done(self, world: Believing) -> None:
-        """And not before."""
-        self._requested(world)
-        world.pair.stop("node1")
-        world.state = "POWEROFF"
-        assert "OpenNebula says POWEROFF" in quietly(world).removals[0].sentence
-        world.state = "DONE"
-        assert quietly(world).removals == []  # not at every turn
-        world.now += 301
-        assert quietly(world).removals[0].removed
-        assert not self._has_disk(world)
-        assert world.pair.resource() is None
-
-    def test_kept_while_it_runs(self, world: Believing) -> None:
-        """OpenNebula's clean-up of a lost host has deleted a VM that was rescued."""
-        self._requested(world)
-        world.state = "DONE"
-        done = quietly(world)
-        assert not done.removals[0].removed
-        assert self._has_disk(world)
-        assert "given it up (DONE), and it runs on node1" in done.decisions[0].sentence
-
-    def test_kept_for_a_vm_that_oned_does_not_know(self, world: Believing) -> None:
-        """It does not say DONE."""
-        self._requested(world)
-        world.pair.stop("node1")
-        world.is_known = False
-        assert "OpenNebula knows no such VM" in quietly(world).removals[0].sentence
-        assert self._has_disk(world)
-
-    def test_a_human_says_that_nobody_needs_it(self, world: Believing) -> None:
-        """OpenNebula gave it up, its clean-up reached no host, and it has been shut down since."""
-        world.state = "DONE"
-        here = world.here()
-        assert quietly(world).removals == []  # that it runs is said already
-        assert "it runs on node1" in main.remove(here, VmId(7)).removals[0].why
-        world.pair.stop("node1")
-        assert "--remove 7" in quietly(world).decisions[0].sentence
-        assert self._has_disk(world)
-        assert main.remove(here, VmId(7)).removals[0].removed
-        assert not self._has_disk(world)
-        assert quietly(world).decisions == []
-
-    def test_no_deletion_has_reached_them(self, world: Believing) -> None:
-        """The node was dead, or its LVM stood still: they are named, and a human says."""
-        world.pair.stop("node1")
-        world.pair.pacemaker.edit(lambda root: cib.remove(root, RID))
-        world.state = "POWEROFF"
-        assert quietly(world).removals == []
-        world.now += 301
-        world.state = "DONE"
-        (only,) = quietly(world).removals
-        assert only.sentence == (
-            f"VM 7: {DISK} on node1: OpenNebula says DONE, and they stay: "
-            "'cxm-sync --remove 7' removes them"
-        )
-        assert self._has_disk(world)
-        assert main.remove(world.here(), VmId(7)).removals[0].removed
-        assert not self._has_disk(world)
-
-    def test_no_turn_waits_for_them(self, world: Believing) -> None:
-        """LVM may stand still, and a host in no cluster may take a connection and never answer."""
-        world.hosts["solo1"] = 2
-        world.cut_off = {"solo1"}
-        quietly(world)
-        world.asked.clear()
-        world.now += 301
-        fail_over(world)
-        free: list[str] = []
-
-        def slow(host: str, verb: str) -> None:
-            if host == "solo1" or verb in ("requested", "nudge-key"):
-                assert world.belief() == ("RUNNING", "node2")
-                assert not lock.is_held(world.here().place, "sync")
-                free.append(verb)
-
-        world.before = slow
-        quietly(world)
-        assert sorted(set(free)) == ["nudge-key", "requested", "whereabouts"]
-        world.asked.clear()
-        quietly(world)
-        assert world.asked == [("node2", "whereabouts")]
-
-    def test_turns_go_on_beside_them(
-        self, world: Believing, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The timer waits for this process to end: a failover meanwhile is told by it."""
-        monkeypatch.setattr(main, "_EVERY_S", 0.05)
-        told, real = threading.Event(), turns.turn
-        failing = iter((None, fail_over))
-
-        def counted(here: Here, *, dry_run: bool) -> Turn:
-            if (fails := next(failing, None)) is not None:
-                fails(world)
-            done = real(here, dry_run=dry_run)
-            if world.host == "node2":
-                monkeypatch.setattr(main, "_EVERY_S", 60.0)
-                told.set()
-            return done
-
-        def hangs(_host: str, verb: str) -> None:
-            assert verb != "requested" or told.wait(20)
-
-        monkeypatch.setattr(main, "turn", counted)
-        world.before = hangs
-        world.sync()
-        assert told.is_set()
-        assert world.belief() == ("RUNNING", "node2")
-
-    def test_two_do_not_look_around_at_once(self, world: Believing) -> None:
-        """One hangs there: the others' turns go on without."""
-        with lock.hold(world.here().place, "around", timeout_s=0.0):
-            quietly(world)
-        assert "requested" not in [verb for _host, verb in world.asked]
-
-    def test_a_cluster_that_is_new(self, world: Believing) -> None:
-        """It is found by the look around, and from then on each turn asks it."""
-        here = world.here()
-        memory.store(here.place, Memory(around_at=world.now - 400))
-        fail_over(world)
-        assert quietly(world).decisions == []
-        quietly(world)
-        assert world.belief() == ("RUNNING", "node2")
-
-
-class TestCommand:
-    """What people and programs see."""
-
-    def _run(self, world: Believing, *, code: int = 0, **given: Any) -> str:
-        out = StringIO()
-        known = {"remove": None, "dry_run": False, "json": False} | given
-        assert main.run(world.here(), Namespace(**known), out) == code
-        return out.getvalue()
-
-    def test_what_is_not_removed_is_no_success(self, world: Believing) -> None:
-        """Scripts go by the exit code."""
-        world.state = "DONE"
-        assert "kept: " in self._run(world, remove="7", code=RefusedError.code)
-        assert "it runs on node1" in self._run(world, remove="7", code=RefusedError.code)
-        world.pair.stop("node1")
-        assert "to be removed" in self._run(world, remove="7", dry_run=True)
-        assert "removed: " in self._run(world, remove="7")
-        assert "nothing of it is there" in self._run(world, remove="7", code=RefusedError.code)
-
-    def test_text(self, world: Believing) -> None:
-        """A sentence for each VM."""
-        fail_over(world)
-        said = self._run(world, dry_run=True)
-        assert said == (
-            "act     VM 7 (web): OpenNebula says RUNNING on node1, but it runs on node2: "
-            "one.vm.migrate, live\n"
-        )
-
-    def test_json(self, world: Believing) -> None:
-        """The same, for programs."""
-        (vm,) = json.loads(self._run(world, json=True))["vms"]
-        expected = {"vm": 7, "state": "RUNNING", "host": "node1", "runs_on": "node1"}
-        assert vm | expected == vm
-        assert vm["kind"] == "agreed"
-
-    def test_two_at_once(self, world: Believing, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The timer's run leaves it to a nudge's, and has not failed; one that removes waits."""
-        fail_over(world)
-        monkeypatch.setattr(main, "LOCK_S", 0.0)
-        with lock.hold(world.here().place, "sync", timeout_s=0.0):
-            assert self._run(world) == (
-                "note: another cxm-sync is at work, and sees what this one would\n"
-            )
-            with pytest.raises(LockTimeoutError):
-                self._run(world, remove="7")
-        assert world.told == []
-
-    def test_wrong_number(self, world: Believing) -> None:
-        """Is refused."""
-        with pytest.raises(UsageError, match="is not the id of a VM"):
-            self._run(world, remove="x")
-
-    def test_nothing_is_written_for_others_to_read(self, world: Believing) -> None:
-        """Claims are oned's account's own."""
-        quietly(world)
-        assert os.stat(world.here().place).st_mode & 0o077 == 0

@@ -9,12 +9,12 @@ protocol reference. A driver reaches a node as over ssh: one that is dead does n
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-from cxm import config, wire
+from cxm import config
 from cxm.errors import CxmError, NotFoundError, UnreachableError
 from cxm.names import CloudId, VmId
 from cxm.node.client import Node
@@ -24,6 +24,7 @@ from cxm.run import System
 from cxm.sync.main import sync
 from cxm.sync.turns import Here, Turn
 from lab.oned import states
+from tests.fakes.answering import NoTransfers
 from tests.fakes.domains import guest
 from tests.fakes.machine import CLOUD
 from tests.fakes.pair import Pair
@@ -31,7 +32,7 @@ from tests.fakes.pair import Pair
 _HOSTS: Final = ("node1", "node2")
 
 
-class PairClient:
+class PairClient(NoTransfers):
     """A node of the pair as the frontend reaches it."""
 
     def __init__(self, world: "Believing", host: str) -> None:
@@ -52,21 +53,6 @@ class PairClient:
         if "dir" in given:
             given["dir"] = world.pair.directory(self._host)
         return world.pair.ask(self._host, verb, **given).result
-
-    def upload(
-        self, verb: str, args: dict[str, Any], items: Iterable[wire.Item], *, pack: bool
-    ) -> NoReturn:
-        raise AssertionError(verb)
-
-    def download(
-        self,
-        verb: str,
-        args: dict[str, Any],
-        take: Callable[[Iterator[wire.Item]], None],
-        *,
-        pack: bool,
-    ) -> NoReturn:
-        raise AssertionError(verb)
 
 
 @dataclass(frozen=True, slots=True)

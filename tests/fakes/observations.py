@@ -2,11 +2,9 @@
 # Copyright The cxm for OpenNebula authors
 """Owns observations made up for tests, and a node that gives them."""
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cxm import wire
 from cxm.config import FrontendConfig
 from cxm.errors import CxmError
 from cxm.node.sight import GuestState
@@ -14,6 +12,7 @@ from cxm.one.action import Context
 from cxm.one.im.observation import Guest, NodeFacts, Observation, Space, Usage
 from cxm.one.version import OneVersion
 from cxm.run import System
+from tests.fakes.answering import NoTransfers
 
 NODE = NodeFacts(
     hostname="solo1",
@@ -61,7 +60,7 @@ def as_result(seen: Observation) -> dict[str, Any]:
     return result
 
 
-class FakeObserver:
+class FakeObserver(NoTransfers):
     """A node that only observes; ``seen`` is what, or the error with which it fails."""
 
     def __init__(self, seen: Observation | CxmError) -> None:
@@ -78,21 +77,6 @@ class FakeObserver:
         if isinstance(self.seen, CxmError):
             raise self.seen
         return as_result(self.seen)
-
-    def upload(
-        self, verb: str, args: dict[str, Any], items: Iterable[wire.Item], *, pack: bool
-    ) -> dict[str, Any]:
-        raise AssertionError(f"{verb} is no observation")
-
-    def download(
-        self,
-        verb: str,
-        args: dict[str, Any],
-        take: Callable[[Iterator[wire.Item]], None],
-        *,
-        pack: bool,
-    ) -> dict[str, Any]:
-        raise AssertionError(f"{verb} is no observation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,20 @@
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-from cxm import config, wire
+from cxm import config
 from cxm.node.client import Node
 from cxm.one.action import Call, Context, load
 from cxm.one.version import OneVersion
+from tests.fakes.answering import NoTransfers
 from tests.fakes.call import ask
 from tests.fakes.machine import CLOUD
 from tests.fakes.xen import FakeXen
 
 
-class LocalNode:
+class LocalNode(NoTransfers):
     """The node itself: calls go as bytes into the helper on the modelled machine."""
 
     name = "this node"
@@ -27,21 +27,6 @@ class LocalNode:
 
     def call(self, verb: str, args: dict[str, Any], *, timeout_s: float = 120.0) -> dict[str, Any]:
         return ask(self._xen.machine(), verb, **args).result
-
-    def upload(
-        self, verb: str, args: dict[str, Any], items: Iterable[wire.Item], *, pack: bool
-    ) -> NoReturn:
-        raise AssertionError(f"no VMM action uploads: {verb}")
-
-    def download(
-        self,
-        verb: str,
-        args: dict[str, Any],
-        take: Callable[[Iterator[wire.Item]], None],
-        *,
-        pack: bool,
-    ) -> NoReturn:
-        raise AssertionError(f"no VMM action downloads: {verb}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from cxm.node.client import Node
 from cxm.one.version import OneVersion
 from cxm.sync.look import Seen, Tools, look
 from cxm.sync.memory import Memory
+from tests.fakes.answering import Answering
 
 DEAD = [f"dead{number}" for number in range(6)]
 CLUSTER = ["a", "b", "c"]
@@ -56,24 +57,22 @@ class World:
 
     def node(self, host: str) -> Node:
         """A host that answers or not."""
-        world = self
 
-        class Asked:
-            def call(self, verb: str, _args: Any, *, timeout_s: float) -> dict[str, Any]:
-                assert (verb, timeout_s > 0) == ("whereabouts", True)
-                world.asked.append(host)
-                if host in DEAD:
-                    world.silence.wait()
-                if host in (world.lost, *DEAD):
-                    raise UnreachableError(f"{host} cannot be reached by ssh")
-                if host in ALONE:
-                    return {"clustered": False}
-                return {
-                    "clustered": True, "doubt": "", "hosts": CLUSTER, "unclear": [], "away": [],
-                    "vms": [],
-                }  # fmt: skip
+        def asked(verb: str, _args: dict[str, Any]) -> dict[str, Any]:
+            assert verb == "whereabouts"
+            self.asked.append(host)
+            if host in DEAD:
+                self.silence.wait()
+            if host in (self.lost, *DEAD):
+                raise UnreachableError(f"{host} cannot be reached by ssh")
+            if host in ALONE:
+                return {"clustered": False}
+            return {
+                "clustered": True, "doubt": "", "hosts": CLUSTER, "unclear": [], "away": [],
+                "vms": [],
+            }  # fmt: skip
 
-        return Asked()  # type: ignore[return-value]
+        return Answering(host, asked)
 
 
 def test_dead_hosts_cost_the_time_of_one() -> None:

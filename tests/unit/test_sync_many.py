@@ -26,6 +26,7 @@ from cxm.sync.decide import Kind
 from cxm.sync.look import AT_ONCE
 from cxm.sync.memory import Memory
 from cxm.sync.turns import Here, Turn, turn
+from tests.fakes.answering import Answering
 
 HOSTS: Final = ("dead", "b", "c")
 CLOUD: Final = CloudId("cloudone1")
@@ -84,18 +85,15 @@ class World:
 
     def node(self, host: str, _cloud: CloudId) -> Node:
         """A node as drivers and the sync reach it."""
-        world = self
 
-        class Asked:
-            def call(self, verb: str, args: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-                assert timeout_s > 0
-                with world._lock:
-                    world.asked[host, verb] += 1
-                if host in world.silent:
-                    raise UnreachableError(f"{host} cannot be reached by ssh")
-                return world.answer(host, verb, args)
+        def asked(verb: str, args: dict[str, Any]) -> dict[str, Any]:
+            with self._lock:
+                self.asked[host, verb] += 1
+            if host in self.silent:
+                raise UnreachableError(f"{host} cannot be reached by ssh")
+            return self.answer(host, verb, args)
 
-        return Asked()  # type: ignore[return-value]
+        return Answering(host, asked)
 
     def answer(self, host: str, verb: str, args: dict[str, Any]) -> dict[str, Any]:
         """What a node does."""

@@ -6,12 +6,12 @@ Rounds in a row are counted in a file of the node: one that knows of none begins
 have moved, and rest, is in the CIB as well: a balancer that goes on elsewhere must know it.
 """
 
-import os
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
+from cxm import wholefile
 from cxm.balance import steady
 from cxm.balance.model import Plan, Snapshot
 from cxm.cli import views
@@ -96,11 +96,7 @@ def remembered(world: World, cluster: Cluster, cib: Element) -> steady.Memory:
 
 def remember(world: World, memory: steady.Memory) -> None:
     """Keep it on this node, for the next round."""
-    path = world.path(_MEMORY)
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(steady.to_text(memory))
-    os.replace(file.name, path)
+    wholefile.write(world.path(_MEMORY), steady.to_text(memory), directory_mode=0o755)
 
 
 def consider(

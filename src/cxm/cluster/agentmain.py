@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cxm import log
+from cxm import log, wholefile
 from cxm.cluster import agent
 from cxm.cluster.agent import Ocf
 from cxm.config import NodeConfig
@@ -29,14 +29,9 @@ _VM: Final = "OCF_RESKEY_vm"
 def _remember_uuid(machine: Machine, env: Mapping[str, str]) -> None:
     """Leave the VM's UUID for the monitors that start no Python."""
     cloud, vm = cloud_id(env.get(_CLOUD, "")), vm_id(env.get(_VM, ""))
-    directory = os.path.join(machine.run_dir, "uuid")
-    path = os.path.join(directory, f"{cloud}-{vm}")
-    if os.path.exists(path):
-        return
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    with open(f"{path}.{os.getpid()}", "w", encoding="ascii") as file:
-        file.write(f"{domain_uuid(cloud, vm)}\n")
-    os.replace(file.name, path)
+    path = os.path.join(machine.run_dir, "uuid", f"{cloud}-{vm}")
+    if not os.path.exists(path):
+        wholefile.write(path, f"{domain_uuid(cloud, vm)}\n", directory_mode=0o755)
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from cxm import wholefile
 from cxm.cluster import cib, nodes, pacemaker, whereabouts
 from cxm.errors import RefusedError
 from cxm.names import CloudId, VmId
@@ -32,11 +33,8 @@ def _path(machine: Machine, cloud: CloudId, vm: VmId) -> str:
 
 def note(machine: Machine, cloud: CloudId, vm: VmId, seconds: float) -> None:
     """Claim the VM here for so long; a later claim takes the place of an older one."""
-    path = _path(machine, cloud, vm)
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    with open(f"{path}.{os.getpid()}", "w", encoding="ascii") as file:
-        json.dump(machine.monotonic() + seconds, file)
-    os.replace(file.name, path)
+    until = json.dumps(machine.monotonic() + seconds)
+    wholefile.write(_path(machine, cloud, vm), until, directory_mode=0o755)
 
 
 def forget(machine: Machine, cloud: CloudId, vm: VmId) -> None:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm import lvm, names
+from cxm import lvm, names, wholefile
 from cxm.cluster import cib, destination, limits, pacemaker, peer
 from cxm.cluster.cib import Resource
 from cxm.cluster.view import edited
@@ -63,11 +63,7 @@ def note(vm: Vm, other: str = "") -> None:
     """
     if not other and _other(vm):
         return
-    os.makedirs(os.path.dirname(_mark(vm)), mode=0o755, exist_ok=True)
-    fresh = f"{_mark(vm)}.{os.getpid()}"
-    with open(fresh, "w", encoding="utf-8") as file:
-        file.write(f"{other}\n")
-    os.replace(fresh, _mark(vm))
+    wholefile.write(_mark(vm), f"{other}\n", directory_mode=0o755)
 
 
 def _other(vm: Vm) -> str:

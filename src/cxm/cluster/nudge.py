@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from cxm import log
+from cxm import log, wholefile
 from cxm.errors import CommandError, CxmError, RefusedError, UsageError, explained
 from cxm.node.machine import Machine, settings, this_machine
 from cxm.node.verbs import Call
@@ -53,14 +53,10 @@ def _directory(machine: Machine) -> str:
 def spool(machine: Machine, name: str, source: str = "", *, hook: bool = True) -> None:
     """Leave a note for the sender. Never fails: whoever calls this has done what mattered."""
     note = Note(name, source, machine.hostname, machine.now(), hook and bool(source))
-    directory = _directory(machine)
+    path = os.path.join(_directory(machine), f"{note.at:.3f}-{os.getpid()}")
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
         # Hidden until it is whole: the sender's path unit looks for what is not.
-        fresh = os.path.join(directory, f".{os.getpid()}")
-        with open(fresh, "w", encoding="utf-8") as file:
-            json.dump(asdict(note), file)
-        os.replace(fresh, os.path.join(directory, f"{note.at:.3f}-{os.getpid()}"))
+        wholefile.write(path, json.dumps(asdict(note)), directory_mode=0o700)
     except OSError as error:
         _log.warning("the frontend is not told at once that %s is here: %s", name, error)
 
@@ -116,9 +112,7 @@ def send(machine: Machine) -> bool:
 
 def _keep_without_hook(path: str, note: Note) -> None:
     """Before it is run: a hook that hangs, or ends the node, is not run twice."""
-    with open(f"{os.path.dirname(path)}/.kept", "w", encoding="utf-8") as file:
-        json.dump(asdict(note) | {"hook": False}, file)
-    os.replace(file.name, path)
+    wholefile.write(path, json.dumps(asdict(note) | {"hook": False}))
 
 
 def _run_hook(machine: Machine, note: Note) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from xml.etree.ElementTree import Element
 
-from cxm import together
+from cxm import together, wholefile
 from cxm.cluster import journal, nodes
 from cxm.cluster.history import Event
 from cxm.cluster.pacemaker import Status
@@ -68,13 +68,8 @@ class Peer:
 
     def command(self, words: list[str]) -> list[str]:
         """The ssh that has it do something; it must have its host key."""
-        directory = os.path.join(self.machine.run_dir, "peers")
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        path = os.path.join(directory, self.node)
-        fresh = f"{path}.{os.getpid()}"
-        with open(fresh, "w", encoding="utf-8") as file:
-            file.write(f"{self.node} {self.key}\n")
-        os.replace(fresh, path)
+        path = os.path.join(self.machine.run_dir, "peers", self.node)
+        wholefile.write(path, f"{self.node} {self.key}\n", directory_mode=0o700)
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": str(_CONNECT_S),

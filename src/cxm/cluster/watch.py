@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from cxm import log
+from cxm import log, wholefile
 from cxm.cluster import cib, history, pacemaker, peer
 from cxm.cluster.cib import Resource, Rule, Wish
 from cxm.cluster.pacemaker import Failure, Placed, Status
@@ -265,12 +265,9 @@ def _times(machine: Machine, case: Case) -> list[float]:
 
 
 def _remember(machine: Machine, case: Case, times: Iterable[float]) -> None:
-    path = _path(machine, case)
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     recent = [each for each in times if machine.now() - each < _IN_A_ROW_S]
-    with open(f"{path}.new", "w", encoding="ascii") as file:
-        file.writelines(f"{each:.0f}\n" for each in recent)
-    os.replace(file.name, path)
+    text = "".join(f"{each:.0f}\n" for each in recent)
+    wholefile.write(_path(machine, case), text, directory_mode=0o755)
 
 
 # --- the agent ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from cxm import names
+from cxm import names, wholefile
 from cxm.errors import UsageError
 from cxm.lvm import Group
 from cxm.node import configs
@@ -25,12 +25,8 @@ def _path(machine: Machine, owner: Owner) -> str:
 def note(machine: Machine, owner: Owner, directory: str) -> None:
     """Remember a directory, before it is made, and whose it will be: the note's owner."""
     path = _path(machine, owner)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(directory)
-        if os.geteuid() == 0:
-            os.fchown(file.fileno(), machine.caller.uid, machine.caller.gid)
-    os.replace(file.name, path)
+    owner_ids = (machine.caller.uid, machine.caller.gid) if os.geteuid() == 0 else None
+    wholefile.write(path, directory, owner=owner_ids, directory_mode=0o700, fresh=f"{path}.new")
 
 
 def account(machine: Machine, owner: Owner) -> Caller:

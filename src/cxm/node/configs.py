@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
-from cxm import lock, names
+from cxm import lock, names, wholefile
 from cxm.errors import DataError, RefusedError
 from cxm.names import CloudId, DomainName, VmId
 from cxm.node.machine import Machine
@@ -118,14 +118,7 @@ def write(machine: Machine, cloud: CloudId, vm: VmId, name: DomainName, text: st
     """Store a configuration, readable by root alone (it may hold a password); returns its path."""
     os.makedirs(machine.config.cfg_dir, exist_ok=True)
     path = path_of(machine, name)
-    fresh = _unfinished(machine, cloud, vm)
-    drop_unfinished(machine, cloud, vm)
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    wholefile.write(path, text, mode=0o600, fresh=_unfinished(machine, cloud, vm), sync=True)
     return path
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from cxm import names
+from cxm import names, wholefile
 from cxm.errors import DataError, UsageError
 from cxm.names import CloudId, VmId
 from cxm.node.machine import Machine
@@ -69,14 +69,9 @@ def _unfinished(path: str) -> str:
 
 def write(machine: Machine, guest: Guest) -> None:
     """Store a record; after a power loss there is the old one or the new one."""
-    os.makedirs(_directory(machine), mode=0o755, exist_ok=True)
     path = _path(machine, guest.cloud, guest.vm)
-    fresh = _unfinished(path)
-    with open(fresh, "w", encoding="utf-8") as file:
-        json.dump({"version": _VERSION, **asdict(guest)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    text = json.dumps({"version": _VERSION, **asdict(guest)}, indent=1)
+    wholefile.write(path, text, directory_mode=0o755, fresh=_unfinished(path), sync=True)
 
 
 def forget(machine: Machine, cloud: CloudId, vm: VmId) -> None:

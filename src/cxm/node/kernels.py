@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
+from cxm import wholefile
 from cxm.config import GuestType
 from cxm.errors import DataError, RefusedError
 from cxm.node import configs
@@ -213,11 +214,7 @@ def facts(machine: Machine, path: str) -> Kernel | None:
     except DataError:
         return None
     kept = dict(list(known.items())[-_MAX_FACTS:]) | {key: [found.pvh, found.pv]}
-    os.makedirs(_store(machine), mode=0o755, exist_ok=True)
-    fresh = f"{store}.{os.getpid()}"
-    with open(fresh, "w", encoding="utf-8") as file_:
-        json.dump(kept, file_)
-    os.replace(fresh, store)
+    wholefile.write(store, json.dumps(kept), directory_mode=0o755)
     return found
 
 

@@ -8,12 +8,12 @@ what the other saw, which only makes a wait longer.
 """
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from cxm import wholefile
 from cxm.names import VmId
 from cxm.node.guests import Life
 from cxm.xen.xl import Domain
@@ -194,11 +194,7 @@ def store(path: str, memory: Memory) -> None:
         "off": asdict(memory.off),
     }
     with suppress(OSError):
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        fresh = f"{path}.{os.getpid()}"
-        with open(fresh, "w", encoding="utf-8") as file:
-            json.dump(raw, file)
-        os.replace(fresh, path)
+        wholefile.write(path, json.dumps(raw), directory_mode=0o700)
 
 
 def forget_all_but(memory: Memory, vms: set[VmId]) -> None:

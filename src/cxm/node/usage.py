@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from cxm import wholefile
 from cxm.node.machine import Machine
 from cxm.node.sight import Sample
 from cxm.xen import xl
@@ -69,7 +70,4 @@ def _load(path: str) -> list[Sample]:
 def _store(path: str, samples: Sequence[Sample]) -> None:
     """Replace what is kept in one step; a full ``/run`` only makes us forgetful."""
     with suppress(OSError):
-        fresh = f"{path}.{os.getpid()}"
-        with open(fresh, "w", encoding="utf-8") as file:
-            json.dump([(each.at, each.seconds) for each in samples], file)
-        os.replace(fresh, path)
+        wholefile.write(path, json.dumps([(each.at, each.seconds) for each in samples]))

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from cxm import wholefile
 from cxm.errors import RefusedError, UsageError
 from cxm.names import VmId, vm_id
 
@@ -38,14 +39,9 @@ def directory(remotes: str) -> str:
 
 def make(place: str, claim: Claim) -> None:
     """Claim a VM; an older claim on it goes."""
-    os.makedirs(place, mode=0o700, exist_ok=True)
     path = os.path.join(place, f"{_NAME}{claim.vm}")
     raw = {"host": claim.host, "made_at": claim.made_at, "lost": claim.lost}
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(raw, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    wholefile.write(path, json.dumps(raw), directory_mode=0o700, fresh=f"{path}.new", sync=True)
 
 
 def end(place: str, vm: VmId) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from cxm import names, together
+from cxm import names, together, wholefile
 from cxm.errors import CxmError, UsageError
 from cxm.node.client import Node
 from cxm.setup import keys
@@ -45,7 +45,9 @@ def let_in(node: Callable[[str], Node], seen: Seen, home: str, command: str) -> 
         old = ""
     new = merge(old, wanted, seen.hosts.keys(), command)
     if new != old:
-        _write(path, new)
+        data = new.encode(errors="surrogateescape")
+        fresh = f"{path}.cxm-new"
+        wholefile.write(path, data, mode=0o600, directory_mode=0o700, fresh=fresh, sync=True)
         _log.info("nodes that may nudge: %s", ", ".join(sorted(wanted)))
 
 
@@ -88,14 +90,3 @@ def line_of(host: str, key: keys.PublicKey, command: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_./ -]+", command):
         raise UsageError(f"the path '{command}' cannot be written into authorized_keys")
     return f'command="{command} --nudged",restrict {key} {_MARK}{host}'
-
-
-def _write(path: str, text: str) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    fresh = f"{path}.cxm-new"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)

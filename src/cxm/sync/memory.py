@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from cxm import wholefile
+
 _PAUSES_S: Final = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 FILE: Final = "state.json"
 
@@ -85,8 +87,6 @@ def _failure(row: Mapping[str, object]) -> Failure:
 def store(place: str, memory: Memory) -> None:
     """Keep it; where the disk is full it is lost."""
     with suppress(OSError):
-        os.makedirs(place, mode=0o700, exist_ok=True)
         path = os.path.join(place, FILE)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump(asdict(memory), file)
-        os.replace(file.name, path)
+        text = json.dumps(asdict(memory))
+        wholefile.write(path, text, directory_mode=0o700, fresh=f"{path}.new")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Final
 from xml.etree import ElementTree as ET
 
+from cxm import wholefile
 from cxm.one import version as one_version
 from cxm.one.action import Call, Context
 from cxm.one.im import datastores, messages, settings, status
@@ -57,10 +58,7 @@ def vm_status(ctx: Context, host_id: str, *, sync_every_s: float, directory: str
     guests = take(ctx.node(None), "state").guests
     report = status.report(said, guests, now=time.monotonic(), sync_every_s=sync_every_s)
     with suppress(OSError):
-        fresh = f"{path}.{os.getpid()}"
-        with open(fresh, "w", encoding="utf-8") as file:
-            file.write(status.dump(report.then))
-        os.replace(fresh, path)
+        wholefile.write(path, status.dump(report.then))
     return report.text
 
 

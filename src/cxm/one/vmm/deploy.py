@@ -4,6 +4,7 @@
 
 import os
 
+from cxm import wholefile
 from cxm.errors import UsageError
 from cxm.one.action import Call, Context
 from cxm.one.vmm.request import directory_of, guest_of, vm_of
@@ -15,11 +16,7 @@ _TIMEOUT_S = 1800.0
 def _store(path: str, text: str) -> None:
     """Keep the deployment file where oned wants it; it may hold a password."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    fresh = f"{path}.new"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(fresh, path)
+    wholefile.write(path, text, mode=0o600, fresh=f"{path}.new")
 
 
 def run(ctx: Context, call: Call) -> str:
