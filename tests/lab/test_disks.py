@@ -240,7 +240,8 @@ def test_a_disk_in_use_stays(host: Machine, node: RemoteNode) -> None:
     assert leftovers(host) == ""
 
 
-@pytest.mark.parametrize("sign", [pytest.param("TERM", marks=extensive), "KILL"])
+@extensive  # make test kills one amid its data in a VM's whole life (test_killed.py)
+@pytest.mark.parametrize("sign", ["TERM", "KILL"])
 def test_a_killed_helper_is_repaired_by_the_next(
     host: Machine, node: RemoteNode, sign: str
 ) -> None:

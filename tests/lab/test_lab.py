@@ -257,6 +257,7 @@ def other_name() -> Iterator[str]:
     lab.down(name)
 
 
+@pytest.mark.extensive
 def test_two_labs_run_side_by_side_and_leave_nothing(solo_lab: Lab, other_name: str) -> None:
     """A second lab of the same hosts disturbs nobody, and after its end nothing of it is left."""
     other = lab.up(make_spec(["solo1"]), name=other_name)
