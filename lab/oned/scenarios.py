@@ -6,7 +6,6 @@ A scenario asks for things as a user does and raises CxmError where something el
 is true outside of OpenNebula (guests, volumes, files) its caller looks at, at the stages named.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -273,20 +272,13 @@ def await_failure(cloud: Cloud, vm: int) -> VmView:
         raise
 
 
-def in_line(cloud: Cloud, vm: int, host: str, *, timeout_s: float = 0.0) -> VmView:
-    """What OpenNebula says of a VM after a turn of ``cxm-sync``; raises unless it is right.
-
-    With ``timeout_s`` turns are taken until it is, as the timer does: nothing is certain while a
-    node is joining.
-    """
-    until = time.monotonic() + timeout_s
-    while True:
-        said = cloud.sync()
-        view = cloud.vm(vm)
-        if (view.host, view.state) == (host, "RUNNING"):
-            return view
-        if time.monotonic() > until:
-            raise CxmError(f"VM {vm} is {view.state} on {view.host}, not RUNNING on {host}: {said}")
+def in_line(cloud: Cloud, vm: int, host: str) -> VmView:
+    """What OpenNebula says of a VM after a turn of ``cxm-sync``; raises unless it is right."""
+    said = cloud.sync()
+    view = cloud.vm(vm)
+    if (view.host, view.state) != (host, "RUNNING"):
+        raise CxmError(f"VM {vm} is {view.state} on {view.host}, not RUNNING on {host}: {said}")
+    return view
 
 
 def ended(cloud: Cloud, vms: Sequence[int]) -> None:
