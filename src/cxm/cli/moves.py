@@ -3,9 +3,9 @@
 """Owns carrying out a plan: its moves, step by step, until one fails or the cluster changes."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from cxm import together
 from cxm.balance.model import Move, Plan, Snapshot
 from cxm.cli.world import World
 from cxm.cluster import balancing, relocate
@@ -80,15 +80,12 @@ def _as_planned(
 def _together(world: World, step: tuple[Move, ...], known: dict[str, Vm]) -> list[str]:
     """Make the moves of a step at the same time; returns what went wrong."""
     machine = replace(world.machine(), hostname=world.here())
+    targets = {move.vm.name: move.target for move in step}
 
-    def one(move: Move) -> str:
-        resource = known[move.vm.name].resource
-        try:
-            call = Call(machine, resource.cloud)
-            relocate.migrate(call, vm=resource.vm, node=move.target, by_opennebula=False)
-        except CxmError as error:
-            return error.sentence()
-        return ""
+    def one(name: str) -> None:
+        resource = known[name].resource
+        call = Call(machine, resource.cloud)
+        relocate.migrate(call, vm=resource.vm, node=targets[name], by_opennebula=False)
 
-    with ThreadPoolExecutor(len(step)) as pool:
-        return [text for text in pool.map(one, step) if text]
+    answers = together.ask(targets, one, at_once=len(targets))
+    return [each.sentence() for each in answers.values() if isinstance(each, CxmError)]
