@@ -10,7 +10,7 @@ runs the stand-in.
 import glob
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,15 +58,14 @@ def serving(lab: Lab, home: str) -> Iterator[Server]:
     with open(passwd, "w", encoding="utf-8") as file:
         file.write(_accounts(lab.frontend.run(["cat", "/etc/passwd"]).stdout, home))
     server = Server(lab, [*lab.frontend.prefix(), *programs, "-D", "-e", "-f", _configured(top)])
-    lab.frontend.run(["mkdir", "-p", _RUN])
-    lab.frontend.run(["mount", "--bind", passwd, "/etc/passwd"])
-    try:
+    with ExitStack() as undo:
+        lab.frontend.run(["mkdir", "-p", _RUN])
+        undo.callback(lab.frontend.run, ["rmdir", _RUN], ok=(0, 1))
+        lab.frontend.run(["mount", "--bind", passwd, "/etc/passwd"])
+        undo.callback(lab.frontend.run, ["umount", "--lazy", "/etc/passwd"])
+        undo.callback(server.stop)
         server.start()
         yield server
-    finally:
-        server.stop()
-        lab.frontend.run(["umount", "--lazy", "/etc/passwd"])
-        lab.frontend.run(["rmdir", _RUN], ok=(0, 1))
 
 
 def _unpacked(top: str) -> list[str]:
