@@ -29,7 +29,8 @@ check: setup
 	@$(PYTEST) -q -n 2 --dist worksteal
 
 test: check
-	@$(PYTEST) -m "lab and not extensive"
+	@$(PYTEST) -m "lab and not extensive" tests/lab/test_demo.py
+	@$(PYTEST) -n 2 --dist loadfile -m "lab and not extensive" tests/lab --ignore tests/lab/test_demo.py
 
 test-all: check
 	@.venv/bin/pip install -q --disable-pip-version-check -r requirements-oracle.txt

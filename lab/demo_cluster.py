@@ -2,7 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the demo's second part: a VM of a cluster moves while it runs, and survives its node."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
@@ -39,30 +40,32 @@ class Stage:
         return first, second
 
 
-def prepare(story: Story, running: Lab, kept: ExitStack) -> Stage:
+@contextmanager
+def prepared(story: Story, running: Lab) -> Iterator[Stage]:
     """Make two machines that share a disk a cluster, and deploy a VM on it.
 
-    The frontend goes with ``kept``.
+    The frontend is there as long as the block.
     """
     with story.step("Make two hosts a cluster") as row:
         cluster.bring_up(running)
         shown = running.machine(NODES[0]).run(["cxm", "infos"]).stdout
         _require("2 nodes, quorate" in shown, shown)
         row.happened = "cxm-setup cluster: Corosync, Pacemaker, DLM, lvmlockd, fencing by IPMI"
-    with story.step("Deploy a VM on the cluster") as row, ExitStack() as opened:
-        cloud = opened.enter_context(
-            open_standin(running, "7.4", setup=SAN, settings={"VM_FQDN_TEMPLATE": "%V"})
-        )
-        vm = _deploy(running, cloud)
-        kept.push(opened.pop_all())
-        row.happened = f"it runs on {NODES[0]}, as OpenNebula chose, and Pacemaker looks after it"
-    return Stage(running, cloud, vm)
+    with ExitStack() as opened:
+        with story.step("Deploy a VM on the cluster") as row:
+            cloud = opened.enter_context(
+                open_standin(running, "7.4", setup=SAN, settings={"VM_FQDN_TEMPLATE": "%V"})
+            )
+            vm = _deploy(running, cloud)
+            row.shown = running.machine(NODES[0]).run(["cxm", "infos"]).stdout.splitlines()
+            row.happened = (
+                f"it runs on {NODES[0]}, as OpenNebula chose, and Pacemaker looks after it"
+            )
+        yield Stage(running, cloud, vm)
 
 
 def play(story: Story, stage: Stage) -> None:
     """Tell what becomes of the VM."""
-    first, _second = stage.nodes
-    print(_indented(first.run(["cxm", "infos"]).stdout.splitlines()), flush=True)
     _move(story, stage)
     _empty(story, stage)
     _survive(story, stage)
@@ -73,10 +76,6 @@ def town_of(running: Lab) -> Town:
     """The cluster as the demo leaves it, which lives on: its VM is on the second node."""
     (vm,) = town.places_of(town.status(running.machine(NODES[1])))
     return Town(running, (Resident(running, vm, _NAME, _ADDRESS, NODES[1]),))
-
-
-def _indented(lines: list[str]) -> str:
-    return "\n".join(f"    {line}" for line in lines)
 
 
 def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as a sentence
@@ -162,5 +161,5 @@ def _tell(story: Story, stage: Stage) -> None:
         lines = second.run(["cxm", "timeline", "--since", "30min"], timeout_s=60).stdout
         shown = lines.splitlines()[:-1]  # the last line is a remark
         _require(any("was fenced" in line for line in shown), lines)
-        print(_indented([shown[0], *shown[1:][-_SHOWN:]]), flush=True)
+        row.shown = [shown[0], *shown[1:][-_SHOWN:]]
         row.happened = "cxm timeline, above"

@@ -8,12 +8,14 @@ the story comes to it.
 
 import itertools
 import json
+import math
 import os
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Generic, TypeVar
@@ -35,6 +37,7 @@ class Row:
     seconds: float = 0.0
     ok: bool = False
     waited: float | None = None  # of one that went on beside others: how long they waited for it
+    shown: list[str] = field(default_factory=list)  # what is printed above its end
 
     @property
     def time(self) -> str:
@@ -48,14 +51,20 @@ class Story:
 
     rows: list[Row] = field(default_factory=list)
     aloud: bool = True
+    before: int = 0  # steps of the story that this one goes on beside
+    _open: Row | None = None
+    _heard_since: float = -math.inf
+    _told: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def step(self, name: str) -> Iterator[Row]:
         """Tell a step; the block sets ``happened``, an error there becomes the step's end."""
         row = Row(name)
-        self.rows.append(row)
         began = time.monotonic()
-        self._begin(name)
+        with self._told:
+            self.rows.append(row)
+            self._open = row
+            self._begin(row.step)
         try:
             yield row
             row.ok = True
@@ -63,28 +72,41 @@ class Story:
             row.happened = f"FAILED: {error.sentence()}"
             raise
         finally:
-            row.seconds = round(time.monotonic() - began, 1)
-            self._end(row)
+            now = time.monotonic()
+            with self._told:
+                self._open = None
+                row.seconds = round(now - began, 1)
+                if began < self._heard_since:
+                    row.waited = round(now - self._heard_since, 1)
+                self._end(row)
 
     def beside(self, work: Callable[["Story"], T]) -> "Aside[T]":
         """Begin steps that go on beside those that follow here, until :meth:`Aside.join`."""
         return Aside(self, work)
 
-    def take(self, rows: list[Row], waited_s: float) -> None:
-        """Tell steps that were done meanwhile; the first of them was waited for."""
-        for number, row in enumerate(rows):
-            row.waited = 0.0 if number else round(waited_s, 1)
-            self.rows.append(row)
-            self._begin(f"{row.step} (meanwhile, {row.seconds:.0f} s)")
-            self._end(row)
+    def hear(self, before: int) -> None:
+        """Tell the steps so far, and from now on each as it happens."""
+        with self._told:
+            self.aloud, self.before, self._heard_since = True, before, time.monotonic()
+            rows, self.rows = self.rows, []
+            for row in rows:
+                self.rows.append(row)
+                if row is self._open:
+                    self._begin(f"{row.step} (begun meanwhile)")
+                else:
+                    row.waited = 0.0
+                    self._begin(f"{row.step} (meanwhile, {row.seconds:.0f} s)")
+                    self._end(row)
 
     def _begin(self, name: str) -> None:
         if self.aloud:
-            _say(f"\n[{len(self.rows)}] {name}")
+            _say(f"\n[{self.before + len(self.rows)}] {name}")
 
     def _end(self, row: Row) -> None:
         if not self.aloud:
             return
+        for line in row.shown:
+            _say(f"    {line}")
         mark = "ok" if row.ok else "!!"
         for line in textwrap.wrap(row.happened, 90) or [""]:
             _say(f"    {mark} {line}")
@@ -119,25 +141,22 @@ class Aside(Generic[T]):
     def __init__(self, story: Story, work: Callable[[Story], T]) -> None:
         self._story = story
         self._own = Story(aloud=False)
-        self._result: list[T] = []
-        self._error: CxmError | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
+        self._result: Future[T] = Future()
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
     def _run(self, work: Callable[[Story], T]) -> None:
         try:
-            self._result.append(work(self._own))
-        except CxmError as error:
-            self._error = error
+            self._result.set_result(work(self._own))
+        except BaseException as error:  # noqa: BLE001 - whoever joins is told, whatever it is
+            self._result.set_exception(error)
 
     def join(self) -> T:
-        """Wait for the steps and tell them; returns what the work returned, raises its error."""
-        began = time.monotonic()
-        self._thread.join()
-        self._story.take(self._own.rows, time.monotonic() - began)
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
+        """Tell the steps and wait for their end; returns what the work returned, or raises."""
+        self._own.hear(len(self._story.rows))
+        try:
+            return self._result.result()
+        finally:
+            self._story.rows += self._own.rows
 
 
 def _line(step: str, text: str, seconds: str) -> str:
