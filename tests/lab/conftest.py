@@ -27,6 +27,13 @@ from tests.lab.sites import Site, Sites
 _NAME = os.environ.get("CXM_LAB_NAME", "test")
 _KEEP = bool(os.environ.get("CXM_LAB_KEEP"))
 
+_SUBJECTS = {
+    "test_cluster_sync.py": "OpenNebula's record",
+    "test_cluster_balance.py": "balancing",
+    "test_demo.py": "the demo",
+    "test_lab.py": "the lab itself",
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything below this directory needs the lab."""
@@ -51,15 +58,26 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what each part of the lab's cases took: a file is what one issue asks to be shown."""
+    """Say what the lab's cases took, of each file and of what they are about."""
     seconds: dict[str, float] = {}
+    about: dict[str, float] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport) and "lab" in report.keywords:
                 part = os.path.basename(report.fspath)
                 seconds[part] = seconds.get(part, 0.0) + report.duration
-    for part, taken in sorted(seconds.items(), key=lambda row: -row[1]):
-        terminalreporter.write_line(f"{taken:7.0f} s in the lab: {part}")
+                subject = _subject(part)
+                about[subject] = about.get(subject, 0.0) + report.duration
+    for found in (seconds, about):
+        for part, taken in sorted(found.items(), key=lambda row: -row[1]):
+            terminalreporter.write_line(f"{taken:7.0f} s in the lab: {part}")
+
+
+def _subject(part: str) -> str:
+    """What the cases of a file are about."""
+    if part in _SUBJECTS:
+        return _SUBJECTS[part]
+    return "the cluster" if part.startswith("test_cluster") else "a lone host"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Requirements: the lab with node1 and node2, a cluster by cxm-setup, a VM on each
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import Process
 from typing import Final
@@ -24,6 +24,8 @@ from lab.town import BACK_S, FAILOVER_S, Town, status
 from tests.lab.invariant import watched
 
 _RESTORES: Final = 50
+# Counts of a guest, one a second of its own: longer than Corosync needs to miss a token twice.
+_GONE_ON: Final = 20
 
 
 @pytest.mark.extensive
@@ -301,8 +303,15 @@ def test_a_busy_machine_fences_nobody(pair_session: Lab, guest: GuestImage) -> N
             before = [each.answers() for each in town.residents]
             town.await_whole()
             for each, then in zip(town.residents, before, strict=True):
-                each.lives_on(then)
+                seen = visit.await_status(
+                    town.lab, each.address, _counted(then, _GONE_ON), timeout_s=FAILOVER_S
+                )
+                assert seen.boot == then.boot
             assert town.fenced(town.nodes[0]) == []
+
+
+def _counted(then: visit.Status, more: int) -> Callable[[visit.Status], bool]:
+    return lambda now: now.count >= then.count + more
 
 
 @contextmanager

@@ -153,6 +153,8 @@ def test_agents_pass_ocf_tester(town: Town) -> None:
     for agent, options in (
         ("domain", [f"cloud={cloud}", f"vm={town.db.vm}"]),
         ("storage", [f"devices={devices}"]),
+        ("watch", []),
+        ("balance", []),
     ):
         words = [word for option in options for word in ("-o", option)]
         tested = second.run(

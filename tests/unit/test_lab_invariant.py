@@ -2,7 +2,9 @@
 # Copyright The cxm for OpenNebula authors
 """The watch over a cluster sees what must never be, and nothing else."""
 
-from tests.lab.invariant import Sample, broken, parse
+from dataclasses import replace
+
+from tests.lab.invariant import Sample, broken, in_our_time, parse
 
 UUID = "60821187-6a94-831b-aa2c-cb2200000001"
 LISTED = "\n".join(
@@ -59,3 +61,18 @@ def test_volumes_may_be_shared_while_their_vm_moves() -> None:
     assert seen == [f"{UUID} ran on node1 and node2 at once"]
     others = broken({"node1": _samples(1, 2, moving="11"), "node2": _samples(1, 2)})
     assert len(others) == len(seen) + 1
+
+
+def test_what_a_frozen_node_says_counts_when_it_is_heard() -> None:
+    """Its clock lags after that; what it has then must not pass for what it had before."""
+    before = [replace(each, heard=each.at + 0.5) for each in _samples(1, 2)]
+    after = [replace(each, heard=each.at + 60) for each in _samples(3, 4)]
+    # The slow way of one sample is no lag, and another connection's node may have another clock.
+    slow = replace(_samples(4.5)[0], heard=70)
+    again = replace(_samples(90, running=False)[0], heard=91, stream=1)
+    told = in_our_time([*before, *after, slow, again])
+    assert [each.at for each in told] == [1.5, 2.5, 63, 64, 70, 91]
+    seen = broken({"node1": told, "node2": _samples(62, 63.5)})
+    assert f"{UUID} ran on node1 and node2 at once" in seen
+    # Its guests stood still as it did.
+    assert broken({"node1": told, "node2": _samples(3, 4)}) == []
