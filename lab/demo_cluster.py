@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
-from lab import cluster, guest_image, town, visit
+from lab import cluster, guest_image, process, town, visit
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.oned import scenarios
@@ -23,6 +23,7 @@ _ADDRESS = "10.77.1.160"
 _MEMORY_MIB = 104  # less does not boot; what there is must be sent when it moves
 _EJECT_S = 900.0
 _FAILOVER_S = 300.0
+_TOLD_S = 240.0  # measured 10 to 40 s
 _SHOWN = 14  # lines of the timeline
 
 
@@ -131,9 +132,10 @@ def _empty(story: Story, stage: Stage) -> None:
         where = _where(first)
         _require(where == [first.name], f"the VM is on {where}")
         second.run(["cxm", "eject", "--back", second.name], timeout_s=_EJECT_S)
+        _told(stage, first)
         row.happened = (
             f"cxm eject {second.name}: the VM is on {first.name} again, its counter at "
-            f"{pulse.last.count}"
+            f"{pulse.last.count}; and so says OpenNebula, which has not ordered it (cxm-sync)"
         )
 
 
@@ -149,10 +151,23 @@ def _survive(story: Story, stage: Stage) -> None:
         _require(where == [second.name], f"the VM is on {where}")
         fenced = [each.target for each in town.status(second).fencing]
         _require(fenced == [first.name], f"fenced: {fenced}")
+        _told(stage, second)
         row.happened = (
             f"{first.name} was fenced through its BMC, and only then the VM was started on "
-            f"{second.name}: boot {after.boots} of its disk"
+            f"{second.name}: boot {after.boots} of its disk; OpenNebula says {second.name}, too"
         )
+
+
+def _told(stage: Stage, node: Machine) -> None:
+    """A nudge, as nodes give it: ``cxm-sync`` looks, and OpenNebula says where the VM runs."""
+
+    def is_told() -> bool:
+        view = stage.cloud.vm(stage.vm)
+        return (view.host, view.state) == (node.name, "RUNNING")
+
+    stage.cloud.sync("--nudged")
+    what = f"OpenNebula says that VM {stage.vm} runs on {node.name}"
+    process.wait_until(is_told, timeout_s=_TOLD_S, what=what)
 
 
 def _tell(story: Story, stage: Stage) -> None:
