@@ -139,6 +139,8 @@ class FakeCluster:
     def add_node(self, name: str, *, memory: int = 4096, cpu: int = 400, **facts: str) -> None:
         """A node with a fencing device; ``facts`` are attributes (``_`` for ``-``)."""
         self.members[name] = Member()
+        if name == "node1":  # it really has what the CIB says
+            self.xen.room_mib = memory
         parent = self.cib.find("configuration/nodes")
         assert parent is not None
         made = SubElement(parent, "node", {"id": str(len(self.members)), "uname": name})
