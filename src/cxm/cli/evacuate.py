@@ -30,6 +30,11 @@ def check(world: World, node: str, *, restart: bool) -> Cluster:
     cluster.node(node)
     if not cluster.quorate:
         raise RefusedError("the cluster is not quorate: nothing can be moved")
+    for each in cluster.damaged_on(node):
+        raise RefusedError(
+            f"whether {each.label} can leave {node} is not known: {each.error.message}",
+            hint=each.error.hint,
+        )
     plan, left = without(cluster, node)
     if left:
         names = ", ".join(f"{vm.name} ({vm.resource.memory_mib} MiB)" for vm in left)

@@ -69,10 +69,11 @@ def _able(world: World, cluster: Cluster, member: Member) -> None:
 
 def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool) -> None:
     _able(world, cluster, member)
-    vms = cluster.on(member.name)
+    vms = [vm.name for vm in cluster.on(member.name)]
+    vms += [each.label for each in cluster.damaged_on(member.name)]
     if not yes:
         what = "switched off" if off else "reset"
-        names = f": {', '.join(vm.name for vm in vms)}" if vms else ""
+        names = f": {', '.join(vms)}" if vms else ""
         world.confirm(
             f"{member.name} will be {what} at once. It has {count(len(vms), 'VM')}{names}, "
             "which crash and are started elsewhere.",

@@ -137,6 +137,8 @@ def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]
     else:
         if not keeps_quorum(cluster):
             advice = "start the nodes that are away; 'cxm-setup cluster' without one takes it out"
+        elif cluster.damaged:
+            advice = "whether the others fit is known when that is put right"
         elif lost and not losses(cluster):
             advice = (
                 "they would fit if the others were packed more tightly: migrate some so that one "

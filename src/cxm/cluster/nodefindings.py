@@ -121,7 +121,8 @@ def _told(here: Here) -> Iterator[Check]:
 
 
 def _of_clouds(cluster: Cluster, here: Here) -> set[CloudId]:
-    return {*here.clouds, *(vm.resource.cloud for vm in cluster.vms)}
+    of_vms = {vm.resource.cloud for vm in cluster.vms}
+    return {*here.clouds, *of_vms, *(each.cloud for each in cluster.damaged)}
 
 
 def _vm_of(domain: Domain, clouds: Iterable[CloudId]) -> Key | None:
@@ -147,8 +148,14 @@ def _domains(cluster: Cluster, here: Here) -> Iterator[Check]:
     """Pacemaker against Xen."""
     found = present(cluster, here)
     known = {(vm.resource.cloud, vm.resource.vm): vm for vm in cluster.vms}
+    unread = _unread(cluster)
     wrong = [
-        *(check for key, domains in found.items() for check in _domain(key, domains, known, here)),
+        *(
+            check
+            for key, domains in found.items()
+            if key not in unread
+            for check in _domain(key, domains, known, here)
+        ),
         *_missing(cluster, here, found),
     ]
     yield from wrong
@@ -160,6 +167,11 @@ def _domains(cluster: Cluster, here: Here) -> Iterator[Check]:
     if foreign:
         advice = "they die with the node; their memory is not counted"
         yield warning("domains", f"not the cluster's: {some(foreign)}", advice)
+
+
+def _unread(cluster: Cluster) -> set[Key]:
+    """The VMs that the cluster has, and that cannot be judged: an alarm says so."""
+    return {(each.cloud, each.vm) for each in cluster.damaged}
 
 
 def _domain(
@@ -302,6 +314,7 @@ def _asleep(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
 def _active(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
     running = present(cluster, here)
     homes = {(vm.resource.cloud, vm.resource.vm): vm.nodes for vm in cluster.vms}
+    homes |= {(each.cloud, each.vm): each.nodes for each in cluster.damaged}
     left = []
     for volume, tags in _decoded(group):
         if isinstance(tags, str):
@@ -316,7 +329,7 @@ def _active(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
 
 
 def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
-    known = {(vm.resource.cloud, vm.resource.vm) for vm in cluster.vms}
+    known = {(vm.resource.cloud, vm.resource.vm) for vm in cluster.vms} | _unread(cluster)
     filling, doomed, orphans = [], [], []
     for volume, tags in _decoded(group):
         if isinstance(tags, str):
