@@ -51,6 +51,7 @@ class Member:
     online: bool = True
     unclean: bool = False
     pending: bool = False
+    heard: bool = False  # by Corosync, whatever Pacemaker there does
     away: int = 0  # for how many steps more it is booting, or kept out
     boots: int = 0
 
@@ -500,6 +501,13 @@ class FakeCluster:
         return Outcome()
 
     def _corosync_cmapctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        if len(argv) == 1:
+            rows = [
+                f"runtime.members.{number}.status (str) = {state}\n"
+                for number, each in enumerate(self.members.values(), 1)
+                for state in ["joined" if each.online or each.heard else "left"]
+            ]
+            return Outcome("".join(rows))
         assert argv[1:] == ("-s", "quorum.cancel_wait_for_all", "u8", "1")
         self.quorate = True
         return Outcome()

@@ -33,13 +33,15 @@ def fence(
     boot_s: float,
 ) -> int:
     """The subcommand."""
-    cluster = world.cluster()
+    cluster, cib = world.look()
     if test:
         return _test(world, cluster, node, yes=yes, boot_s=boot_s)
     if node is None:
         raise UsageError("which node?", hint="cxm fence NODE")
     if confirmed:
-        _confirmed(world, cluster, cluster.node(node), yes=yes)
+        member = cluster.node(node)
+        _silent(world, cib, member)
+        _confirmed(world, cluster, member, yes=yes)
     else:
         _now(world, cluster, cluster.node(node), off=off, yes=yes)
     return 0
@@ -84,12 +86,28 @@ def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool
     world.end(f"{member.name} was fenced", _facts([member], done))
 
 
-def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> None:
+def _silent(world: World, cib: Element, member: Member) -> None:
+    """Raise RefusedError for a node that is not off: nobody may say that it is.
+
+    Without a working Pacemaker it may still have its guests.
+    """
     if member.state in UP:
         raise RefusedError(
             f"{member.name} is {member.state}: it is alive",
             hint=f"'cxm fence {member.name}' resets it",
         )
+    heard = corosync.running(world.runner).heard
+    if member.is_online or nodes.corosync_number(cib, member.name) in heard:
+        is_both = member.is_online and member.state is NodeState.UNCLEAN
+        state = f"{member.state} (online)" if is_both else member.state
+        raise RefusedError(
+            f"{member.name} is {state}, and the Corosync of {world.here()} hears it: it is not off",
+            hint=f"'cxm fence {member.name}' resets it; where that fails, switch it off by hand, "
+            "wait until 'cxm infos' has missed it, and say this again",
+        )
+
+
+def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> None:
     if not cluster.quorate and cluster.awaited != member.name:
         raise RefusedError(
             "the cluster is not quorate: that one node is off does not help it",

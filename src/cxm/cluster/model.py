@@ -113,6 +113,7 @@ class Member:
     devices: tuple[str, ...] = ()  # what fences it
     device_works: bool = True  # one of them does, as its monitor says
     has_locks: bool = True  # without them no VM can start on it
+    is_online: bool = True  # as Pacemaker says; one that is UNCLEAN may be
 
     @property
     def memory_free(self) -> int:
@@ -292,6 +293,7 @@ def _member(
         names,
         not names or any(status.works(name) for name in names),
         locks is None or node.name in locks.nodes,
+        node.online,
     )
 
 

@@ -111,6 +111,14 @@ def attributes(cib: Element, name: str) -> dict[str, str]:
     return found.attributes
 
 
+def corosync_number(cib: Element, name: str) -> int | None:
+    """What Corosync calls a node; None where that is not known."""
+    for node in cib.iterfind("configuration/nodes/node"):
+        if node.get("uname") == name and node.get("id", "").isdecimal():
+            return int(node.get("id", ""))
+    return None
+
+
 def host_of(cib: Element, name: str) -> str:
     """What OpenNebula calls a node; raises RefusedError for an unknown one."""
     return attributes(cib, name).get(HOST, name)
