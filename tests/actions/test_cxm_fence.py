@@ -4,6 +4,7 @@
 
 import json
 from pathlib import Path
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
@@ -97,6 +98,39 @@ def test_fencing_is_proven_by_a_node_that_comes_back_from_another_boot(crm: Fake
     assert NOW < proven <= NOW + crm.node.clock
     assert crm.attribute("node2", "standby") is None
     assert crm.places["cxm-cloudone1-42"].nodes == ("node1",)
+
+
+def _two_devices(crm: FakeCluster, levels: str) -> None:
+    """The nodes have a device more, and the levels say which one comes first."""
+    configuration = crm.cib.find("configuration")
+    resources = crm.cib.find("configuration/resources")
+    assert configuration is not None
+    assert resources is not None
+    resources.insert(0, fromstring('<primitive id="fence-sbd" class="stonith"/>'))
+    configuration.append(fromstring(f"<fencing-topology>{levels}</fencing-topology>"))
+
+
+def test_what_comes_after_the_first_level_is_not_proven(crm: FakeCluster) -> None:
+    """The second is tried only when the first fails, which it did not."""
+    _two_devices(
+        crm,
+        '<fencing-level id="a" target="node2" index="2" devices="fence-sbd"/>'
+        '<fencing-level id="b" target="node2" index="1" devices="fence-node2"/>',
+    )
+    assert _run(crm, "fence --test --yes node2") == 0
+    assert "node2: being reset by fence-node2 ..." in crm.text
+    assert "node2: was reset, and is back; not tried: fence-sbd\n" in crm.text
+    _run(crm, "infos")
+    assert "node2 proven 0 s ago (first level only)" in crm.text
+    _run(crm, "check")
+    assert "fence-node2, proven 0 s ago; not tried, for it comes after that: fence-sbd" in crm.text
+
+
+def test_without_levels_one_of_the_devices_is_proven(crm: FakeCluster) -> None:
+    """Which one comes first is Pacemaker's choice."""
+    _two_devices(crm, "")
+    _run(crm, "check")
+    assert "fence-sbd or fence-node2, proven 5 h ago\n" in crm.text
 
 
 def test_all_other_nodes_are_proven_one_by_one(crm: FakeCluster) -> None:

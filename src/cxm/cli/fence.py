@@ -187,7 +187,7 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
         told = peer.find(world.bare(), cib, name)
         before = told.boot_id()
         means = nodes.means(cib).get(name)
-        world.say(f"{name}: being reset by {member.device} ...")
+        world.say(f"{name}: being reset by {member.tried} ...")
         pacemaker.fence(world.runner, name, how="reboot", timeout_s=_FENCE_S)
         world.say(f"{name}: was fenced; waiting until it is back ...")
         _await_return(world, told, before, boot_s)
@@ -202,7 +202,8 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
             nodes.set_attribute(cib, name, nodes.FENCING, f"{world.now():.0f}")
 
         pacemaker.change(world.runner, note, what=f"fencing of {name} was proven")
-        world.say(f"{name}: was reset, and is back")
+        only = f"; not tried: {member.untried}" if member.untried else ""
+        world.say(f"{name}: was reset, and is back{only}")
     finally:
         if ours:
             evacuate.back(world, name)

@@ -66,7 +66,8 @@ def _fencing(cluster: Cluster, style: Style, now: float) -> str:
         elif member.facts.proven is None:
             parts.append(style.paint(f"{member.name} never proven", Tint.NOTICE))
         else:
-            parts.append(f"{member.name} proven {ago(member.facts.proven, now)}")
+            only = " (first level only)" if member.untried else ""
+            parts.append(f"{member.name} proven {ago(member.facts.proven, now)}{only}")
     return ", ".join(parts)
 
 

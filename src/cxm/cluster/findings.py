@@ -107,7 +107,10 @@ def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:
             advice = f"'cxm fence --test {member.name}' on another node"
             yield warning(name, f"proven {ago(proven, now)}", advice)
         else:
-            yield ok(name, f"{member.device}, proven {ago(proven, now)}")
+            found = f"{member.tried}, proven {ago(proven, now)}"
+            if member.untried:
+                found += f"; not tried, for it comes after that: {member.untried}"
+            yield ok(name, found)
 
 
 def _hosts(cluster: Cluster) -> Iterator[Check]:

@@ -114,6 +114,7 @@ class Member:
     device_works: bool = True  # one of them does, as its monitor says
     has_locks: bool = True  # without them no VM can start on it
     is_online: bool = True  # as Pacemaker says; one that is UNCLEAN may be
+    first_level: frozenset[str] = frozenset()  # those of its devices that come before others
 
     @property
     def memory_free(self) -> int:
@@ -123,6 +124,18 @@ class Member:
     def device(self) -> str:
         """What fences it, for people; empty where nothing does."""
         return ", ".join(self.devices)
+
+    @property
+    def tried(self) -> str:
+        """What a test of its fencing uses, for people: the first level, else one of them."""
+        first = [each for each in self.devices if each in self.first_level]
+        return ", ".join(first) or " or ".join(self.devices)
+
+    @property
+    def untried(self) -> str:
+        """What it does not use, for people; empty where that is not known."""
+        after = [each for each in self.devices if each not in self.first_level]
+        return ", ".join(after) if len(after) < len(self.devices) else ""
 
     @property
     def takes_vms(self) -> bool:
@@ -242,6 +255,7 @@ def build(status: Status, cib: Element) -> Cluster:
             ],
             devices,
             status,
+            first_level=documents_of_nodes.first_level(cib, node.name),
         )
         for node in sorted(status.nodes, key=lambda each: each.name)
     )
@@ -277,6 +291,8 @@ def _member(
     here: Sequence[Resource | Damaged],
     devices: tuple[Device, ...],
     status: Status,
+    *,
+    first_level: frozenset[str],
 ) -> Member:
     names = tuple(each.id for each in devices if each.fences(node.name))
     locks = status.resources.get(LOCKS)
@@ -294,6 +310,7 @@ def _member(
         not names or any(status.works(name) for name in names),
         locks is None or node.name in locks.nodes,
         node.online,
+        first_level,
     )
 
 

@@ -196,6 +196,20 @@ def _devices(cib: Element) -> Iterator[tuple[Device, Element]]:
             yield Device(primitive.get("id", ""), _targets(given)), primitive
 
 
+def first_level(cib: Element, name: str) -> frozenset[str]:
+    """The devices by which a node is fenced while they work; empty where none come first.
+
+    A test of its fencing uses these, and no others.
+    """
+    levels = {
+        int(level.get("index", "")): level.get("devices", "")
+        for level in cib.iterfind("configuration/fencing-topology/fencing-level")
+        if level.get("target") == name and level.get("index", "").isdecimal()
+    }
+    first = levels[min(levels)] if levels else ""
+    return frozenset(first.replace(",", " ").split())
+
+
 def is_secret(parameter: str) -> bool:
     """Whether the value of a parameter is never shown."""
     return _SECRET.search(parameter) is not None
