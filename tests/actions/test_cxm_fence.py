@@ -100,6 +100,20 @@ def test_fencing_is_proven_by_a_node_that_comes_back_from_another_boot(crm: Fake
     assert crm.places["cxm-cloudone1-42"].nodes == ("node1",)
 
 
+def test_vm_that_cannot_move_is_ejected_first(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command that can do it; then the test goes on from there."""
+    crm.add_vm(9, "node2", name="pv", migratable=False)
+    assert _run(crm, "fence --test --yes node2") == RefusedError.code
+    said = capsys.readouterr().err
+    assert "cannot move while they run: pv ('cxm eject node2 --restart' first:" in said
+    assert _run(crm, "eject node2 --restart") == 0
+    assert _run(crm, "fence --test --yes node2") == 0
+    assert crm.attribute("node2", "standby") == "on"
+    assert _run(crm, "eject --back node2") == 0
+
+
 def _two_devices(crm: FakeCluster, levels: str) -> None:
     """The nodes have a device more, and the levels say which one comes first."""
     configuration = crm.cib.find("configuration")

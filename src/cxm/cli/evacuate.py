@@ -55,7 +55,9 @@ def check(world: World, node: str, *, restart: bool) -> Cluster:
     if bound and not restart:
         raise RefusedError(
             f"these VMs cannot move while they run: {', '.join(bound)}",
-            hint="--restart stops them here and starts them elsewhere",
+            # Whoever empties a node for something else (fence --test) has no such option.
+            hint=f"'cxm eject {node} --restart' first: it stops them there and starts them "
+            "elsewhere",
         )
     _suits(world, cib, cluster.on(node), node)
     return cluster
