@@ -46,8 +46,9 @@ def create(world: World, *, vm: str, node: str | None) -> int:
         raise RefusedError(f"VM {found.label} is {found.state} on {found.node}")
     target = node or _best_start(world, found)
     world.say(f"{found.label}: on {target} ...")
-    orders.begin(call, vm=found.resource.vm, node=target, reason=f"{who(os.environ)} started it")
-    world.end(f"{found.label} runs on {target}", {**who_json(found), "node": target})
+    reason = f"{who(os.environ)} started it"
+    done = orders.begin(call, vm=found.resource.vm, node=target, reason=reason)
+    world.end(f"{found.label} runs on {done['node']}", {**who_json(found), "node": done["node"]})
     return 0
 
 
