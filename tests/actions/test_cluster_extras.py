@@ -73,11 +73,11 @@ def test_times_follow_the_token() -> None:
 
 
 def test_slot_has_the_name_that_pacemaker_knows(pair: Pair) -> None:
-    """A message to node1 must not lie in the slot of node1.example.org."""
+    """A message to node1 must not lie in the slot of node1.example.org: such a node is refused."""
     membership, _told = cluster._first(pair.first.host(), BY_DISK)
     host = replace(pair.first.host(), hostname="node1.example.org")
-    assert 'SBD_OPTS="-n node1"\n' in sbd.settings("", host, "node1", membership.cluster)
-    assert "SBD_OPTS" not in sbd.settings("", pair.first.host(), "node1", membership.cluster)
+    with pytest.raises(UsageError, match="none of the nodes"):
+        clustercheck.own_name(host, membership.cluster)
 
 
 def test_sbd_is_no_fence_device_before_it_runs_everywhere(pair: Pair) -> None:

@@ -3,14 +3,17 @@
 """Live migration in a cluster, cut in every phase and at every step (docs/design/0010)."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import pytest
 
 from cxm.cluster import basis
-from cxm.errors import CxmError, RefusedError
+from cxm.errors import CommandError, CxmError, RefusedError
+from cxm.run import Result
 from tests.fakes.machine import Fault, How, KilledError
 from tests.fakes.pair import CUTS, PHASES, Pair, kills
 from tests.fakes.scheduler import Order
@@ -195,6 +198,32 @@ def test_lock_stays_shared_while_the_other_node_cannot_be_asked(pair: Pair) -> N
     pair.dead.clear()
     assert pair.agent("node1", "monitor", interval="10000") == 0
     assert assert_well(pair) == "node1"
+
+
+@pytest.mark.parametrize(("limit_s", "reboot_s"), [(60, 39), (20, 4)])
+def test_monitor_ends_in_its_time_whatever_it_waits_for(
+    pair: Pair, limit_s: int, reboot_s: int
+) -> None:
+    """A guest that reboots slowly, then a lock that nobody gives: both at once are no failure."""
+    pair.cut = ("connected", "agent")
+    pair.agent("node1", "migrate_to", migrate_target="node2", timeout="900000")
+    xen = pair.xens["node1"]
+    domain, begun, feed = xen.of_vm(7), xen.clock, xen.node.feed
+    assert domain is not None
+    xen.put(replace(domain, life="building", ran=False, until=begun + reboot_s))
+    pair._quiet = 0
+
+    def hangs(argv: Sequence[str], *args: Any, timeout_s: float = 60.0, **more: Any) -> Result:
+        if argv[0] not in ("ssh", "lvchange"):
+            return feed(argv, *args, timeout_s=timeout_s, **more)
+        xen.sleep(timeout_s)
+        raise CommandError(f"'{argv[0]}' did not finish within {timeout_s:g} s and was ended")
+
+    xen.node.feed = hangs  # type: ignore[method-assign]
+    code = pair.agent("node1", "monitor", interval="10000", timeout=f"{limit_s}000")
+    assert (code, pair.runs_on()) == (0, ["node1"])
+    assert reboot_s < xen.clock - begun < limit_s
+    assert pair.locks() == {"node1": "sh", "node2": "sh"}
 
 
 def test_failed_order_leaves_the_guest_where_it_was_and_unblocked(pair: Pair) -> None:

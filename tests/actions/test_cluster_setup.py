@@ -11,7 +11,7 @@ from xml.etree.ElementTree import tostring
 
 import pytest
 
-from cxm.cluster import nodes
+from cxm.cluster import basis, nodes
 from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.setup import cluster, clustercheck, corosync, forming, jointoken, main
 from cxm.setup.cluster import Options
@@ -128,7 +128,7 @@ def test_two_machines_become_a_cluster(pair: Pair) -> None:
     assert facts == {
         "cxm-address": "10.0.0.2",
         "cxm-hostkey": "ssh-ed25519 AAAAhost",
-        "memory": str(8192 - 1024),
+        "memory": "6000",  # neither dom0's nor Xen's own is in it
         "cpu": "400",
     }
 
@@ -144,6 +144,21 @@ def test_second_run_changes_nothing_and_says_so(pair: Pair) -> None:
     assert "Nothing to change: node2 is a node of lab." in second
     assert "--join" not in first
     assert [_files(node.node.root) for node in pair.nodes] == before
+
+
+def test_second_run_puts_a_nodes_memory_right(pair: Pair) -> None:
+    """One from total memory, which Xen's own was in, is corrected; a few MiB are no change."""
+    pair.form()
+    pair.first.free_mib -= 10
+    assert "Nothing to change: node1 is a node of lab." in pair.run(pair.first, GIVEN)
+    pair.pacemaker.change(
+        pair.first.host().runner,
+        lambda cib: basis.edit_facts(cib, "node1", {}, {"memory": str(8192 - 1024)}),
+        "",
+    )
+    assert "~ node node1: memory 7168 -> 5990" in pair.run(pair.first, replace(GIVEN, dry_run=True))
+    assert "the cluster knows node1: 5990 MiB for guests, 4 CPUs" in pair.run(pair.first, GIVEN)
+    assert nodes.facts(pair.pacemaker.cib)["node1"].number("memory") == 5990
 
 
 def test_broken_off_it_goes_on_with_the_same_token(pair: Pair) -> None:

@@ -4,6 +4,7 @@
 
 import json
 from pathlib import Path
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
@@ -12,6 +13,8 @@ from cxm.cluster import nodes
 from cxm.errors import CommandError, LockTimeoutError, RefusedError, UnreachableError, UsageError
 from tests.actions.test_cxm_orders import _changed, _run
 from tests.fakes.crm import NOW, FakeCluster, two_nodes
+
+GO_ON = ("corosync-cmapctl", "-s", "quorum.cancel_wait_for_all", "u8", "1")
 
 
 @pytest.fixture
@@ -95,6 +98,53 @@ def test_fencing_is_proven_by_a_node_that_comes_back_from_another_boot(crm: Fake
     assert NOW < proven <= NOW + crm.node.clock
     assert crm.attribute("node2", "standby") is None
     assert crm.places["cxm-cloudone1-42"].nodes == ("node1",)
+
+
+def test_vm_that_cannot_move_is_ejected_first(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command that can do it; then the test goes on from there."""
+    crm.add_vm(9, "node2", name="pv", migratable=False)
+    assert _run(crm, "fence --test --yes node2") == RefusedError.code
+    said = capsys.readouterr().err
+    assert "cannot move while they run: pv ('cxm eject node2 --restart' first:" in said
+    assert _run(crm, "eject node2 --restart") == 0
+    assert _run(crm, "fence --test --yes node2") == 0
+    assert crm.attribute("node2", "standby") == "on"
+    assert _run(crm, "eject --back node2") == 0
+
+
+def _two_devices(crm: FakeCluster, levels: str) -> None:
+    """The nodes have a device more, and the levels say which one comes first."""
+    configuration = crm.cib.find("configuration")
+    resources = crm.cib.find("configuration/resources")
+    assert configuration is not None
+    assert resources is not None
+    resources.insert(0, fromstring('<primitive id="fence-sbd" class="stonith"/>'))
+    configuration.append(fromstring(f"<fencing-topology>{levels}</fencing-topology>"))
+
+
+def test_what_comes_after_the_first_level_is_not_proven(crm: FakeCluster) -> None:
+    """The second is tried only when the first fails, which it did not."""
+    _two_devices(
+        crm,
+        '<fencing-level id="a" target="node2" index="2" devices="fence-sbd"/>'
+        '<fencing-level id="b" target="node2" index="1" devices="fence-node2"/>',
+    )
+    assert _run(crm, "fence --test --yes node2") == 0
+    assert "node2: being reset by fence-node2 ..." in crm.text
+    assert "node2: was reset, and is back; not tried: fence-sbd\n" in crm.text
+    _run(crm, "infos")
+    assert "node2 proven 0 s ago (first level only)" in crm.text
+    _run(crm, "check")
+    assert "fence-node2, proven 0 s ago; not tried, for it comes after that: fence-sbd" in crm.text
+
+
+def test_without_levels_one_of_the_devices_is_proven(crm: FakeCluster) -> None:
+    """Which one comes first is Pacemaker's choice."""
+    _two_devices(crm, "")
+    _run(crm, "check")
+    assert "fence-sbd or fence-node2, proven 5 h ago\n" in crm.text
 
 
 def test_all_other_nodes_are_proven_one_by_one(crm: FakeCluster) -> None:
@@ -226,6 +276,31 @@ def test_human_says_that_a_node_is_off(crm: FakeCluster) -> None:
     assert "under way" not in crm.text
 
 
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        ({"pending": True}, "node2 is joining"),
+        ({"unclean": True}, "node2 is UNCLEAN (online)"),
+        ({"unclean": True, "online": False, "heard": True}, "node2 is UNCLEAN"),
+        ({"online": False, "heard": True}, "node2 is offline"),
+    ],
+)
+def test_nobody_says_of_a_node_that_is_heard_that_it_is_off(
+    crm: FakeCluster,
+    state: dict[str, bool],
+    found: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its Pacemaker does not work, its guests may: they would run twice."""
+    for name, value in state.items():
+        setattr(crm.members["node2"], name, value)
+    assert _run(crm, "fence --confirmed --yes node2") == RefusedError.code
+    said = capsys.readouterr().err
+    assert f"{found}, and the Corosync of node1 hears it: it is not off" in said
+    assert "'cxm fence node2' resets it" in said
+    assert ("stonith_admin", "--confirm", "node2") not in crm.node.ran
+
+
 def test_a_humans_word_waits_for_the_device(crm: FakeCluster) -> None:
     """Pacemaker goes on when its own try has failed; whoever looks at the clock is told."""
     crm.members["node2"].online, crm.members["node2"].unclean = False, True
@@ -242,7 +317,8 @@ def test_node_that_starts_alone_says_what_it_waits_for(crm: FakeCluster) -> None
     assert "cxm fence --confirmed node2" in crm.text
     assert _run(crm, "fence --confirmed --yes node2") == 0
     ran = [argv[0] for argv in crm.node.ran]
-    assert ran.index("corosync-cmapctl") < ran.index("stonith_admin", ran.index("corosync-cmapctl"))
+    allowed = crm.node.ran.index(GO_ON)
+    assert allowed < ran.index("stonith_admin", allowed)
     assert ("stonith_admin", "--confirm", "node2") in crm.node.ran
 
 

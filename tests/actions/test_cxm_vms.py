@@ -2,12 +2,14 @@
 # Copyright The cxm for OpenNebula authors
 """What ``cxm`` orders of VMs: the same orders as OpenNebula's, in an operator's name."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cxm.cli import main
 from cxm.cluster import cib as documents
+from cxm.cluster import nodes
 from cxm.cluster.cib import Resource
 from cxm.errors import CommandError, LockTimeoutError, NotFoundError, RefusedError, UsageError
 from cxm.names import VmId
@@ -63,6 +65,36 @@ def test_create_starts_what_the_cluster_knows(
     assert known.reason.endswith("started it")
     assert _run(crm, "create 4") == RefusedError.code
     assert "is running on node2" in capsys.readouterr().err
+
+
+def test_create_knows_a_host_by_opennebulas_name(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As migrate does; what is no node is said at once."""
+    assert _run(crm, "create 4 node9") == NotFoundError.code
+    assert "no node of this cluster is called 'node9'" in capsys.readouterr().err
+    assert not _known(crm, 4).started
+    nodes.set_attribute(crm.cib, "node2", nodes.HOST, "10.0.0.2")
+    assert _run(crm, "create 4 10.0.0.2") == 0
+    assert crm.text.endswith("old.home.net (VM 4) runs on node2\n")
+    assert _known(crm, 4).preferred == "node2"
+
+
+def test_create_needs_the_bridges_and_a_node_that_takes_vms(
+    crm: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked of the node before anything is ordered."""
+    crm.answers["bridges"] = {"missing": ["xenbr1"]}
+    assert _run(crm, "create 4 node2") == RefusedError.code
+    assert "node2 lacks xenbr1, a bridge that VM 4 needs" in capsys.readouterr().err
+    crm.answers["bridges"] = {"missing": []}
+    os.rmdir(crm.node.path("sys/class/net/xenbr0"))
+    assert _run(crm, "create 4 node1") == RefusedError.code
+    assert "node1 lacks xenbr0, a bridge that VM 4 needs" in capsys.readouterr().err
+    nodes.set_attribute(crm.cib, "node2", "standby", "on")
+    assert _run(crm, "create 4 node2") == RefusedError.code
+    assert "node2 takes no VMs at the moment" in capsys.readouterr().err
+    assert not _known(crm, 4).started
 
 
 def test_create_goes_where_it_was_last(crm: FakeCluster) -> None:

@@ -8,6 +8,7 @@ What goes on while a command waits is a list of steps: each pause takes the next
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
@@ -150,6 +151,7 @@ class FakeClusterNode:
         self.xen = FakeXenHost(self.node)
         self.name, self.address, self.san = name, address, san
         self.dom0_mib = 1024
+        self.free_mib = 6000
         self.uid = 0
         self.is_first_group = True
         self.enabled = {"xendomains.service", "cxm-tend.service", "dlm.service"}
@@ -266,7 +268,8 @@ class FakeClusterNode:
         if argv[1] == "list":
             zero = "00000000-0000-0000-0000-000000000000"
             return Outcome(f"{HEAD}Domain-0 0 {self.dom0_mib} 1\tr-----\t9.0 {zero} -\t-\n")
-        return self._xl_info(argv, stdin)
+        info = self._xl_info(argv, stdin).stdout
+        return Outcome(re.sub(r"(?m)^(free_memory *: ).*", rf"\g<1>{self.free_mib}", info))
 
     def _systemctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         verb, name = argv[1], argv[-1] if "." in argv[-1] else f"{argv[-1]}.service"

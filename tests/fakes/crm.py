@@ -51,6 +51,7 @@ class Member:
     online: bool = True
     unclean: bool = False
     pending: bool = False
+    heard: bool = False  # by Corosync, whatever Pacemaker there does
     away: int = 0  # for how many steps more it is booting, or kept out
     boots: int = 0
 
@@ -139,6 +140,8 @@ class FakeCluster:
     def add_node(self, name: str, *, memory: int = 4096, cpu: int = 400, **facts: str) -> None:
         """A node with a fencing device; ``facts`` are attributes (``_`` for ``-``)."""
         self.members[name] = Member()
+        if name == "node1":  # it really has what the CIB says
+            self.xen.room_mib = memory
         parent = self.cib.find("configuration/nodes")
         assert parent is not None
         made = SubElement(parent, "node", {"id": str(len(self.members)), "uname": name})
@@ -180,6 +183,13 @@ class FakeCluster:
         else:
             self.deactivate(f"lv-one-{vm}-0")
         return resource.id
+
+    def damage(self, vm: int, name: str = "cxm-config") -> None:
+        """Somebody takes a meta attribute of a VM away."""
+        path = f"configuration/resources/primitive[@id='cxm-{CLOUD}-{vm}']/meta_attributes"
+        group = self.cib.find(path)
+        assert group is not None
+        group.remove(next(each for each in group if each.get("name") == name))
 
     def constrain(self, text: str) -> None:
         """An administrator writes a constraint."""
@@ -258,7 +268,7 @@ class FakeCluster:
             self._step_vm(rid, place)
 
     def _step_vm(self, rid: str, place: Place) -> None:
-        known = next((each for each in documents.resources(self.cib) if each.id == rid), None)
+        known = next((each for each in documents.readable(self.cib)[0] if each.id == rid), None)
         if rid in self.stuck or known is None:
             return
         confined = self._confined(self.cib, rid)
@@ -387,12 +397,12 @@ class FakeCluster:
         actions = SubElement(root, "actions")
         for rid, target in self._placed(cib, given).items():
             if target:
-                known = next(each for each in documents.resources(cib) if each.id == rid)
+                known = next(each for each in documents.readable(cib)[0] if each.id == rid)
                 row = {"action": "migrate" if known.migratable else "move", "resource": rid}
                 SubElement(actions, "rsc_action", row | {"dest": target})
             else:
                 SubElement(rows, "resource", {"id": rid, "role": "Stopped"})
-        for known in documents.resources(cib):
+        for known in documents.readable(cib)[0]:
             target = self._confined(cib, known.id)
             if known.started and target and self._takes(target):
                 moves = bool(self.places[known.id].nodes) if known.id in self.places else False
@@ -406,7 +416,7 @@ class FakeCluster:
 
         As Pacemaker does it: in the order of their ids, each where most is free.
         """
-        known = {each.id: each for each in documents.resources(cib)}
+        known = {each.id: each for each in documents.readable(cib)[0]}
         known_nodes = nodes.facts(cib)
         out = {name for name, facts in known_nodes.items() if facts.attributes.get("standby")}
         free = {
@@ -415,11 +425,13 @@ class FakeCluster:
             if name not in (dead, *out) and self.members[name].online
         }
         for rid, place in self.places.items():
-            if place.nodes and place.nodes[0] in free:
+            if place.nodes and place.nodes[0] in free and rid in known:
                 free[place.nodes[0]] -= known[rid].memory_mib
         placed = {}
         for rid in sorted(
-            rid for rid, place in self.places.items() if {dead, *out} & set(place.nodes)
+            rid
+            for rid, place in self.places.items()
+            if {dead, *out} & set(place.nodes) and rid in known
         ):
             best = max(free, key=lambda name: free[name], default="")
             fits = best and free[best] >= known[rid].memory_mib
@@ -489,6 +501,13 @@ class FakeCluster:
         return Outcome()
 
     def _corosync_cmapctl(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
+        if len(argv) == 1:
+            rows = [
+                f"runtime.members.{number}.status (str) = {state}\n"
+                for number, each in enumerate(self.members.values(), 1)
+                for state in ["joined" if each.online or each.heard else "left"]
+            ]
+            return Outcome("".join(rows))
         assert argv[1:] == ("-s", "quorum.cancel_wait_for_all", "u8", "1")
         self.quorate = True
         return Outcome()

@@ -14,7 +14,7 @@ nr_cpus                : 4
 cpu_mhz                : 2799.998
 hw_caps                : 078bf3fd:80982201:20100800:00000005
 total_memory           : 8191
-free_memory            : 5000
+free_memory            : {free}
 xen_version            : 4.17.5-pre
 xen_commandline        : placeholder console=com1{dom0_mem}
 """
@@ -25,8 +25,11 @@ class Xen:
     """Domains as rows of ``xl list``, and a machine."""
 
     def __init__(self, node: FakeNode) -> None:
+        self.node = node
         self.rows: list[str] = []
         self.dom0_mem = " dom0_mem=1024M"
+        self.free_mib = 5000
+        self.room_mib = 0  # what guests have and is free: the latter follows from it, where it is
         self.add(
             "Domain-0",
             0,
@@ -67,4 +70,6 @@ class Xen:
         if argv[1:] == ("list", "-v"):
             return Outcome(HEAD + "".join(self.rows))
         assert argv[1:] == ("info",)
-        return Outcome(INFO.format(dom0_mem=self.dom0_mem))
+        guests = sum(int(row.split()[2]) for row in self.rows[1:])
+        free = self.room_mib - guests if self.room_mib else self.free_mib
+        return Outcome(INFO.format(dom0_mem=self.dom0_mem, free=free))

@@ -2,6 +2,9 @@
 # Copyright The cxm for OpenNebula authors
 """An original cxm.conf is read without being run, and each of its keys gets an answer."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from cxm.errors import ConfigError
@@ -29,6 +32,15 @@ def test_every_key_of_the_original_has_an_answer() -> None:
     keys = [*original._REPLACED, "OTHER"]
     told = original.read("\n".join(f"{key}=1" for key in keys), "f").told
     assert len(told) == len(keys)
+
+
+def test_guide_answers_every_key() -> None:
+    """And no other."""
+    text = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
+    part = text[text.index("### From the original cxm") : text.index("### SBD")]
+    rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+    told = {key for row in rows for key in re.findall(r"`([A-Z_]+)`", row)}
+    assert told == {*original._REPLACED, *original._OURS}
 
 
 @pytest.mark.parametrize(

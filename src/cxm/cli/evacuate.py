@@ -30,6 +30,11 @@ def check(world: World, node: str, *, restart: bool) -> Cluster:
     cluster.node(node)
     if not cluster.quorate:
         raise RefusedError("the cluster is not quorate: nothing can be moved")
+    for each in cluster.damaged_on(node):
+        raise RefusedError(
+            f"whether {each.label} can leave {node} is not known: {each.error.message}",
+            hint=each.error.hint,
+        )
     plan, left = without(cluster, node)
     if left:
         names = ", ".join(f"{vm.name} ({vm.resource.memory_mib} MiB)" for vm in left)
@@ -50,7 +55,9 @@ def check(world: World, node: str, *, restart: bool) -> Cluster:
     if bound and not restart:
         raise RefusedError(
             f"these VMs cannot move while they run: {', '.join(bound)}",
-            hint="--restart stops them here and starts them elsewhere",
+            # Whoever empties a node for something else (fence --test) has no such option.
+            hint=f"'cxm eject {node} --restart' first: it stops them there and starts them "
+            "elsewhere",
         )
     _suits(world, cib, cluster.on(node), node)
     return cluster

@@ -33,13 +33,15 @@ def fence(
     boot_s: float,
 ) -> int:
     """The subcommand."""
-    cluster = world.cluster()
+    cluster, cib = world.look()
     if test:
         return _test(world, cluster, node, yes=yes, boot_s=boot_s)
     if node is None:
         raise UsageError("which node?", hint="cxm fence NODE")
     if confirmed:
-        _confirmed(world, cluster, cluster.node(node), yes=yes)
+        member = cluster.node(node)
+        _silent(world, cib, member)
+        _confirmed(world, cluster, member, yes=yes)
     else:
         _now(world, cluster, cluster.node(node), off=off, yes=yes)
     return 0
@@ -69,10 +71,11 @@ def _able(world: World, cluster: Cluster, member: Member) -> None:
 
 def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool) -> None:
     _able(world, cluster, member)
-    vms = cluster.on(member.name)
+    vms = [vm.name for vm in cluster.on(member.name)]
+    vms += [each.label for each in cluster.damaged_on(member.name)]
     if not yes:
         what = "switched off" if off else "reset"
-        names = f": {', '.join(vm.name for vm in vms)}" if vms else ""
+        names = f": {', '.join(vms)}" if vms else ""
         world.confirm(
             f"{member.name} will be {what} at once. It has {count(len(vms), 'VM')}{names}, "
             "which crash and are started elsewhere.",
@@ -83,12 +86,28 @@ def _now(world: World, cluster: Cluster, member: Member, *, off: bool, yes: bool
     world.end(f"{member.name} was fenced", _facts([member], done))
 
 
-def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> None:
+def _silent(world: World, cib: Element, member: Member) -> None:
+    """Raise RefusedError for a node that is not off: nobody may say that it is.
+
+    Without a working Pacemaker it may still have its guests.
+    """
     if member.state in UP:
         raise RefusedError(
             f"{member.name} is {member.state}: it is alive",
             hint=f"'cxm fence {member.name}' resets it",
         )
+    heard = corosync.running(world.runner).heard
+    if member.is_online or nodes.corosync_number(cib, member.name) in heard:
+        is_both = member.is_online and member.state is NodeState.UNCLEAN
+        state = f"{member.state} (online)" if is_both else member.state
+        raise RefusedError(
+            f"{member.name} is {state}, and the Corosync of {world.here()} hears it: it is not off",
+            hint=f"'cxm fence {member.name}' resets it; where that fails, switch it off by hand, "
+            "wait until 'cxm infos' has missed it, and say this again",
+        )
+
+
+def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> None:
     if not cluster.quorate and cluster.awaited != member.name:
         raise RefusedError(
             "the cluster is not quorate: that one node is off does not help it",
@@ -168,7 +187,7 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
         told = peer.find(world.bare(), cib, name)
         before = told.boot_id()
         means = nodes.means(cib).get(name)
-        world.say(f"{name}: being reset by {member.device} ...")
+        world.say(f"{name}: being reset by {member.tried} ...")
         pacemaker.fence(world.runner, name, how="reboot", timeout_s=_FENCE_S)
         world.say(f"{name}: was fenced; waiting until it is back ...")
         _await_return(world, told, before, boot_s)
@@ -183,7 +202,8 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
             nodes.set_attribute(cib, name, nodes.FENCING, f"{world.now():.0f}")
 
         pacemaker.change(world.runner, note, what=f"fencing of {name} was proven")
-        world.say(f"{name}: was reset, and is back")
+        only = f"; not tried: {member.untried}" if member.untried else ""
+        world.say(f"{name}: was reset, and is back{only}")
     finally:
         if ours:
             evacuate.back(world, name)

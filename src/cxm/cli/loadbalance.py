@@ -32,6 +32,11 @@ def loadbalance(
     cluster, cib = world.look()
     if not cluster.quorate:
         raise RefusedError("the cluster is not quorate: nothing can be moved")
+    for each in cluster.damaged:
+        raise RefusedError(
+            f"what {each.label} needs is not known, so nothing is planned: {each.error.message}",
+            hint=each.error.hint,
+        )
     used = metrics.used(world, cluster, cib)
     snapshot = balancing.snapshot(cluster, used, world.machine().config)
     if unasked:

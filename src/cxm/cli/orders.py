@@ -3,6 +3,7 @@
 """Owns the subcommands that order something of VMs; what they do is :mod:`cxm.cluster.orders`."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Final
@@ -45,8 +46,9 @@ def create(world: World, *, vm: str, node: str | None) -> int:
         raise RefusedError(f"VM {found.label} is {found.state} on {found.node}")
     target = node or _best_start(world, found)
     world.say(f"{found.label}: on {target} ...")
-    orders.begin(call, vm=found.resource.vm, node=target, reason=f"{who(os.environ)} started it")
-    world.end(f"{found.label} runs on {target}", {**who_json(found), "node": target})
+    reason = f"{who(os.environ)} started it"
+    done = orders.begin(call, vm=found.resource.vm, node=target, reason=reason)
+    world.end(f"{found.label} runs on {done['node']}", {**who_json(found), "node": done["node"]})
     return 0
 
 
@@ -98,15 +100,34 @@ def reboot(world: World, *, vm: str) -> int:
 
 def shutdown_all(world: World, *, yes: bool, timeout_s: float) -> int:
     """Ask all guests of the cluster to switch themselves off, some at a time."""
-    vms = [vm for vm in world.cluster().vms if vm.nodes or vm.resource.started]
-    if not vms:
+    cluster = world.cluster()
+    vms = [vm for vm in cluster.vms if vm.nodes or vm.resource.started]
+    unread = [each for each in cluster.damaged if each.nodes]
+    if not vms and not unread:
         world.end("no VM runs", {"vms": []})
         return 0
-    if not yes:
+    if vms and not yes:
         names = ", ".join(vm.name for vm in vms)
         world.confirm(f"{count(len(vms), 'VM')} will be shut down: {names}", "all")
+    told = _shut_down(world, vms, timeout_s)
+    rows = [{**who_json(vm), "error": told[vm.resource.id]} for vm in vms]
+    wrong = [vm.label for vm in vms if told[vm.resource.id]]
+    for each in unread:
+        said = each.error.sentence()
+        world.say(f"{each.label}: {said}")
+        rows.append({"cloud": each.cloud, "vm": each.vm, "name": each.name, "error": said})
+        wrong.append(each.label)
+    if world.as_json:
+        world.show_json({"vms": rows})
+    if wrong:
+        raise CommandError(f"not shut down: {', '.join(wrong)}", hint="run it again")
+    return 0
+
+
+def _shut_down(world: World, vms: Sequence[Vm], timeout_s: float) -> dict[str, str | None]:
+    """What went wrong with each, by its resource; None for nothing."""
     machine = replace(world.machine(), hostname=world.here())
-    told: dict[str, str | None] = {}  # by its resource: what went wrong, None for nothing
+    told: dict[str, str | None] = {}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         work = {
             pool.submit(
@@ -129,8 +150,4 @@ def shutdown_all(world: World, *, yes: bool, timeout_s: float) -> int:
             except CxmError as error:
                 told[vm.resource.id] = error.sentence()
                 world.say(f"{vm.label}: {error.sentence()}")
-    if world.as_json:
-        world.show_json({"vms": [{**who_json(vm), "error": told[vm.resource.id]} for vm in vms]})
-    if wrong := [vm.label for vm in vms if told[vm.resource.id]]:
-        raise CommandError(f"not shut down: {', '.join(wrong)}", hint="run it again")
-    return 0
+    return told

@@ -25,11 +25,18 @@ def list_(world: World) -> int:
     """All VMs."""
     cluster = world.cluster()
     if world.as_json:
+        _tell_damaged(world, cluster)
         world.show_json(views.vms_json(cluster, cluster.vms))
     else:
         style = world.looks()
         world.show(views.banner(cluster, style) + views.vms(cluster.vms, style))
     return 0
+
+
+def _tell_damaged(world: World, cluster: Cluster) -> None:
+    """Name the VMs of which nothing is shown, on the way."""
+    for each in cluster.damaged:
+        world.say(f"not shown: {each.error.message}")
 
 
 def infos(world: World, *, with_metrics: bool = False) -> int:
@@ -47,6 +54,7 @@ def search(world: World, *, name: str) -> int:
     """VMs by a part of their name; as grep, fails when there is none."""
     cluster = world.cluster()
     found = find_vms(cluster, name)
+    _tell_damaged(world, cluster)
     if world.as_json:
         world.show_json(views.vms_json(cluster, found))
     else:

@@ -59,7 +59,9 @@ def collect(world: World, start: float) -> tuple[list[Event], str]:
     """Everything that is known since a moment, and a sentence on where it is from."""
     status = pacemaker.status(world.runner)
     cib = pacemaker.cib(world.runner, local=not status.quorate)
-    names = {each.id: f"{each.name} (VM {each.vm})" for each in documents.resources(cib)}
+    found, damaged = documents.readable(cib)
+    names = {each.id: f"{each.name} (VM {each.vm})" for each in found}
+    names |= {each.id: each.label for each in damaged}
     told, notes = _others(world, status, cib, start)
     events = history.timeline(
         [

@@ -35,7 +35,10 @@ def summary(cluster: Cluster, style: Style, now: float) -> str:
     fine, sentence = n_plus_one(cluster)
     dc = next((member.name for member in cluster.nodes if member.dc), "")
     states = Counter(vm.state for vm in cluster.vms)
-    counted = ", ".join(f"{states[state]} {state}" for state in VmState if states[state]) or "none"
+    words = [f"{states[state]} {state}" for state in VmState if states[state]]
+    if cluster.damaged:
+        words.append(style.paint(f"{len(cluster.damaged)} DAMAGED", Tint.BAD))
+    counted = ", ".join(words) or "none"
     good, bad = style.paint("quorate", Tint.GOOD), style.paint("NOT QUORATE", Tint.BAD)
     parts = (
         count(len(cluster.nodes), "node"),
@@ -63,7 +66,8 @@ def _fencing(cluster: Cluster, style: Style, now: float) -> str:
         elif member.facts.proven is None:
             parts.append(style.paint(f"{member.name} never proven", Tint.NOTICE))
         else:
-            parts.append(f"{member.name} proven {ago(member.facts.proven, now)}")
+            only = " (first level only)" if member.untried else ""
+            parts.append(f"{member.name} proven {ago(member.facts.proven, now)}{only}")
     return ", ".join(parts)
 
 

@@ -37,6 +37,10 @@ SOFT_S: Final = 20.0
 _RELEASE_S: Final = 30.0
 # How long a guest may be between two lives: rebooting, or suspended by a save that somebody does.
 _GAP_S: Final = 40.0
+# How long a monitor may take where Pacemaker does not say it.
+_MONITOR_S: Final = 60.0
+# Of such a time, what is left for the agent to start and to say what it has found.
+_SPARED_S: Final = 10.0
 _PASSING: Final = (xl.Reason.REBOOT, xl.Reason.SUSPEND, xl.Reason.SOFT_RESET)
 
 
@@ -165,27 +169,36 @@ def _shut_down(vm: Vm) -> None:
 # --- monitor ------------------------------------------------------------------------------------
 
 
-def monitor(vm: Vm, *, probe: bool = False) -> Ocf:
+def monitor(here: Vm, limit_s: float, *, probe: bool = False) -> Ocf:
     """What became of a VM that does not simply run.
 
     A ``probe`` asks whether it is here at all: that an action is at work on it here says nothing.
+    All that is looked at and waited for ends before ``limit_s`` (0: as usual): Pacemaker starts a
+    VM again whose monitor takes longer.
     """
+    patience_s = _but_for_the_end(limit_s or _MONITOR_S)
+    vm = here.within(patience_s)
     if vm.machine.vm_busy(vm.owner.cloud, vm.vm) and (not probe or _here(vm.present())):
         return Ocf.SUCCESS  # the action answers for it
-    present = _settled(vm)
+    present = _settled(vm, min(_GAP_S, _but_for_the_end(patience_s)))
     domain = running(present)
     if domain is not None:
         moving.settle(vm)
         return Ocf.SUCCESS
-    here = _here(present)
-    if not here:
+    found = _here(present)
+    if not found:
         return Ocf.NOT_RUNNING if probe else _gone(vm)
-    if here[0].powered_off:
+    if found[0].powered_off:
         return _switched_off(vm, probe=probe)
-    if not here[0].shut_down and vm.keepers():
+    if not found[0].shut_down and vm.keepers():
         return Ocf.SUCCESS
-    _log.warning("VM %d: %s", vm.vm, _fate(here[0]))
+    _log.warning("VM %d: %s", vm.vm, _fate(found[0]))
     return Ocf.ERROR
+
+
+def _but_for_the_end(limit_s: float) -> float:
+    """How much of a time may pass before the rest of what it is for begins."""
+    return max(limit_s - _SPARED_S, limit_s / 2)
 
 
 def _here(present: list[Domain]) -> list[Domain]:
@@ -204,10 +217,10 @@ def _fate(domain: Domain) -> str:
     return next((text for reason, text in known.items() if domain.reason == reason), "it crashed")
 
 
-def _settled(vm: Vm) -> list[Domain]:
+def _settled(vm: Vm, patience_s: float) -> list[Domain]:
     """The VM's domains when it is not between two lives, or after a while."""
     present: list[Domain] = []
-    for _turn in vm.machine.waits(_GAP_S):
+    for _turn in vm.machine.waits(patience_s):
         kept = bool(vm.keepers())
         present = vm.present()
         here = _here(present)
@@ -270,7 +283,7 @@ def run(machine: Machine, action: str, env: Mapping[str, str]) -> Ocf:
     if action == "stop":
         return stop(vm)
     if action == "monitor":
-        return monitor(vm, probe=env.get("OCF_RESKEY_CRM_meta_interval", "0") == "0")
+        return monitor(vm, limit_s, probe=env.get("OCF_RESKEY_CRM_meta_interval", "0") == "0")
     if action == "migrate_to":
         target = env.get("OCF_RESKEY_CRM_meta_migrate_target", "")
         return _sent(vm, target, limit_s)

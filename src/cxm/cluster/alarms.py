@@ -137,6 +137,13 @@ def _nodes(cluster: Cluster) -> Iterator[Alarm]:
 
 def _vms(cluster: Cluster) -> Iterator[Alarm]:
     reasons = {failure.resource: failure for failure in cluster.failures}
+    for each in cluster.damaged:
+        where = f" (it is on {' and '.join(each.nodes)})" if each.nodes else ""
+        yield Alarm(
+            f"VM {each.label} IS DAMAGED IN THE CIB{where}: {each.error.message}",
+            f"no order can be given about it, and it is not started when it or its node dies; "
+            f"{each.error.hint}",
+        )
     for vm in cluster.vms:
         failure = reasons.get(vm.resource.id)
         why = f": {failure.operation} on {failure.node}, {failure.reason}" if failure else ""
@@ -169,6 +176,9 @@ def n_plus_one(cluster: Cluster, known: Mapping[str, list[Vm]] | None = None) ->
         return False, "if one more node dies, the rest has no quorum and starts nothing"
     if not cluster.counts_memory:
         return False, "unknown: Pacemaker does not count memory (placement-strategy)"
+    if cluster.damaged:
+        names = ", ".join(each.label for each in cluster.damaged)
+        return False, f"unknown: the CIB is damaged where it describes {names}"
     found = losses(cluster) if known is None else known
     if not found:
         text = "every VM still fits if any one node dies"

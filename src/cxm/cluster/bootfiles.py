@@ -99,13 +99,14 @@ def gather(call: Call) -> dict[str, Any]:
     for resource in found:
         needed |= kernels.mentioned(resource.config)
     got, missing = _had(machine, needed)
-    for error in damaged:
-        _log.error("%s", error.sentence())
+    for each in damaged:
+        _log.error("%s", each.error.sentence())
     if damaged:
+        first = damaged[0].error
         raise DataError(
-            f"what {len(damaged)} of the cluster's VMs boot is not known: {damaged[0].message}",
-            hint=damaged[0].hint,
-        ) from damaged[0]
+            f"what {len(damaged)} of the cluster's VMs boot is not known: {first.message}",
+            hint=first.hint,
+        ) from first
     removed = kernels.drop_unused(machine, needed)
     if removed:
         _log.info("removed %d kernels and ramdisks that no VM boots any more", len(removed))

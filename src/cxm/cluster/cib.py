@@ -70,6 +70,32 @@ class Resource:
         return [LvName(name) for name in stored.volumes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """A VM that cannot be read whole: what can, and why not.
+
+    No order can be given about it, and its agent starts it nowhere.
+    """
+
+    cloud: CloudId
+    vm: VmId
+    error: DataError
+    name: str = ""
+    memory_mib: int = 0
+    cpu: int = 0
+    nodes: tuple[str, ...] = ()  # where Pacemaker has it
+
+    @property
+    def id(self) -> str:
+        return resource_id(self.cloud, self.vm)
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        number = f"VM {self.vm} of {self.cloud}"
+        return f"{self.name} ({number})" if self.name else number
+
+
 def resource_id(cloud: CloudId, vm: VmId) -> str:
     """The id of a VM's resource."""
     return f"cxm-{cloud}-{vm}"
@@ -144,8 +170,9 @@ def _read(primitive: Element, preferences: dict[str, str]) -> Resource:
             preferred=preferences.get(rid, ""),
         )
     except (KeyError, ValueError, UsageError, DataError) as error:
+        why = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"the resource {rid} in the CIB is damaged: {error}",
+            f"the resource {rid} in the CIB is damaged: {why}",
             hint=f"'cibadmin --query --xpath \"//primitive[@id='{rid}']\"' shows it",
         ) from error
 
@@ -159,25 +186,33 @@ def _preferences(cib: Element) -> dict[str, str]:
     return found
 
 
-def resources(cib: Element) -> list[Resource]:
-    """All VMs of the cluster, by number; raises DataError for a damaged one."""
-    found, damaged = readable(cib)
-    if damaged:
-        raise damaged[0]
-    return found
-
-
-def readable(cib: Element) -> tuple[list[Resource], list[DataError]]:
-    """The same, for whom a damaged VM is no reason to leave the others: what is wrong with each."""
+def readable(cib: Element) -> tuple[list[Resource], list[Damaged]]:
+    """All VMs of the cluster, by number, and those that are damaged: they hide no other."""
     preferences = _preferences(cib)
     found: list[Resource] = []
-    damaged: list[DataError] = []
+    damaged: list[Damaged] = []
     for primitive in _primitives(cib):
         try:
             found.append(_read(primitive, preferences))
         except DataError as error:
-            damaged.append(error)
+            damaged.append(_damaged(primitive, error))
     return sorted(found, key=lambda resource: (resource.cloud, resource.vm)), damaged
+
+
+def _damaged(primitive: Element, error: DataError) -> Damaged:
+    meant = parse_id(primitive.get("id", ""))
+    if meant is None:
+        raise error  # only those that are VMs by their ids are read
+    size = pairs(primitive, "utilization")
+    memory, cpu = size.get("memory", ""), size.get("cpu", "")
+    return Damaged(
+        cloud=meant[0],
+        vm=meant[1],
+        error=error,
+        name=pairs(primitive, "meta_attributes").get("cxm-name", ""),
+        memory_mib=int(memory) if memory.isdecimal() else 0,
+        cpu=int(cpu) if cpu.isdecimal() else 0,
+    )
 
 
 def find(cib: Element, cloud: CloudId, vm: VmId) -> Resource | None:

@@ -26,15 +26,17 @@ class Running:
 
     members: frozenset[str]  # the nodes that it has loaded
     versions: Mapping[int, int]  # number of a node that is there -> config_version it has loaded
+    heard: frozenset[int]  # the numbers of all that are there
 
 
 def running(runner: Runner) -> Running:
     """What Corosync on this node has loaded, and sees of the others; raises CommandError."""
     text = runner.run(["corosync-cmapctl"], timeout_s=_TIMEOUT_S).stdout
     # What one that has left had loaded is kept.
-    there = set(_STATUS.findall(text))
-    versions = {int(nr): int(found) for nr, found in _VERSION.findall(text) if nr in there}
-    return Running(frozenset(_NAME.findall(text)), versions)
+    there = frozenset(int(number) for number in _STATUS.findall(text))
+    found = {int(number): int(version) for number, version in _VERSION.findall(text)}
+    versions = {number: version for number, version in found.items() if number in there}
+    return Running(frozenset(_NAME.findall(text)), versions, there)
 
 
 def go_on_alone(runner: Runner) -> None:

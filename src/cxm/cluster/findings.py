@@ -107,7 +107,10 @@ def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:
             advice = f"'cxm fence --test {member.name}' on another node"
             yield warning(name, f"proven {ago(proven, now)}", advice)
         else:
-            yield ok(name, f"{member.device}, proven {ago(proven, now)}")
+            found = f"{member.tried}, proven {ago(proven, now)}"
+            if member.untried:
+                found += f"; not tried, for it comes after that: {member.untried}"
+            yield ok(name, found)
 
 
 def _hosts(cluster: Cluster) -> Iterator[Check]:
@@ -137,6 +140,8 @@ def _capacity(cluster: Cluster, lost: Mapping[str, list[Vm]]) -> Iterator[Check]
     else:
         if not keeps_quorum(cluster):
             advice = "start the nodes that are away; 'cxm-setup cluster' without one takes it out"
+        elif cluster.damaged:
+            advice = "whether the others fit is known when that is put right"
         elif lost and not losses(cluster):
             advice = (
                 "they would fit if the others were packed more tightly: migrate some so that one "

@@ -6,7 +6,8 @@ Memory is MiB and is what a VM takes of a node, page tables included; CPU is per
 processor; times are seconds since 1970.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 from xml.etree.ElementTree import Element
@@ -15,7 +16,7 @@ from cxm.cluster import balancer, constraints
 from cxm.cluster import cib as documents
 from cxm.cluster import nodes as documents_of_nodes
 from cxm.cluster.balancer import Balancer
-from cxm.cluster.cib import Resource
+from cxm.cluster.cib import Damaged, Resource
 from cxm.cluster.constraints import Constraints
 from cxm.cluster.nodes import Device, Facts
 from cxm.cluster.pacemaker import Failure, Fencing, Node, Placed, Status
@@ -112,6 +113,8 @@ class Member:
     devices: tuple[str, ...] = ()  # what fences it
     device_works: bool = True  # one of them does, as its monitor says
     has_locks: bool = True  # without them no VM can start on it
+    is_online: bool = True  # as Pacemaker says; one that is UNCLEAN may be
+    first_level: frozenset[str] = frozenset()  # those of its devices that come before others
 
     @property
     def memory_free(self) -> int:
@@ -121,6 +124,18 @@ class Member:
     def device(self) -> str:
         """What fences it, for people; empty where nothing does."""
         return ", ".join(self.devices)
+
+    @property
+    def tried(self) -> str:
+        """What a test of its fencing uses, for people: the first level, else one of them."""
+        first = [each for each in self.devices if each in self.first_level]
+        return ", ".join(first) or " or ".join(self.devices)
+
+    @property
+    def untried(self) -> str:
+        """What it does not use, for people; empty where that is not known."""
+        after = [each for each in self.devices if each not in self.first_level]
+        return ", ".join(after) if len(after) < len(self.devices) else ""
 
     @property
     def takes_vms(self) -> bool:
@@ -142,6 +157,7 @@ class Cluster:
     is_watched: bool = True  # somebody looks after VMs that nobody waits for
     balancer: Balancer | None = None
     constraints: Constraints = Constraints()
+    damaged: tuple[Damaged, ...] = ()  # VMs that are none of ``vms``: the CIB cannot be read
 
     @property
     def awaited(self) -> str:
@@ -167,6 +183,10 @@ class Cluster:
     def on(self, node: str) -> list[Vm]:
         """The VMs of a node."""
         return [vm for vm in self.vms if node in vm.nodes]
+
+    def damaged_on(self, node: str) -> list[Damaged]:
+        """The VMs of a node of which only that is known."""
+        return [each for each in self.damaged if node in each.nodes]
 
     def node(self, name: str) -> Member:
         """A node by its name; raises NotFoundError that names those there are."""
@@ -213,18 +233,30 @@ def vm_state(resource: Resource, placed: Placed | None) -> VmState:
 
 
 def build(status: Status, cib: Element) -> Cluster:
-    """The cluster, of what Pacemaker says and what its CIB holds; raises DataError."""
+    """The cluster, of what Pacemaker says and what its CIB holds."""
     dark = {node.name for node in status.nodes if node.unclean}
     vms = []
-    for resource in documents.resources(cib):
+    found, unread = documents.readable(cib)
+    damaged = [replace(each, nodes=_where(status.resources.get(each.id))) for each in unread]
+    for resource in found:
         placed = status.resources.get(resource.id)
-        where = () if placed is None else tuple(dict.fromkeys(placed.nodes))
+        where = _where(placed)
         state = VmState.UNKNOWN if where and set(where) <= dark else vm_state(resource, placed)
         vms.append(Vm(resource, state, where, placed is None or placed.managed))
     known = documents_of_nodes.facts(cib)
     devices = tuple(documents_of_nodes.devices(cib))
     members = tuple(
-        _member(node, known.get(node.name, Facts(node.name)), vms, devices, status)
+        _member(
+            node,
+            known.get(node.name, Facts(node.name)),
+            [
+                *(vm.resource for vm in vms if node.name in vm.nodes),
+                *(each for each in damaged if node.name in each.nodes),
+            ],
+            devices,
+            status,
+            first_level=documents_of_nodes.first_level(cib, node.name),
+        )
         for node in sorted(status.nodes, key=lambda each: each.name)
     )
     strategy = documents_of_nodes.option(cib, "placement-strategy")
@@ -245,13 +277,23 @@ def build(status: Status, cib: Element) -> Cluster:
             {vm.resource.id: vm.name for vm in vms},
             [node.name for node in status.nodes],
         ),
+        tuple(damaged),
     )
 
 
+def _where(placed: Placed | None) -> tuple[str, ...]:
+    return () if placed is None else tuple(dict.fromkeys(placed.nodes))
+
+
 def _member(
-    node: Node, known: Facts, vms: list[Vm], devices: tuple[Device, ...], status: Status
+    node: Node,
+    known: Facts,
+    here: Sequence[Resource | Damaged],
+    devices: tuple[Device, ...],
+    status: Status,
+    *,
+    first_level: frozenset[str],
 ) -> Member:
-    here = [vm.resource for vm in vms if node.name in vm.nodes]
     names = tuple(each.id for each in devices if each.fences(node.name))
     locks = status.resources.get(LOCKS)
     return Member(
@@ -259,14 +301,16 @@ def _member(
         _node_state(node),
         node.dc,
         known.number("memory"),
-        sum(resource.memory_mib for resource in here),
+        sum(each.memory_mib for each in here),
         known.number("cpu"),
-        sum(resource.cpu for resource in here),
+        sum(each.cpu for each in here),
         len(here),
         known,
         names,
         not names or any(status.works(name) for name in names),
         locks is None or node.name in locks.nodes,
+        node.online,
+        first_level,
     )
 
 
@@ -291,7 +335,7 @@ def find_vm(cluster: Cluster, text: str) -> Vm:
     """The VM of exactly this name, number or ``cloud/number``.
 
     Raises NotFoundError, and UsageError when two are meant: a name may look like a number, and two
-    clouds may share a cluster.
+    clouds may share a cluster. Raises DataError for one that is damaged in the CIB.
     """
     for exact in (
         [vm for vm in cluster.vms if _full(vm) == text],
@@ -302,6 +346,9 @@ def find_vm(cluster: Cluster, text: str) -> Vm:
         if exact:
             which = ", ".join(f"{_full(vm)} is {vm.name}" for vm in exact)
             raise UsageError(f"'{text}' is more than one VM", hint=f"say CLOUD/NUMBER: {which}")
+    for each in cluster.damaged:
+        if text in (each.name, str(each.vm), f"{each.cloud}/{each.vm}"):
+            raise each.error
     near = [vm.name for vm in find_vms(cluster, text)]
     hint = f"did you mean {', '.join(near)}?" if near else "'cxm list' shows all"
     raise NotFoundError(f"the cluster has no VM '{text}'", hint=hint)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cxm import names
-from cxm.cluster.amounts import count
+from cxm.cluster import capacity
+from cxm.cluster.amounts import count, mib
 from cxm.cluster.basis import SBD
 from cxm.cluster.guestdisks import Needs, lacking, needs
 from cxm.cluster.model import Cluster, Vm, VmState
@@ -16,6 +17,7 @@ from cxm.errors import DataError, UsageError
 from cxm.lvm import Group, Volume
 from cxm.names import CloudId, State, Tags, VmId
 from cxm.node.kernels import mentioned
+from cxm.node.room import Seen
 from cxm.setup.report import Check, failed, ok, warning
 from cxm.xen.xl import Domain
 
@@ -39,7 +41,8 @@ class Here:
     """What this node looks like from inside."""
 
     node: str
-    domains: Collection[Domain]
+    xen: Seen
+    domains: Collection[Domain]  # but Domain-0
     vg: str
     group: Group | str  # why it cannot be seen
     bridges: frozenset[str]
@@ -87,6 +90,7 @@ def own(cluster: Cluster, here: Here) -> list[Check]:
     """What is so on this node, and may be otherwise on another."""
     return [
         *_domains(cluster, here),
+        *_memory(cluster, here),
         *_bridges(cluster, here),
         *_kernels(cluster, here),
         *_volumes(cluster, here),
@@ -117,7 +121,8 @@ def _told(here: Here) -> Iterator[Check]:
 
 
 def _of_clouds(cluster: Cluster, here: Here) -> set[CloudId]:
-    return {*here.clouds, *(vm.resource.cloud for vm in cluster.vms)}
+    of_vms = {vm.resource.cloud for vm in cluster.vms}
+    return {*here.clouds, *of_vms, *(each.cloud for each in cluster.damaged)}
 
 
 def _vm_of(domain: Domain, clouds: Iterable[CloudId]) -> Key | None:
@@ -143,8 +148,14 @@ def _domains(cluster: Cluster, here: Here) -> Iterator[Check]:
     """Pacemaker against Xen."""
     found = present(cluster, here)
     known = {(vm.resource.cloud, vm.resource.vm): vm for vm in cluster.vms}
+    unread = _unread(cluster)
     wrong = [
-        *(check for key, domains in found.items() for check in _domain(key, domains, known, here)),
+        *(
+            check
+            for key, domains in found.items()
+            if key not in unread
+            for check in _domain(key, domains, known, here)
+        ),
         *_missing(cluster, here, found),
     ]
     yield from wrong
@@ -156,6 +167,11 @@ def _domains(cluster: Cluster, here: Here) -> Iterator[Check]:
     if foreign:
         advice = "they die with the node; their memory is not counted"
         yield warning("domains", f"not the cluster's: {some(foreign)}", advice)
+
+
+def _unread(cluster: Cluster) -> set[Key]:
+    """The VMs that the cluster has, and that cannot be judged: an alarm says so."""
+    return {(each.cloud, each.vm) for each in cluster.damaged}
 
 
 def _domain(
@@ -195,6 +211,25 @@ def _missing(cluster: Cluster, here: Here, found: Mapping[Key, list[Domain]]) ->
                 f"VM {vm.label} should be running here and has no domain",
                 "its guest may be rebooting; the next monitor starts it again if it is gone",
             )
+
+
+def _memory(cluster: Cluster, here: Here) -> Iterator[Check]:
+    """What Pacemaker plans with against what guests here have and could have."""
+    said = next((each.memory for each in cluster.nodes if each.name == here.node), 0)
+    if not said:
+        return  # judged for each node from anywhere
+    excess = capacity.excess(said, here.xen)
+    if not excess:
+        yield ok("memory", f"{mib(said)} for guests, as the cluster says")
+        return
+    has = mib(here.xen.room.total_mib)
+    found = f"the cluster plans with {mib(said)}, and guests can have {has}"
+    advice = "'cxm-setup cluster' here once more, as when it was made, corrects that: "
+    if excess > 0:
+        found = f"the cluster plans with {mib(said)}, but guests can have only {has}"
+        yield failed("memory", found, f"{advice}until then a VM may be sent here that does not fit")
+    else:
+        yield warning("memory", found, f"{advice}until then the rest is not used")
 
 
 def _needed(cluster: Cluster, vg: str) -> Iterator[tuple[Vm, Needs | str]]:
@@ -279,6 +314,7 @@ def _asleep(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
 def _active(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
     running = present(cluster, here)
     homes = {(vm.resource.cloud, vm.resource.vm): vm.nodes for vm in cluster.vms}
+    homes |= {(each.cloud, each.vm): each.nodes for each in cluster.damaged}
     left = []
     for volume, tags in _decoded(group):
         if isinstance(tags, str):
@@ -293,7 +329,7 @@ def _active(cluster: Cluster, here: Here, group: Group) -> Iterator[Check]:
 
 
 def _left_over(cluster: Cluster, group: Group) -> Iterator[Check]:
-    known = {(vm.resource.cloud, vm.resource.vm) for vm in cluster.vms}
+    known = {(vm.resource.cloud, vm.resource.vm) for vm in cluster.vms} | _unread(cluster)
     filling, doomed, orphans = [], [], []
     for volume, tags in _decoded(group):
         if isinstance(tags, str):

@@ -111,6 +111,14 @@ def attributes(cib: Element, name: str) -> dict[str, str]:
     return found.attributes
 
 
+def corosync_number(cib: Element, name: str) -> int | None:
+    """What Corosync calls a node; None where that is not known."""
+    for node in cib.iterfind("configuration/nodes/node"):
+        if node.get("uname") == name and node.get("id", "").isdecimal():
+            return int(node.get("id", ""))
+    return None
+
+
 def host_of(cib: Element, name: str) -> str:
     """What OpenNebula calls a node; raises RefusedError for an unknown one."""
     return attributes(cib, name).get(HOST, name)
@@ -186,6 +194,20 @@ def _devices(cib: Element) -> Iterator[tuple[Device, Element]]:
         if primitive.get("class") == "stonith" and meta.get("target-role") != "Stopped":
             given = pairs(primitive, "instance_attributes")
             yield Device(primitive.get("id", ""), _targets(given)), primitive
+
+
+def first_level(cib: Element, name: str) -> frozenset[str]:
+    """The devices by which a node is fenced while they work; empty where none come first.
+
+    A test of its fencing uses these, and no others.
+    """
+    levels = {
+        int(level.get("index", "")): level.get("devices", "")
+        for level in cib.iterfind("configuration/fencing-topology/fencing-level")
+        if level.get("target") == name and level.get("index", "").isdecimal()
+    }
+    first = levels[min(levels)] if levels else ""
+    return frozenset(first.replace(",", " ").split())
 
 
 def is_secret(parameter: str) -> bool:

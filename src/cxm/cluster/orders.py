@@ -13,7 +13,18 @@ from dataclasses import replace
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from cxm.cluster import bootfiles, cib, claims, limits, moving, nodes, pacemaker, peer, request
+from cxm.cluster import (
+    bootfiles,
+    cib,
+    claims,
+    destination,
+    limits,
+    moving,
+    nodes,
+    pacemaker,
+    peer,
+    request,
+)
 from cxm.cluster.cib import Resource, Rule, Wish
 from cxm.cluster.view import (
     ON_START,
@@ -28,6 +39,7 @@ from cxm.cluster.view import (
     look,
     ready,
     stays_put,
+    takes,
     unblocked,
 )
 from cxm.errors import NotFoundError, RefusedError
@@ -242,11 +254,13 @@ def _withdraw(vm: Vm, rule: Rule, otherwise: Resource | None) -> None:
 def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
     """Have a VM that the cluster knows start on a node, cold; one that runs is refused.
 
+    ``node`` is what the cluster or OpenNebula calls it; raises NotFoundError for an unknown one.
     Raises RefusedError for one whose memory is saved: a cold start would throw it away. What is
     left of memory that is of no worth (incomplete, or used) is no obstacle: the start removes it.
     """
     # Where a VM is placed is the machine that gives the order, but for its name.
-    there = replace(call, machine=replace(call.machine, hostname=node))
+    name = nodes.of_host(pacemaker.cib(call.machine.runner), node)
+    there = replace(call, machine=replace(call.machine, hostname=name))
     target = vm_of(there, vm)
     with call.machine.order_lock(call.cloud, vm):
         view = look(target)
@@ -260,17 +274,20 @@ def begin(call: Call, *, vm: VmId, node: str, reason: str) -> dict[str, Any]:
                 f"the memory of VM {vm} is saved, and a start would throw it away",
                 hint="have OpenNebula resume it",
             )
-        ready(view, node)
+        ready(view, name)
+        takes(view, name)
+        # What its guest finds in the processor it finds when it boots.
+        destination.check(call.machine, view.root, view.resource, name, name, alive=False)
         wanted = replace(
             view.resource,
             started=True,
             life=Life.RUNNING,
             reason=reason,
-            preferred=node,
+            preferred=name,
         )
-        what = f"VM {vm}: {reason}, on {node}"
+        what = f"VM {vm}: {reason}, on {name}"
         place(target, view, wanted, what, otherwise=view.resource)
-    return {"name": wanted.name}
+    return {"name": wanted.name, "node": name}
 
 
 # --- stop ---------------------------------------------------------------------------------------

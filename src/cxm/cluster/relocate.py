@@ -22,6 +22,7 @@ from cxm.cluster.view import (
     glance,
     iso,
     stays_put,
+    takes,
     unblocked,
 )
 from cxm.errors import CommandError, RefusedError
@@ -64,7 +65,7 @@ def migrate(call: Call, *, vm: VmId, node: str, by_opennebula: bool = True) -> d
 
 def _may_move(vm: Vm, view: View, target: str) -> str:
     """Where the VM runs; raises RefusedError unless it can go to ``target`` from there."""
-    known, node = view.resource, view.status.node(target)
+    known = view.resource
     if known is None or len(view.where) != 1:
         raise RefusedError(f"VM {vm.vm} does not run, so it cannot move")
     if not known.migratable:
@@ -73,8 +74,7 @@ def _may_move(vm: Vm, view: View, target: str) -> str:
             "move, or its resource has allow-migrate=false",
             hint="save and restore it, or make it PVH (XEN_TYPE)",
         )
-    if node is None or not node.online or node.standby or node.maintenance:
-        raise RefusedError(f"{target} takes no VMs at the moment: 'cxm infos' shows why")
+    takes(view, target)
     source = view.where[0]
     destination.check(vm.machine, view.root, known, source, target, alive=True)
     return source

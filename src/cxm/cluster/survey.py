@@ -19,10 +19,10 @@ from cxm.cluster.model import Cluster
 from cxm.cluster.nodefindings import Here, Told
 from cxm.errors import CommandError, CxmError, DataError, UsageError
 from cxm.lvm import Group
+from cxm.node import room
 from cxm.node.machine import Machine
 from cxm.run import Runner
 from cxm.setup.report import Check, Level
-from cxm.xen import xl
 
 _TIMEOUT_S: Final = 60.0
 _CLOCK: Final = ("timedatectl", "show", "-p", "NTPSynchronized", "--value")
@@ -44,9 +44,11 @@ def cluster(runner: Runner) -> tuple[Cluster, Element]:
 def node(machine: Machine, seen: Cluster, cib: Element, *, root: str = "/") -> Here:
     """This node as it is now; raises what keeps it from being seen."""
     runner, vg = machine.runner, machine.config.vg_name
+    xen = room.look(runner)
     return Here(
         node=pacemaker.local_node(runner),
-        domains=xl.domains(runner),
+        xen=xen,
+        domains=[domain for domain in xen.domains if domain.domid != 0],
         vg=vg,
         group=_group(runner, vg),
         bridges=destination.interfaces(machine),
@@ -54,7 +56,7 @@ def node(machine: Machine, seen: Cluster, cib: Element, *, root: str = "/") -> H
         clouds=machine.config.clouds,
         versions={
             "cxm": __version__,
-            "xen": xl.info(runner).version,
+            "xen": xen.info.version,
             **pacemaker.versions(runner),
         },
         clock=_said(runner, _CLOCK),

@@ -120,6 +120,13 @@ def ready(view: View, node: str) -> None:
             )
 
 
+def takes(view: View, node: str) -> None:
+    """Raise RefusedError for a node to which nothing can be sent at the moment."""
+    seen = view.status.node(node)
+    if seen is None or not seen.online or seen.standby or seen.maintenance:
+        raise RefusedError(f"{node} takes no VMs at the moment: 'cxm infos' shows why")
+
+
 def stays_put(view: View, vm: Vm) -> None:
     """Raise RefusedError while the VM is on its way: an order would turn the move back."""
     if view.is_moving:

@@ -7,21 +7,19 @@ in design note 0006.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from cxm import lvm
 from cxm.errors import DataError
 from cxm.names import CHECKPOINT, CloudId, VmId, decode_tags, vm_of_uuid
 from cxm.node import guests as records
-from cxm.node import sight
+from cxm.node import room, sight
 from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 from cxm.xen import devices, xl
 
 _KIB: Final = 1024
-# What dom0 keeps of its memory where Xen may take it: enough for its services and disk caches.
-_DOM0_KEEPS_MIB: Final = 1024
 
 
 def observe(call: Call, *, detail: str) -> dict[str, Any]:
@@ -160,15 +158,11 @@ def _usage(
 
 
 def _node(
-    machine: Machine, domains: Iterable[xl.Domain], percent: Mapping[str, float]
+    machine: Machine, domains: Sequence[xl.Domain], percent: Mapping[str, float]
 ) -> dict[str, Any]:
     """The machine itself; ``memory_*`` is what guests have and could have, without dom0's."""
     info = xl.info(machine.runner)
-    guests_mib = sum(domain.memory_mib for domain in domains if domain.domid != 0)
-    dom0_mib = sum(domain.memory_mib for domain in domains if domain.domid == 0)
-    free_mib = info.free_mib
-    if not info.dom0_fixed:
-        free_mib += max(0, dom0_mib - _DOM0_KEEPS_MIB)
+    has = room.of(info, domains)
     net_rx, net_tx = devices.of_host(machine.sys_dir)
     total_cpu = info.cpus * 100
     used_cpu = min(total_cpu, round(sum(percent.values())))
@@ -181,9 +175,9 @@ def _node(
         "total_cpu": total_cpu,
         "used_cpu": used_cpu,
         "free_cpu": total_cpu - used_cpu,
-        "total_memory_kib": (free_mib + guests_mib) * _KIB,
-        "used_memory_kib": guests_mib * _KIB,
-        "free_memory_kib": free_mib * _KIB,
+        "total_memory_kib": has.total_mib * _KIB,
+        "used_memory_kib": has.guests_mib * _KIB,
+        "free_memory_kib": has.free_mib * _KIB,
         "net_rx": net_rx,
         "net_tx": net_tx,
     }

@@ -39,7 +39,7 @@ def planned(host: Host, me: str, membership: Membership) -> tuple[FileChange, ..
         _with_block(host, LVMLOCAL, _LVM),
         _with_block(host, DLM, _DLM_TEXT),
         _pacemaker(host),
-        *([_sbd(host, me, membership)] if cluster.sbd else []),
+        *([_sbd(host, membership)] if cluster.sbd else []),
         files.plan(host.path(peerkey.PATH), membership.peer_key, mode=0o600),
         _root_keys(host, membership),
         files.plan(host.path(CLUSTER_MARKER), marker, mode=0o644),
@@ -68,9 +68,9 @@ def _pacemaker(host: Host) -> FileChange:
     return files.plan(path, new, mode=0o644)
 
 
-def _sbd(host: Host, me: str, membership: Membership) -> FileChange:
+def _sbd(host: Host, membership: Membership) -> FileChange:
     path = host.path(sbd.CONF)
-    new = sbd.settings(files.read(path) or "", host, me, membership.cluster)
+    new = sbd.settings(files.read(path) or "", membership.cluster)
     return files.plan(path, new, mode=0o644)
 
 

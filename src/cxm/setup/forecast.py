@@ -15,7 +15,7 @@ from cxm.cluster.basis import Basis
 from cxm.cluster.elements import child
 from cxm.errors import CxmError
 from cxm.run import Runner
-from cxm.setup import changing, forming, shareddisk, sharedfs
+from cxm.setup import changing, forming, ownfacts, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
 from cxm.setup.forming import World
 from cxm.setup.sharedfs import Wanted
@@ -64,7 +64,7 @@ def _members(world: World, me: str, cluster: Cluster, cib: Element) -> list[str]
 def _edit_facts(world: World, me: str, cluster: Cluster, cib: Element) -> None:
     if not basis.has_facts(cib, me):
         SubElement(child(child(cib, "configuration"), "nodes"), "node", {"uname": me})
-    basis.edit_facts(cib, me, *forming.facts(world.host, me, cluster))
+    ownfacts.look(world.host, me, cluster).edit(cib)
 
 
 def _storage(world: World, cluster: Cluster, wanted: Wanted | None, mounted: str) -> Iterator[str]:

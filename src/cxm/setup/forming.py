@@ -21,16 +21,14 @@ from cxm.config import NodeConfig
 from cxm.errors import CommandError, CxmError, DataError, RefusedError
 from cxm.node.machine import ROOT, Machine
 from cxm.run import Runner
-from cxm.setup import corosync, files, services, shareddisk, sharedfs
+from cxm.setup import corosync, files, ownfacts, services, shareddisk, sharedfs
 from cxm.setup.clusterargs import Cluster
-from cxm.setup.clustercheck import CIB_DIR, HOST_KEY
+from cxm.setup.clustercheck import CIB_DIR
 from cxm.setup.corosync import Present
 from cxm.setup.nodecheck import Host
 from cxm.setup.sharedfs import Wanted
-from cxm.xen import xl
 
 _PAUSE_S: Final = 2.0
-_PERCENT: Final = 100
 _FENCE: Final = "fence-"
 _LVMLOCKD, _LOCKSPACE = "cxm-lvmlockd", "cxm-lockspace"
 
@@ -147,38 +145,16 @@ def join(world: World, me: str, cluster: Cluster) -> bool:
     wait(world, lacking)
     if cluster.sbd:
         wait(world, lambda _status: _sbd(world, me, cluster.sbd))
-    attributes, size = facts(world.host, me, cluster)
-    changed = world.change(
-        world.host.runner,
-        lambda cib: basis.edit_facts(cib, me, attributes, size),
-        f"what the node {me} is",
-    )
+    own, memory_mib = ownfacts.look(world.host, me, cluster), 0
+
+    def edit(cib: Element) -> None:
+        nonlocal memory_mib
+        memory_mib = own.edit(cib)
+
+    changed = world.change(world.host.runner, edit, f"what the node {me} is")
     if changed:
-        cpus = int(size["cpu"]) // _PERCENT
-        world.say(f"the cluster knows {me}: {size['memory']} MiB for guests, {cpus} CPUs")
+        world.say(f"the cluster knows {me}: {memory_mib} MiB for guests, {own.cpus} CPUs")
     return changed
-
-
-def facts(host: Host, me: str, cluster: Cluster) -> tuple[dict[str, str], dict[str, str]]:
-    """What this node says of itself: attributes, and what it has room for."""
-    attributes = {nodes.ADDRESS: cluster.nodes[me], nodes.HOST_KEY: _host_key(host)}
-    attributes |= _extras(cluster)
-    info = xl.info(host.runner)
-    if info.hw_caps:
-        attributes[nodes.CPU] = info.hw_caps
-    room_mib = info.total_mib - xl.dom0_mib(host.runner)
-    return attributes, {"memory": str(room_mib), "cpu": str(info.cpus * _PERCENT)}
-
-
-def _host_key(host: Host) -> str:
-    words = (files.read(host.path(HOST_KEY)) or "").split()
-    return " ".join(words[:2])
-
-
-def _extras(cluster: Cluster) -> dict[str, str]:
-    """The attributes of a node that has what is optional."""
-    found = {nodes.SBD: cluster.sbd, nodes.DATASTORE: cluster.directory}
-    return {name: value for name, value in found.items() if value}
 
 
 def _sbd(world: World, me: str, disk: str) -> str:
@@ -214,7 +190,7 @@ def is_whole(world: World, me: str, cluster: Cluster) -> bool:
 
 def _untold(world: World, me: str, cluster: Cluster) -> str:
     """Which other nodes have not said yet that they have what is optional."""
-    extras = _extras(cluster)
+    extras = ownfacts.optional(cluster)
     if not extras:
         return ""
     known = nodes.facts(world.cib(world.host.runner))

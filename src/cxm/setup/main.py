@@ -117,7 +117,8 @@ def _cluster_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--import",
         dest="original",
         metavar="FILE",
-        help="take name, nodes and timer from the cxm.conf of an original cxm",
+        help="take the name and, of the timer, --token-ms from the cxm.conf of an original cxm; "
+        "each node that it allows needs its --node",
     )
     parser.add_argument(
         "--join", metavar="TOKEN", help="on each other node: the line's token; - reads it"

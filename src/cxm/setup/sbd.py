@@ -86,8 +86,12 @@ def create(cluster: Cluster) -> list[str]:
     return [*argv, "create"]
 
 
-def settings(text: str, host: Host, me: str, cluster: Cluster) -> str:
-    """The file of settings; what is not ours stays."""
+def settings(text: str, cluster: Cluster) -> str:
+    """The file of settings; what is not ours stays.
+
+    A slot on the disk has the name that ``hostname`` shows, which is Pacemaker's: a machine of
+    another name is no node (:func:`cxm.setup.clustercheck.own_name`).
+    """
     values = {
         "SBD_DEVICE": cluster.sbd,
         "SBD_PACEMAKER": "yes",
@@ -98,9 +102,6 @@ def settings(text: str, host: Host, me: str, cluster: Cluster) -> str:
         "SBD_WATCHDOG_DEV": WATCHDOG,
         "SBD_WATCHDOG_TIMEOUT": str(times(cluster.token_ms).watchdog),
     }
-    if host.hostname != me:
-        # Messages are addressed to the name that Pacemaker knows.
-        values["SBD_OPTS"] = f"-n {me}"
     return cxmrc.set_values(text, values)
 
 
