@@ -467,9 +467,8 @@ class TestNoEffect:
         quietly(world)
         assert world.belief() == ("RUNNING", "node2")
 
-    def test_oned_dies_in_the_middle(self, world: Believing) -> None:
-        """It restarts with a migration that nobody works on: it is told what came of it."""
-        fail_over(world)
+    def _stuck(self, world: Believing) -> None:
+        """Oned dies in the middle of a migration of ours, and restarts: nobody works on it."""
 
         def dies(_call: str) -> None:
             world.state, world.host, world.is_up = "MIGRATE", "node2", False
@@ -481,11 +480,34 @@ class TestNoEffect:
         world.is_up, world.before_call = True, lambda _call: None
         assert quietly(world).decisions[0].kind is Kind.LEFT
         world.now += 1000
-        quietly(world)
-        assert world.told[-1] == "recover success"
+
+    def test_oned_dies_in_the_middle(self, world: Believing) -> None:
+        """It is told what came of it."""
+        fail_over(world)
+        self._stuck(world)
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told[-1]) == (Kind.AGREED, "recover success")
         assert world.belief() == ("RUNNING", "node2")
-        world.now += 60
+
+    def test_oned_dies_in_the_middle_and_the_vm_goes_back(self, world: Believing) -> None:
+        """It is told that nothing came of it."""
+        moved(world)
+        self._stuck(world)
+        world.pair.move("node2", "node1")
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told[-1]) == (Kind.AGREED, "recover failure")
+        assert world.belief() == ("RUNNING", "node1")
+
+    def test_oned_does_not_want_to_be_told(self, world: Believing) -> None:
+        """The migration stays ours, so that it is tried again."""
+        fail_over(world)
+        self._stuck(world)
+        world.refuses = "not now"
+        assert "not now" in quietly(world).decisions[0].sentence
+        world.refuses = ""
+        world.now += 1000
         quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
 
     def test_oneds_own_migration_needs_no_claim(self, world: Believing) -> None:
         """The driver on the frontend has the target move it."""

@@ -156,7 +156,9 @@ def _begin(tools: Tools, seen: Seen, decision: Decision) -> Decision | None:
     claims.make(tools.place, Claim(vm, decision.host, tools.now(), lost))
     try:
         now = record_of(tools, vm)
-        if now.moving or (now.state, now.host) != (decision.record.state, decision.record.host):
+        # A migration's own two records are open until it has ended.
+        begins = now.moving and now.state != "MIGRATE"
+        if begins or (now.state, now.host) != (decision.record.state, decision.record.host):
             claims.end(tools.place, vm)
             what = f"OpenNebula has changed it meanwhile: {now.state} on {now.host}"
             return replace(decision, kind=Kind.WAIT, why=what)
@@ -165,7 +167,8 @@ def _begin(tools: Tools, seen: Seen, decision: Decision) -> Decision | None:
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
     except CxmError as error:
-        if not isinstance(error, DataError):  # the same: the next turn ends it
+        # The same of a damaged answer; and without its claim a migration of ours would be anybody's.
+        if not isinstance(error, DataError) and decision.record.state != "MIGRATE":
             claims.end(tools.place, vm)
         return replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {error.sentence()}")
     _log.info("%s", decision.sentence)
