@@ -189,6 +189,18 @@ class TestConverges:
         quietly(world)
         assert (world.told, world.belief()) == (["recover success"], ("RUNNING", "node1"))
 
+    def test_a_failed_boot_that_stays(self, world: Believing) -> None:
+        """Oned has taken the call, and nothing came of it: said, and tried again later and later."""
+        world.state, world.is_idle = "BOOT_FAILURE", True
+        (only,) = quietly(world).decisions
+        assert only.kind is Kind.STUCK
+        assert "OpenNebula says BOOT_FAILURE on node1 still: no reason" in only.sentence
+        quietly(world)
+        assert len(world.told) == 1
+        world.is_idle = False
+        world.now += 11
+        assert quietly(world).decisions[0].kind is Kind.AGREED
+
     @pytest.mark.parametrize("world", [V38], indirect=True, ids=str)
     def test_3_8_has_no_way_out_of_unknown(self, world: Believing) -> None:
         """It is said; the old host's vouching brings it back to RUNNING, and then it is moved."""
@@ -375,10 +387,12 @@ class TestNoEffect:
                 world.pair.monitor()
 
         world.before_call = ends
-        world.sync()
+        (only,) = world.sync().decisions
         assert world.pair.runs_on() == []
         assert world.state == "BOOT_FAILURE"
         assert "is not started" in world.error
+        assert only.kind is Kind.STUCK
+        assert "OpenNebula says BOOT_FAILURE on node2 now: " in only.sentence
 
     def test_a_user_acts_first(self, world: Believing) -> None:
         """OpenNebula is at work when the claim is made: nothing is called."""

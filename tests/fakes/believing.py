@@ -83,6 +83,7 @@ class Believing:
         self.leader = True
         self.is_up = True
         self.is_known = True
+        self.is_idle = False  # it takes calls, and does nothing about them
         self.refuses = ""  # what it answers to a call that changes something
         self.hosts: dict[str, int] = dict.fromkeys(_HOSTS, 2)  # their states
         self.cut_off: set[str] = set()
@@ -206,6 +207,8 @@ class Believing:
         self.before_call("recover")
         if self.refuses:
             raise CxmError(f"oned refused one.vm.recover(7): {self.refuses}")
+        if self.is_idle:
+            return
         if self.state == "MIGRATE":
             self.host = self.host if success else self.source
             self.state = "RUNNING"

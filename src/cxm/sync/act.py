@@ -211,22 +211,31 @@ def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[
         yield replace(decision, kind=Kind.WAIT, why=f"{decision.why}; OpenNebula is still at it")
 
 
+def _is_done(now: Record, decision: Decision) -> bool:
+    """Whether OpenNebula is where it was told to go: the host alone does not make it so."""
+    if decision.calls == (Call.FAIL,):
+        return now.state in _RESTING
+    states = (decision.record.state, "RUNNING") if decision.calls == (Call.MOVE,) else ("RUNNING",)
+    return now.host == decision.host and now.state in states
+
+
 def _is_over(now: Record, decision: Decision, seconds: float) -> bool:
     """Whether OpenNebula has done, or given up, what it was told; it begins some moments later."""
     rests = now.state in _RESTING or now.state.endswith("_FAILURE")
-    return rests and not now.moving and (now.host == decision.host or seconds > _BEGINS_S)
+    return rests and not now.moving and (_is_done(now, decision) or seconds > _BEGINS_S)
 
 
 def _verified(
     tools: Tools, decision: Decision, now: Record, error: str, memory: Memory
 ) -> Decision:
-    vm = decision.record.vm
-    claims.end(tools.place, vm)
-    if now.host == decision.host or decision.calls == (Call.FAIL,):
-        memory.failures.pop(vm, None)
+    was = decision.record
+    claims.end(tools.place, was.vm)
+    if _is_done(now, decision):
+        memory.failures.pop(was.vm, None)
         why = f"{decision.why}; OpenNebula says {now.state} on {now.host} now"
         return replace(decision, record=now, kind=Kind.AGREED, why=why)
-    why = f"{decision.why}; OpenNebula says {now.state} on {now.host} still: {error or 'no reason'}"
+    word = "still" if (now.state, now.host) == (was.state, was.host) else "now"
+    why = f"{decision.why}; OpenNebula says {now.state} on {now.host} {word}: {error or 'no reason'}"
     return _noted(tools, decision, memory, replace(decision, kind=Kind.STUCK, why=why))
 
 
