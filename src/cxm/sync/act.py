@@ -115,11 +115,9 @@ def act(tools: Tools, seen: Seen, decisions: Sequence[Decision], memory: Memory)
         begun: list[Decision] = []
         part = todo[start : start + AT_ONCE]
         for decision, refusal in zip(part, _claimed(tools, part), strict=True):
-            failure = refusal or _begin(tools, seen, decision)
+            failure = refusal or _begin(tools, seen, decision, memory)
             if failure is None:
                 begun.append(decision)
-            elif failure.kind is Kind.STUCK:
-                done.append(_noted(tools, decision, memory, failure))
             else:
                 done.append(failure)
         done += _ended(tools, begun, memory)
@@ -149,7 +147,7 @@ def _claimed(tools: Tools, decisions: Sequence[Decision]) -> list[Decision | Non
     return [kept(decision) for decision in decisions]
 
 
-def _begin(tools: Tools, seen: Seen, decision: Decision) -> Decision | None:
+def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Decision | None:
     """Claim the VM here and make the calls; what kept that from being done, or None."""
     vm = decision.record.vm
     lost = decision.record.host in seen.world.away
@@ -170,7 +168,7 @@ def _begin(tools: Tools, seen: Seen, decision: Decision) -> Decision | None:
         # The same of a damaged answer; and without its claim a migration of ours would be anybody's.
         if not isinstance(error, DataError) and decision.record.state != "MIGRATE":
             claims.end(tools.place, vm)
-        return replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {error.sentence()}")
+        return _failed(tools, decision, memory, error.sentence())
     _log.info("%s", decision.sentence)
     return None
 
@@ -235,8 +233,8 @@ def _verified(
         why = f"{decision.why}; OpenNebula says {now.state} on {now.host} now"
         return replace(decision, record=now, kind=Kind.AGREED, why=why)
     word = "still" if (now.state, now.host) == (was.state, was.host) else "now"
-    why = f"{decision.why}; OpenNebula says {now.state} on {now.host} {word}: {error or 'no reason'}"
-    return _noted(tools, decision, memory, replace(decision, kind=Kind.STUCK, why=why))
+    why = f"OpenNebula says {now.state} on {now.host} {word}: {error or 'no reason'}"
+    return _failed(tools, decision, memory, why)
 
 
 def _error_of(text: str) -> str:
@@ -245,7 +243,7 @@ def _error_of(text: str) -> str:
     return xml.text_of(vm, "USER_TEMPLATE/ERROR") or xml.text_of(vm, "TEMPLATE/ERROR")
 
 
-def _noted(tools: Tools, decision: Decision, memory: Memory, failure: Decision) -> Decision:
-    """Remember what failed, so that it is tried again later and later."""
-    memory.failed(decision.record.vm, key_of(decision), tools.now(), failure.why)
-    return failure
+def _failed(tools: Tools, decision: Decision, memory: Memory, why: str) -> Decision:
+    """What failed is remembered, so that it is tried again later and later."""
+    memory.failed(decision.record.vm, key_of(decision), tools.now(), why)
+    return replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {why}")
