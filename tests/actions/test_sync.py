@@ -189,6 +189,25 @@ class TestConverges:
         quietly(world)
         assert (world.told, world.belief()) == (["recover success"], ("RUNNING", "node1"))
 
+    @pytest.mark.parametrize("world", [V510, V74], indirect=True, ids=str)
+    def test_a_failed_boot_that_runs_elsewhere(self, world: Believing) -> None:
+        """oned recovers it a moment after the call, and only then takes the migration."""
+        fail_over(world)
+        world.state = "BOOT_FAILURE"
+        quietly(world)
+        assert world.told == ["recover success", "migrate node2 live"]
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_a_failed_boot_elsewhere_that_stays(self, world: Believing) -> None:
+        """It is not waited for any longer than its claim lasts."""
+        fail_over(world)
+        world.state, world.is_idle = "BOOT_FAILURE", True
+        began = world.now
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.STUCK, ["recover success"])
+        assert "BOOT_FAILURE on node1 3 s after one.vm.recover, success" in only.sentence
+        assert world.now - began < 10
+
     def test_a_failed_boot_that_stays(self, world: Believing) -> None:
         """Oned has taken the call, and nothing came of it: said, and tried again later and later."""
         world.state, world.is_idle = "BOOT_FAILURE", True

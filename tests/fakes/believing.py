@@ -83,6 +83,7 @@ class Believing:
         self.leader = True
         self.is_up = True
         self.is_known = True
+        self.queue: list[str] = []  # states that another thread of oned's is about to set
         self.is_idle = False  # it takes calls, and does nothing about them
         self.refuses = ""  # what it answers to a call that changes something
         self.hosts: dict[str, int] = dict.fromkeys(_HOSTS, 2)  # their states
@@ -128,6 +129,8 @@ class Believing:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        while self.queue:
+            self.state = self.queue.pop()
         self.pair.sleep(seconds)
 
     def belief(self) -> tuple[str, str]:
@@ -212,7 +215,9 @@ class Believing:
         if self.state == "MIGRATE":
             self.host = self.host if success else self.source
             self.state = "RUNNING"
-        elif self.state == "UNKNOWN" or self.state.startswith("BOOT_"):
+        elif self.state.startswith("BOOT_"):
+            self.queue.append("RUNNING")
+        elif self.state == "UNKNOWN":
             self.state = "RUNNING"
 
     def migrate(self, vm: VmId, host: int, *, live: bool) -> None:

@@ -31,6 +31,9 @@ _GRACE_S: Final = 30.0
 _PATIENCE_S: Final = 120.0
 _POLL_S: Final = 1.0
 _BEGINS_S: Final = 5.0
+# How long a failed boot may take to be RUNNING: the last VM of a batch waits for all before it.
+_RECOVERS_S: Final = 3.0
+_SOON_S: Final = 0.1
 _RESTING: Final = ("RUNNING", "UNKNOWN", "POWEROFF", "SUSPENDED", "DONE", "FAILED")
 
 
@@ -161,6 +164,8 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
             what = f"OpenNebula has changed it meanwhile: {now.state} on {now.host}"
             return replace(decision, kind=Kind.WAIT, why=what)
         for call in decision.calls:
+            if call is not decision.calls[0]:
+                _await_running(tools, decision)
             _call(tools, call, vm, seen.hosts[decision.host])
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
@@ -179,6 +184,22 @@ def _call(tools: Tools, call: Call, vm: VmId, host: Host) -> None:
     else:
         # Live in any case: what is off is moved the same, and what runs again is never saved.
         tools.oned.migrate(vm, host.id, live=True)
+
+
+def _await_running(tools: Tools, decision: Decision) -> None:
+    """Wait until a recover has made the VM RUNNING; raises CxmError where it does not.
+
+    oned does that within the call for UNKNOWN, which must be moved at once. For a failed boot it
+    only puts it into a queue, and would refuse to move what has failed.
+    """
+    if decision.record.state == "UNKNOWN":
+        return
+    began = tools.now()
+    while (now := record_of(tools, decision.record.vm)).state != "RUNNING":
+        if not 0 <= tools.now() - began < _RECOVERS_S:
+            what = f"OpenNebula says {now.state} on {now.host} {_RECOVERS_S:g} s after"
+            raise CxmError(f"{what} {decision.calls[0]}", hint="oned.log on the frontend says why")
+        tools.sleep(_SOON_S)
 
 
 def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[Decision]:
