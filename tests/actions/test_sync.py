@@ -127,6 +127,30 @@ class TestConverges:
         assert world.told == ["migrate node2 live"]
         assert world.belief() == (state, "node2")
 
+    @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED"])
+    def test_taken_for_off_and_its_files_cannot_be_moved(
+        self, world: Believing, state: str
+    ) -> None:
+        """The target has died in it, for example: OpenNebula takes it back, and it is tried again.
+
+        Later and later, as whatever fails.
+        """
+        fail_over(world)
+        world.state, world.moves_files = state, False
+        (only,) = quietly(world).decisions
+        assert only.kind is Kind.STUCK
+        assert "_FAILURE on node2 now" in only.sentence
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told[-1]) == (Kind.AGREED, "recover failure")
+        assert world.belief() == (state, "node1")
+        assert list(claims.all_of(world.here().place)) == []
+        world.moves_files = True
+        assert quietly(world).decisions[0].kind is Kind.STUCK
+        assert len(world.told) == 2
+        world.now += 11
+        quietly(world)
+        assert world.belief() == (state, "node2")
+
     @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED", "RUNNING"])
     def test_the_right_host_speaks_of_it_from_then_on(self, world: Believing, state: str) -> None:
         """No driver has told the cluster: a guest that goes off later would be nobody's report."""

@@ -30,6 +30,11 @@ from tests.fakes.machine import CLOUD
 from tests.fakes.pair import Pair
 
 _HOSTS: Final = ("node1", "node2")
+# Moves of files that failed, and what the VM was before.
+_FAILED_MOVES: Final = {
+    "PROLOG_MIGRATE_POWEROFF_FAILURE": "POWEROFF",
+    "PROLOG_MIGRATE_SUSPEND_FAILURE": "SUSPENDED",
+}
 
 
 class PairClient(NoTransfers):
@@ -84,6 +89,7 @@ class Believing:
         self.is_up = True
         self.is_known = True
         self.queue: list[str] = []  # states that another thread of oned's is about to set
+        self.moves_files = True  # of what is off
         self.is_idle = False  # it takes calls, and does nothing about them
         self.refuses = ""  # what it answers to a call that changes something
         self.hosts: dict[str, int] = dict.fromkeys(_HOSTS, 2)  # their states
@@ -215,6 +221,10 @@ class Believing:
         if self.state == "MIGRATE":
             self.host = self.host if success else self.source
             self.state = "RUNNING"
+        elif self.state in _FAILED_MOVES:
+            if not success and self.one >= (5, 2):
+                self.host = self.source
+                self.queue.append(_FAILED_MOVES[self.state])
         elif self.state.startswith("BOOT_"):
             self.queue.append("RUNNING")
         elif self.state == "UNKNOWN":
@@ -235,6 +245,9 @@ class Believing:
                 self.host = source
         elif self.state in ("POWEROFF", "SUSPENDED"):
             self.host = target
+            if not self.moves_files:
+                failed = (state for state, was in _FAILED_MOVES.items() if was == self.state)
+                self.state = next(failed)
         elif self.state == "UNKNOWN":
             self.host = target  # its files are moved, and it is deployed there
             self.state = "RUNNING" if self._deploy(target) else "BOOT_FAILURE"

@@ -17,7 +17,7 @@ from cxm.names import VmId
 from cxm.one import xml
 from cxm.sync import claims, views
 from cxm.sync.claims import Claim
-from cxm.sync.decide import RESTING, Call, Decision, Kind, decide
+from cxm.sync.decide import OUR_FAILED_MOVES, RESTING, Call, Decision, Kind, decide
 from cxm.sync.look import ASK_S, AT_ONCE, Seen, Tools, record_of
 from cxm.sync.memory import Memory
 from cxm.sync.views import Host, Record
@@ -35,6 +35,8 @@ _BEGINS_S: Final = 5.0
 _RECOVERS_S: Final = 3.0
 _SOON_S: Final = 0.1
 _RESTING: Final = ("RUNNING", "UNKNOWN", "POWEROFF", "SUSPENDED", "DONE", "FAILED")
+# States that only the claim says to be ours, so that it lives as long as they.
+_CLAIMED: Final = ("MIGRATE", *OUR_FAILED_MOVES)
 
 
 def judge(tools: Tools, seen: Seen, memory: Memory) -> list[Decision]:
@@ -73,9 +75,14 @@ def end_claims(tools: Tools, seen: Seen) -> None:
     now = tools.now()
     for claim in claims.all_of(tools.place):
         record, age = seen.records.get(claim.vm), now - claim.made_at
-        is_over = record is None or record.state in _RESTING or record.state.endswith("_FAILURE")
+        is_over = record is None or (_rests(record) and record.state not in _CLAIMED)
         if (is_over and not 0 <= age <= _GRACE_S) or age > claims.LONGEST_S:
             claims.end(tools.place, claim.vm)
+
+
+def _rests(record: Record) -> bool:
+    """Whether OpenNebula is not at work on a VM."""
+    return record.state in _RESTING or record.state.endswith("_FAILURE")
 
 
 def tell(tools: Tools, seen: Seen, decisions: Iterable[Decision]) -> None:
@@ -170,8 +177,8 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
     except CxmError as error:
-        # The same of a damaged answer; and without its claim a migration of ours would be anybody's.
-        if not isinstance(error, DataError) and decision.record.state != "MIGRATE":
+        # The same of a damaged answer.
+        if not isinstance(error, DataError) and decision.record.state not in _CLAIMED:
             claims.end(tools.place, vm)
         return _failed(tools, decision, memory, error.sentence())
     _log.info("%s", decision.sentence)
@@ -240,17 +247,19 @@ def _is_done(now: Record, decision: Decision) -> bool:
 
 def _is_over(now: Record, decision: Decision, seconds: float) -> bool:
     """Whether OpenNebula has done, or given up, what it was told; it begins some moments later."""
-    rests = now.state in _RESTING or now.state.endswith("_FAILURE")
-    return rests and not now.moving and (_is_done(now, decision) or seconds > _BEGINS_S)
+    return _rests(now) and not now.moving and (_is_done(now, decision) or seconds > _BEGINS_S)
 
 
 def _verified(
     tools: Tools, decision: Decision, now: Record, error: str, memory: Memory
 ) -> Decision:
     was = decision.record
-    claims.end(tools.place, was.vm)
+    if now.state not in _CLAIMED:
+        claims.end(tools.place, was.vm)
     if _is_done(now, decision):
-        memory.failures.pop(was.vm, None)
+        # What is back where it was may fail again: that waits for its pause.
+        if decision.calls != (Call.FAIL,):
+            memory.failures.pop(was.vm, None)
         why = f"{decision.why}; OpenNebula says {now.state} on {now.host} now"
         return replace(decision, record=now, kind=Kind.AGREED, why=why)
     word = "still" if (now.state, now.host) == (was.state, was.host) else "now"
