@@ -326,6 +326,19 @@ class TestHoldsBack:
         done = quietly(world)
         assert (world.told, done.is_follower) == ([], True)
 
+    def test_another_frontend_comes_to_lead(self, world: Believing) -> None:
+        """Just then: a follower hands the call on, and the leader's driver would find no claim."""
+        fail_over(world)
+
+        def loses(_host: str, verb: str) -> None:
+            if verb == "domain-claim":
+                world.leader = False
+
+        world.before = loses
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.WAIT, [])
+        assert "another frontend has come to lead this zone" in only.sentence
+
     @pytest.mark.parametrize("arguments", ["-t 15 -r 0 cxm", "-t 15 -l deploy,save cxm"])
     @pytest.mark.parametrize("state", ["RUNNING", "UNKNOWN", "POWEROFF"])
     def test_a_driver_that_does_not_see_the_claim(

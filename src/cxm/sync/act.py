@@ -124,7 +124,13 @@ def act(tools: Tools, seen: Seen, decisions: Sequence[Decision], memory: Memory)
     for start in range(0, len(todo), AT_ONCE):
         begun: list[Decision] = []
         part = todo[start : start + AT_ONCE]
-        for decision, refusal in zip(part, _claimed(tools, part), strict=True):
+        refusals = _claimed(tools, part)
+        # A follower hands calls on to the leader, whose drivers would find no claim.
+        if not tools.oned.leads():
+            why = "another frontend has come to lead this zone: it tells OpenNebula"
+            done += [replace(each, kind=Kind.WAIT, why=why) for each in todo[start:]]
+            break
+        for decision, refusal in zip(part, refusals, strict=True):
             failure = refusal or _begin(tools, seen, decision, memory)
             if failure is None:
                 begun.append(decision)
