@@ -356,6 +356,19 @@ class TestHoldsBack:
         quietly(world)
         assert world.belief()[1] == "node2"
 
+    @pytest.mark.parametrize("world", [V38, V74], indirect=True, ids=str)
+    @pytest.mark.parametrize("settings", ["PORT=2633\n", "VM_MAD=ARGUMENTS=-l migrate x,NAME=x\n", ""])
+    def test_oneds_settings_do_not_tell(self, world: Believing, settings: str) -> None:
+        """oned of any version writes them; a driver that finds no such file looks for no claim."""
+        moved(world)
+        path = world.remotes.parent / "config"
+        path.write_text(settings, encoding="ascii")
+        if not settings:
+            path.unlink()
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.STUCK, [])
+        assert "then restart oned" in only.sentence
+
     def test_a_locked_vm_is_named(self, world: Believing) -> None:
         """With what to do."""
         fail_over(world)

@@ -62,7 +62,8 @@ class Here:
             return RemoteNode(self.runner, host, settings.cloud_id)
 
         def confirms(vm_mad: str) -> bool:
-            return frontend.runs_here(self.remotes, vm_mad, "migrate") is not False
+            # Where that is not known, nothing is called: the driver would not look for claims then.
+            return frontend.runs_here(self.remotes, vm_mad, "migrate") is True
 
         version = _version(oned, self.remotes)
         return Tools(oned, reached, confirms, self.place, version, self.now, self.sleep)
