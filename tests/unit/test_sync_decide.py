@@ -218,6 +218,7 @@ def test_a_move_of_files_that_failed_is_for_a_human(
         (Sighting(VmId(7), ""), Kind.STUCK, "the cluster keeps it"),
         (Sighting(VmId(7), "", wanted=False), Kind.STUCK, "'cxm-sync --remove 7'"),
         (Sighting(VmId(7), "", "x", wanted=False), Kind.STUCK, "the cluster keeps it: x"),
+        (Sighting(VmId(7), "b", "x"), Kind.STUCK, "the cluster keeps it: x"),
     ],
 )
 def test_a_vm_that_opennebula_has_given_up(seen: Sighting, kind: Kind, why: str) -> None:
@@ -235,6 +236,21 @@ def test_a_vm_that_runs_and_should_not(state: str) -> None:
     assert judged(state, seen=Sighting(VmId(7), "")).kind is Kind.AGREED
 
 
+@pytest.mark.parametrize("state", ["PENDING", "FAILED", "PROLOG_FAILURE"])
+@pytest.mark.parametrize("host", ["", "b"])
+def test_whether_a_vm_runs_that_should_not_is_not_certain(state: str, host: str) -> None:
+    """Then neither is said, and no human is sent to end it."""
+    found = judged(state, seen=Sighting(VmId(7), host, doubt="node2 waits to be fenced"))
+    assert found.kind is Kind.WAIT
+    assert "whether it runs is not certain: node2 waits to be fenced" in found.sentence
+    assert "cxm shutdown" not in found.sentence
+
+
+def test_a_failed_vm_that_runs() -> None:
+    """Up to 4.12 that is every failed boot; since, nothing becomes FAILED."""
+    assert "OpenNebula 4.12.0 has no way back to RUNNING" in judged("FAILED", V412).sentence
+
+
 def test_table_is_made_of_the_calls() -> None:
     """One row a state, one column an age."""
     lines = decisions.table().splitlines()
@@ -243,6 +259,8 @@ def test_table_is_made_of_the_calls() -> None:
     live, both = Call.LIVE, f"{Call.RECOVER}; {Call.LIVE}"
     assert f"| RUNNING on another host | {' | '.join([live] * 5)} |" in lines
     assert f"| UNKNOWN on another host | none | {' | '.join([both] * 4)} |" in lines
+    failed = " | ".join(["it is FAILED there"] * 3)
+    assert f"| BOOT_FAILURE on another host | {failed} | {both} | {both} |" in lines
 
 
 @pytest.mark.parametrize(

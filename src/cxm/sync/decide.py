@@ -126,7 +126,7 @@ def decide(
     if record.state == "DONE":
         return made(*_done(seen))
     if record.state in _NOT_RUNNING:
-        return made(*_not_running(record, seen))
+        return made(*_not_running(record, seen, version))
     if record.state == "MIGRATE" and claimed_s is not None and claimed_s > STUCK_S:
         return _stuck(record, seen, version)
     if record.state in _FAILED_MOVES:
@@ -138,10 +138,15 @@ def decide(
     return _misplaced(record, seen, hosts, version)
 
 
-def _not_running(record: Record, seen: Sighting) -> tuple[Kind, str]:
+def _not_running(record: Record, seen: Sighting, version: OneVersion) -> tuple[Kind, str]:
+    if seen.doubt:
+        what = f"OpenNebula says {record.state}, and whether it runs is not certain"
+        return Kind.WAIT, f"{what}: {seen.doubt}"
     if not seen.host:
         return Kind.AGREED, f"{record.state} in OpenNebula, and it runs nowhere"
     what = f"OpenNebula says {record.state}, but it runs on {seen.host}"
+    if record.state == "FAILED" and version < BOOT_FAILURES:
+        what = f"{what}, and OpenNebula {version} has no way back to RUNNING"
     return Kind.STUCK, f"{what}; 'cxm shutdown {record.vm}' on a node ends it"
 
 
@@ -153,13 +158,14 @@ def _unplaced(record: Record, seen: Sighting) -> tuple[Kind, str]:
 
 
 def _done(seen: Sighting) -> tuple[Kind, str]:
+    what = "OpenNebula has given it up (DONE)"
+    if seen.doubt:
+        return Kind.STUCK, f"{what}, and the cluster keeps it: {seen.doubt}"
     if seen.host:
-        what = f"OpenNebula has given it up (DONE), and it runs on {seen.host}"
-        what = f"{what}: nothing of it is removed"
+        what = f"{what}, and it runs on {seen.host}: nothing of it is removed"
         return Kind.STUCK, f"{what}; 'cxm shutdown {seen.vm}' on a node ends it"
-    if seen.doubt or seen.wanted:
-        what = seen.doubt or "it runs nowhere at the moment"
-        return Kind.STUCK, f"OpenNebula has given it up (DONE), and the cluster keeps it: {what}"
+    if seen.wanted:
+        return Kind.STUCK, f"{what}, and the cluster keeps it: it runs nowhere at the moment"
     what = "it has ended in OpenNebula (DONE), and the cluster still knows it"
     return Kind.STUCK, f"{what}: what stays of its volumes goes by 'cxm-sync --remove {seen.vm}'"
 
@@ -283,6 +289,8 @@ def table() -> str:
 
 
 def _cell(version: OneVersion, state: str, *, same_host: bool) -> str:
+    if state in _FAILED_BOOTS and version < BOOT_FAILURES:
+        return "it is FAILED there"
     way = calls(version, state, same_host=same_host)
     if not way and not is_heard(version, state):
         return f"none: `{resumed_by(version, state)}`"
