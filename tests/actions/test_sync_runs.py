@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cxm import lock
-from cxm.errors import LockTimeoutError, RefusedError, UsageError
+from cxm.errors import BY_NAME, LockTimeoutError, RefusedError, UsageError
 from cxm.names import VmId
 from cxm.sync import main, memory
 from tests.actions.test_sync import V74, believing, fail_over, moved, quietly
@@ -134,6 +134,24 @@ class TestCommand:
         expected = {"vm": 7, "state": "RUNNING", "host": "node1", "runs_on": "node1"}
         assert vm | expected == vm
         assert vm["kind"] == "agreed"
+
+    @pytest.mark.parametrize("dry_run", [True, False])
+    def test_what_is_for_a_human_is_told_by_the_exit_code(
+        self, world: Believing, dry_run: bool
+    ) -> None:
+        """A script need not read sentences; what is done by itself is no news."""
+        fail_over(world)
+        self._run(world, dry_run=True)
+        world.locked = True
+        assert "onevm unlock 7" in self._run(world, dry_run=dry_run, code=main.ATTENTION)
+        world.locked = False
+        self._run(world)
+
+    def test_the_service_does_not_fail_for_it(self) -> None:
+        """A failed unit means that nobody looks."""
+        unit = Path(__file__).parents[2] / "packaging/systemd/cxm-sync.service"
+        assert f"\nSuccessExitStatus={main.ATTENTION}\n" in unit.read_text(encoding="ascii")
+        assert main.ATTENTION not in {error.code for error in BY_NAME.values()}
 
     def test_two_at_once(self, world: Believing, monkeypatch: pytest.MonkeyPatch) -> None:
         """The timer's run leaves it to a nudge's, and has not failed; one that removes waits."""

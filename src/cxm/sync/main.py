@@ -21,6 +21,7 @@ from cxm.errors import CxmError, LockTimeoutError, RefusedError, UsageError, exp
 from cxm.names import VmId, vm_id
 from cxm.run import System
 from cxm.sync import keys, memory
+from cxm.sync.decide import Kind
 from cxm.sync.turns import LOCK_S, Here, Turn, around, turn
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 _SETTLES_S: Final = 45.0
 _AGAIN_S: Final = 3.0
 _EVERY_S: Final = 20.0  # as the timer
+# The exit code that says "something is for a human"; no failure of this command has it, and its
+# service takes it for success.
+ATTENTION: Final = 10
 
 
 # --- turns ----------------------------------------------------------------------------------------
@@ -162,8 +166,10 @@ def run(here: Here, given: argparse.Namespace, out: TextIO) -> int:
         # No failure: the timer's runs meet a nudge's in every failover.
         done = Turn(notes=["another cxm-sync is at work, and sees what this one would"])
     out.write(json.dumps(as_json(done), indent=1) + "\n" if given.json else text(done))
-    is_kept = vm is not None and not given.dry_run and not any(x.removed for x in done.removals)
-    return RefusedError.code if is_kept else 0
+    if vm is not None:
+        is_kept = not given.dry_run and not any(x.removed for x in done.removals)
+        return RefusedError.code if is_kept else 0
+    return ATTENTION if any(each.kind is Kind.STUCK for each in done.decisions) else 0
 
 
 def main(argv: Sequence[str], here: Here | None = None) -> int:
