@@ -100,6 +100,15 @@ class TestNudges:
         assert world.asked == []
 
 
+class Flushed(StringIO):
+    """What somebody before a screen has seen."""
+
+    shown = ""
+
+    def flush(self) -> None:
+        self.shown = self.getvalue()
+
+
 class TestCommand:
     """What people and programs see."""
 
@@ -118,6 +127,37 @@ class TestCommand:
         assert "to be removed" in self._run(world, remove="7", dry_run=True)
         assert "removed: " in self._run(world, remove="7")
         assert "nothing of it is there" in self._run(world, remove="7", code=RefusedError.code)
+
+    @pytest.mark.parametrize("given", [{}, {"dry_run": True}, {"remove": "7"}], ids=str)
+    def test_nobody_waits_for_the_look_around(
+        self, world: Believing, given: dict[str, Any]
+    ) -> None:
+        """Slow nodes may take a minute for that: what was found is on the screen by then."""
+        world.state = "DONE"
+        out, seen = Flushed(), []
+
+        def looks(_host: str, verb: str) -> None:
+            if verb == "requested":
+                seen.append(out.shown)
+
+        world.before = looks
+        main.run(
+            world.here(),
+            Namespace(**({"remove": None, "dry_run": False, "json": False} | given)),
+            out,
+        )
+        assert seen
+        assert all(text.startswith("stuck   VM 7 (web): ") for text in seen)
+        assert "volume" not in seen[0]
+        assert out.getvalue().startswith(seen[0])
+        assert ("volume  VM 7: " in out.getvalue()) == ("remove" in given)
+
+    def test_one_document_for_programs(self, world: Believing) -> None:
+        """It has both."""
+        world.state = "DONE"
+        said = self._run(world, json=True, remove="7", code=RefusedError.code)
+        document = json.loads(said)
+        assert [len(document[key]) for key in ("vms", "volumes")] == [1, 1]
 
     def test_text(self, world: Believing) -> None:
         """A sentence for each VM."""

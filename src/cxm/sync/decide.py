@@ -254,7 +254,9 @@ def _unmoved(record: Record, seen: Sighting, version: OneVersion, *, is_ours: bo
             return made(Kind.STUCK, f"{what}; {_locked(record)}")
         return made(Kind.ACT, f"{what}: {Call.FAIL}", Call.FAIL)
     if seen.host in ("", record.host):
-        return made(Kind.STUCK, f"{what}: 'onevm recover --retry {record.vm}' moves its files again")
+        return made(
+            Kind.STUCK, f"{what}: 'onevm recover --retry {record.vm}' moves its files again"
+        )
     # Before 5.2 that a move failed is not taken for an answer; that it went well starts nothing.
     word = "failure" if version >= GOES_BACK else "success"
     advice = f"'onevm recover --{word} {record.vm}' ends it, and cxm-sync goes on from there"
