@@ -215,7 +215,7 @@ class TestConverges:
 
     @pytest.mark.parametrize("world", [V510, V74], indirect=True, ids=str)
     def test_a_failed_boot_that_runs_elsewhere(self, world: Believing) -> None:
-        """oned recovers it a moment after the call, and only then takes the migration."""
+        """Oned recovers it a moment after the call, and only then takes the migration."""
         fail_over(world)
         world.state = "BOOT_FAILURE"
         quietly(world)
@@ -233,7 +233,7 @@ class TestConverges:
         assert world.now - began < 10
 
     def test_a_failed_boot_that_stays(self, world: Believing) -> None:
-        """Oned has taken the call, and nothing came of it: said, and tried again later and later."""
+        """Oned took the call, and nothing came of it: said, and tried again later and later."""
         world.state, world.is_idle = "BOOT_FAILURE", True
         (only,) = quietly(world).decisions
         assert only.kind is Kind.STUCK
@@ -357,9 +357,11 @@ class TestHoldsBack:
         assert world.belief()[1] == "node2"
 
     @pytest.mark.parametrize("world", [V38, V74], indirect=True, ids=str)
-    @pytest.mark.parametrize("settings", ["PORT=2633\n", "VM_MAD=ARGUMENTS=-l migrate x,NAME=x\n", ""])
+    @pytest.mark.parametrize(
+        "settings", ["PORT=2633\n", "VM_MAD=ARGUMENTS=-l migrate x,NAME=x\n", ""]
+    )
     def test_oneds_settings_do_not_tell(self, world: Believing, settings: str) -> None:
-        """oned of any version writes them; a driver that finds no such file looks for no claim."""
+        """Oned of any version writes them; a driver that finds no such file looks for no claim."""
         moved(world)
         path = world.remotes.parent / "config"
         path.write_text(settings, encoding="ascii")

@@ -20,8 +20,13 @@ from typing import Any, Final
 
 from cxm import log, wholefile
 from cxm.errors import (
-    CommandError, CxmError, RefusedError, UsageError, explained, system_error,
-)  # fmt: skip
+    CommandError,
+    CxmError,
+    RefusedError,
+    UsageError,
+    explained,
+    system_error,
+)
 from cxm.node.machine import Machine, settings, this_machine
 from cxm.node.verbs import Call
 

@@ -127,15 +127,23 @@ def decide(
         return made(*_done(seen))
     if record.state in _NOT_RUNNING:
         return made(*_not_running(record, seen, version))
+    if record.state not in RESTING:
+        return _under_way(record, seen, version, claimed_s)
+    if seen.doubt or not seen.host:
+        return made(*_unplaced(record, seen))
+    return _misplaced(record, seen, hosts, version)
+
+
+def _under_way(
+    record: Record, seen: Sighting, version: OneVersion, claimed_s: float | None
+) -> Decision:
+    """About a VM that OpenNebula is at work on, or has left in the middle of it."""
     if record.state == "MIGRATE" and claimed_s is not None and claimed_s > STUCK_S:
         return _stuck(record, seen, version)
     if record.state in _FAILED_MOVES:
         return _unmoved(record, seen, version, is_ours=claimed_s is not None)
-    if record.state not in RESTING:
-        return made(Kind.LEFT, f"OpenNebula is at work on it ({record.state})")
-    if seen.doubt or not seen.host:
-        return made(*_unplaced(record, seen))
-    return _misplaced(record, seen, hosts, version)
+    why = f"OpenNebula is at work on it ({record.state})"
+    return Decision(record, Kind.LEFT, why, seen.host)
 
 
 def _not_running(record: Record, seen: Sighting, version: OneVersion) -> tuple[Kind, str]:
