@@ -151,6 +151,17 @@ class TestConverges:
         quietly(world)
         assert world.belief() == (state, "node2")
 
+    def test_files_that_cannot_be_moved_of_a_vm_on_no_host_of_opennebula(
+        self, world: Believing
+    ) -> None:
+        """What is taken back names no host: the other VMs' turn goes on."""
+        moved(world)
+        claims.make(world.here().place, claims.Claim(VmId(7), "node2", world.now))
+        del world.hosts["node2"]
+        world.state = "PROLOG_MIGRATE_POWEROFF_FAILURE"
+        assert quietly(world).decisions[0].kind is Kind.AGREED
+        assert world.told == ["recover failure"]
+
     @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED", "RUNNING"])
     def test_the_right_host_speaks_of_it_from_then_on(self, world: Believing, state: str) -> None:
         """No driver has told the cluster: a guest that goes off later would be nobody's report."""

@@ -20,7 +20,7 @@ from cxm.sync.claims import Claim
 from cxm.sync.decide import OUR_FAILED_MOVES, RESTING, Call, Decision, Kind, decide
 from cxm.sync.look import ASK_S, AT_ONCE, Seen, Tools, record_of
 from cxm.sync.memory import Memory
-from cxm.sync.views import Host, Record
+from cxm.sync.views import Record
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
         for call in decision.calls:
             if call is not decision.calls[0]:
                 _await_running(tools, decision)
-            _call(tools, call, vm, seen.hosts[decision.host])
+            _call(tools, seen, call, vm, decision.host)
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
     except CxmError as error:
@@ -191,12 +191,12 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
     return None
 
 
-def _call(tools: Tools, call: Call, vm: VmId, host: Host) -> None:
+def _call(tools: Tools, seen: Seen, call: Call, vm: VmId, host: str) -> None:
     if call in (Call.RECOVER, Call.FAIL):
         tools.oned.recover(vm, success=call is Call.RECOVER)
     else:
         # Live in any case: what is off is moved the same, and what runs again is never saved.
-        tools.oned.migrate(vm, host.id, live=True)
+        tools.oned.migrate(vm, seen.hosts[host].id, live=True)
 
 
 def _await_running(tools: Tools, decision: Decision) -> None:
