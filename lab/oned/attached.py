@@ -138,7 +138,7 @@ def _furnish(lab: Lab, one: Installed, covers: list[str]) -> None:
     for suffix, mode in (("", 0o600), (".pub", 0o644)):
         with open(f"{key}{suffix}", encoding="utf-8") as file:
             _write(_state(lab, "var", ".ssh", f"id_ed25519{suffix}"), file.read(), mode=mode)
-    # cxm-setup leaves one that is there alone; its own is too short for an emulated host.
+    # First, so that it wins: cxm-setup's own is too short for an emulated host.
     _write(_state(lab, "var", ".ssh", "config"), "ConnectTimeout 30\n")
     os.chmod(_state(lab, "var", ".ssh"), 0o700)
     # ssh in the frontend's place takes the key of whoever runs it, here oneadmin's own.

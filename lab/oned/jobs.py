@@ -40,6 +40,8 @@ _FAILURES: Final = {
     "EPILOG_UNDEPLOY": ("FAILED", "EPILOG_UNDEPLOY_FAILURE"),
 }
 
+_QUEUED_S: Final = 0.2
+
 Done = Callable[[Vm, bool], None]  # the VM, and whether it was removed instead of shut down
 
 
@@ -124,6 +126,18 @@ class Jobs:
         thread = threading.Thread(target=work, daemon=True, name=f"vm-{vm.id}")
         self._jobs = [one for one in self._jobs if one.is_alive()] + [thread]
         thread.start()
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Do it when the request has been answered, as oned does what it only puts into a queue."""
+
+        def take() -> None:
+            with self._lock:
+                work()
+
+        timer = threading.Timer(_QUEUED_S, take)
+        timer.daemon = True
+        timer.start()
+        self._jobs.append(timer)
 
     def _transfer(self, vm: Vm, kind: str, lines: Sequence[str]) -> bool:
         return self._try(vm, self._transfers.run(vm, kind, lines, vm.say), f"transfer {kind}")

@@ -65,7 +65,10 @@ class Lifecycle(Migrations):
             if vm.state == "UNKNOWN":
                 self._state(vm, "RUNNING", "recovered")
             elif vm.state.startswith("BOOT"):
-                self._state(vm, "RUNNING" if success else vm.state, "recovered")
+                if success:
+                    self._later(lambda: self._recovered(vm))
+            elif self._is_unmoved(vm):
+                self._later(lambda: self._moved_after_all(vm, success=success))
             elif vm.state == "MIGRATE":
                 source = vm.histories[-2]
                 self._leave_record(source, "live-migrate")
@@ -263,6 +266,10 @@ class Lifecycle(Migrations):
         return job
 
     # Jobs.
+
+    def _recovered(self, vm: Vm) -> None:
+        if vm.state.startswith("BOOT"):
+            self._state(vm, "RUNNING", "recovered")
 
     def _create(self, vm: Vm) -> None:
         if self._transfer(vm, "prolog", self._transfers.prolog(vm)):

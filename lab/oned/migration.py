@@ -22,6 +22,7 @@ _PROLOGS: Final = {
     "SUSPENDED": "PROLOG_MIGRATE_SUSPEND",
     "UNKNOWN": "PROLOG_MIGRATE_UNKNOWN",
 }
+_UNMOVED: Final = {f"{state}_FAILURE": was for was, state in _PROLOGS.items() if was != "UNKNOWN"}
 
 
 class Migrations(Jobs):
@@ -52,6 +53,22 @@ class Migrations(Jobs):
         vm.history.action = "migrate"
         self._state(vm, "SAVE_MIGRATE")
         return lambda: self._migrate_saved(vm)
+
+    def _is_unmoved(self, vm: Vm) -> bool:
+        """Whether the move of its files has failed, of a VM that stays off."""
+        return vm.state in _UNMOVED
+
+    def _moved_after_all(self, vm: Vm, *, success: bool) -> None:
+        """A user says how a move of files that failed has ended; no driver is called."""
+        if not self._is_unmoved(vm) or (not success and not self._profile.takes_moves_back):
+            return
+        was = _UNMOVED[vm.state]
+        if not success:
+            source = vm.histories[-2]
+            self._leave_record(vm.history, "migrate")
+            self._record(vm, source.host, source.system)
+        self._close(vm, "migrate")
+        self._state(vm, was)
 
     def _migrations_again(self, vm: Vm) -> dict[str, tuple[str, Callable[[], None]]]:
         """What a retry does in each state of a failed migration."""

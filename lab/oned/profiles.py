@@ -117,6 +117,11 @@ class Profile:
         return self.version >= (4, 0)
 
     @property
+    def takes_moves_back(self) -> bool:
+        """A move of files that failed is taken back by a recover; before, that does nothing."""
+        return self.version >= (5, 2)
+
+    @property
     def has_raft(self) -> bool:
         """Several servers of one zone follow a leader."""
         return self.version >= (5, 4)

@@ -15,6 +15,7 @@ from cxm.errors import CxmError, UsageError
 from cxm.one.version import OneVersion
 from cxm.run import Runner
 from cxm.setup import datastores, parts
+from cxm.sync.main import ATTENTION
 from lab.oned import states
 from lab.oned.cloud import Action, Cloud, HostView, ImageView, Network, VmView
 
@@ -214,7 +215,7 @@ class RealOned(Cloud):
 
     def sync(self, *words: str) -> str:
         argv = self._as_account(["/usr/sbin/cxm-sync", *words])
-        return self._runner.run(argv, timeout_s=_SYNC_S).stdout
+        return self._runner.run(argv, timeout_s=_SYNC_S, ok=(0, ATTENTION)).stdout
 
     def settle(self) -> None:
         """Nothing to wait for: a VM that a real oned calls DONE has been cleaned up."""

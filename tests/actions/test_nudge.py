@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cxm.cluster import nudge
-from cxm.errors import UsageError
+from cxm.errors import CxmError, UsageError
 from cxm.names import CloudId
 from cxm.node.machine import Machine
 from cxm.node.verbs import Call
@@ -105,6 +105,14 @@ class TestSpool:
         assert (note.name, note.source, note.hook) == ("web", "node1", False)
         with pytest.raises(UsageError, match="usage: one-migrate VM SOURCE TARGET"):
             nudge.told(machine, ["web"])
+
+    def test_one_migrate_that_leaves_no_note(self, pair: Pair, tmp_path: Path) -> None:
+        """By somebody who is not root, or with a full disk: a script must not take it for done."""
+        (tmp_path / "run").touch()
+        machine = replace(pair.xens["node2"].machine(), run_dir=str(tmp_path / "run"))
+        with pytest.raises(CxmError, match="node2 keeps no note that web has moved: ") as failure:
+            nudge.told(machine, ["web", "node1", "node2"])
+        assert "only root" in (failure.value.hint or "")
 
 
 class TestSend:

@@ -5,6 +5,7 @@
 import base64
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
@@ -15,6 +16,7 @@ from cxm import config
 from cxm.cluster import nodes
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
 from cxm.one.version import OneVersion
+from cxm.run import System
 from cxm.setup import frontend, main, node, oneconf
 from cxm.setup.install import Account
 from tests.fakes.administration import FakeOned, FakeXenHost
@@ -375,10 +377,33 @@ def test_what_is_ignored_of_a_cxmrc_is_said(one: Frontend) -> None:
 
 
 def test_existing_ssh_settings_win(one: Frontend) -> None:
-    """A ConnectTimeout of the administrator stays; without one ours goes to the end."""
-    (one.home / ".ssh/config").write_text("Host x\n  connecttimeout 9\n")
+    """They are of one host, often: ours goes to the end, once, where it counts for the others."""
+    own = "Host x\n  connecttimeout 9\n"
+    path = one.home / ".ssh/config"
+    path.write_text(own)
     one.run(apply=True)
-    assert (one.home / ".ssh/config").read_text() == "Host x\n  connecttimeout 9\n"
+    text = path.read_text()
+    assert text.startswith(own)
+    assert text.endswith("Host *\n  ConnectTimeout 5\n  StrictHostKeyChecking accept-new\n")
+    path.write_text(text.replace("ConnectTimeout 5", "ConnectTimeout 7"))
+    edited = path.read_text()
+    one.run(apply=True)
+    assert path.read_text() == edited
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh is not installed")
+def test_ssh_takes_ours_for_the_other_hosts(one: Frontend) -> None:
+    """As ssh itself reads it."""
+    path = one.home / ".ssh/config"
+    path.write_text("Host x\n  ConnectTimeout 9\n")
+    one.run(apply=True)
+
+    def timeout_of(host: str) -> str:
+        said = System().run(["ssh", "-G", "-F", str(path), host]).stdout
+        (line,) = [each for each in said.splitlines() if each.startswith("connecttimeout ")]
+        return line.split()[1]
+
+    assert (timeout_of("x"), timeout_of("node1")) == ("9", "5")
 
 
 def test_key_is_made_where_there_is_none(one: Frontend) -> None:

@@ -127,6 +127,41 @@ class TestConverges:
         assert world.told == ["migrate node2 live"]
         assert world.belief() == (state, "node2")
 
+    @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED"])
+    def test_taken_for_off_and_its_files_cannot_be_moved(
+        self, world: Believing, state: str
+    ) -> None:
+        """The target has died in it, for example: OpenNebula takes it back, and it is tried again.
+
+        Later and later, as whatever fails.
+        """
+        fail_over(world)
+        world.state, world.moves_files = state, False
+        (only,) = quietly(world).decisions
+        assert only.kind is Kind.STUCK
+        assert "_FAILURE on node2 now" in only.sentence
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told[-1]) == (Kind.AGREED, "recover failure")
+        assert world.belief() == (state, "node1")
+        assert list(claims.all_of(world.here().place)) == []
+        world.moves_files = True
+        assert quietly(world).decisions[0].kind is Kind.STUCK
+        assert len(world.told) == 2
+        world.now += 11
+        quietly(world)
+        assert world.belief() == (state, "node2")
+
+    def test_files_that_cannot_be_moved_of_a_vm_on_no_host_of_opennebula(
+        self, world: Believing
+    ) -> None:
+        """What is taken back names no host: the other VMs' turn goes on."""
+        moved(world)
+        claims.make(world.here().place, claims.Claim(VmId(7), "node2", world.now))
+        del world.hosts["node2"]
+        world.state = "PROLOG_MIGRATE_POWEROFF_FAILURE"
+        assert quietly(world).decisions[0].kind is Kind.AGREED
+        assert world.told == ["recover failure"]
+
     @pytest.mark.parametrize("state", ["POWEROFF", "SUSPENDED", "RUNNING"])
     def test_the_right_host_speaks_of_it_from_then_on(self, world: Believing, state: str) -> None:
         """No driver has told the cluster: a guest that goes off later would be nobody's report."""
@@ -188,6 +223,37 @@ class TestConverges:
         world.state = "BOOT_FAILURE"
         quietly(world)
         assert (world.told, world.belief()) == (["recover success"], ("RUNNING", "node1"))
+
+    @pytest.mark.parametrize("world", [V510, V74], indirect=True, ids=str)
+    def test_a_failed_boot_that_runs_elsewhere(self, world: Believing) -> None:
+        """Oned recovers it a moment after the call, and only then takes the migration."""
+        fail_over(world)
+        world.state = "BOOT_FAILURE"
+        quietly(world)
+        assert world.told == ["recover success", "migrate node2 live"]
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_a_failed_boot_elsewhere_that_stays(self, world: Believing) -> None:
+        """It is not waited for any longer than its claim lasts."""
+        fail_over(world)
+        world.state, world.is_idle = "BOOT_FAILURE", True
+        began = world.now
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.STUCK, ["recover success"])
+        assert "BOOT_FAILURE on node1 3 s after one.vm.recover, success" in only.sentence
+        assert world.now - began < 10
+
+    def test_a_failed_boot_that_stays(self, world: Believing) -> None:
+        """Oned took the call, and nothing came of it: said, and tried again later and later."""
+        world.state, world.is_idle = "BOOT_FAILURE", True
+        (only,) = quietly(world).decisions
+        assert only.kind is Kind.STUCK
+        assert "OpenNebula says BOOT_FAILURE on node1 still: no reason" in only.sentence
+        quietly(world)
+        assert len(world.told) == 1
+        world.is_idle = False
+        world.now += 11
+        assert quietly(world).decisions[0].kind is Kind.AGREED
 
     @pytest.mark.parametrize("world", [V38], indirect=True, ids=str)
     def test_3_8_has_no_way_out_of_unknown(self, world: Believing) -> None:
@@ -271,6 +337,19 @@ class TestHoldsBack:
         done = quietly(world)
         assert (world.told, done.is_follower) == ([], True)
 
+    def test_another_frontend_comes_to_lead(self, world: Believing) -> None:
+        """Just then: a follower hands the call on, and the leader's driver would find no claim."""
+        fail_over(world)
+
+        def loses(_host: str, verb: str) -> None:
+            if verb == "domain-claim":
+                world.leader = False
+
+        world.before = loses
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.WAIT, [])
+        assert "another frontend has come to lead this zone" in only.sentence
+
     @pytest.mark.parametrize("arguments", ["-t 15 -r 0 cxm", "-t 15 -l deploy,save cxm"])
     @pytest.mark.parametrize("state", ["RUNNING", "UNKNOWN", "POWEROFF"])
     def test_a_driver_that_does_not_see_the_claim(
@@ -287,6 +366,21 @@ class TestHoldsBack:
         world.config("-t 15 -l deploy,migrate cxm")
         quietly(world)
         assert world.belief()[1] == "node2"
+
+    @pytest.mark.parametrize("world", [V38, V74], indirect=True, ids=str)
+    @pytest.mark.parametrize(
+        "settings", ["PORT=2633\n", "VM_MAD=ARGUMENTS=-l migrate x,NAME=x\n", ""]
+    )
+    def test_oneds_settings_do_not_tell(self, world: Believing, settings: str) -> None:
+        """Oned of any version writes them; a driver that finds no such file looks for no claim."""
+        moved(world)
+        path = world.remotes.parent / "config"
+        path.write_text(settings, encoding="ascii")
+        if not settings:
+            path.unlink()
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told) == (Kind.STUCK, [])
+        assert "then restart oned" in only.sentence
 
     def test_a_locked_vm_is_named(self, world: Believing) -> None:
         """With what to do."""
@@ -306,8 +400,10 @@ class TestHoldsBack:
         """Later and later; and at once when something has changed."""
         fail_over(world)
         world.refuses = "VM with a pinned NUMA topology cannot be live-migrated"
-        assert "pinned NUMA" in quietly(world).decisions[0].sentence
-        assert "pinned NUMA" in quietly(world).decisions[0].sentence
+        sentence = quietly(world).decisions[0].sentence
+        assert "pinned NUMA" in sentence
+        # The same while it waits: the log has it once.
+        assert quietly(world).decisions[0].sentence == sentence
         assert len(world.told) == 1
         world.now += 11
         quietly(world)
@@ -375,10 +471,12 @@ class TestNoEffect:
                 world.pair.monitor()
 
         world.before_call = ends
-        world.sync()
+        (only,) = world.sync().decisions
         assert world.pair.runs_on() == []
         assert world.state == "BOOT_FAILURE"
         assert "is not started" in world.error
+        assert only.kind is Kind.STUCK
+        assert "OpenNebula says BOOT_FAILURE on node2 now: " in only.sentence
 
     def test_a_user_acts_first(self, world: Believing) -> None:
         """OpenNebula is at work when the claim is made: nothing is called."""
@@ -467,9 +565,8 @@ class TestNoEffect:
         quietly(world)
         assert world.belief() == ("RUNNING", "node2")
 
-    def test_oned_dies_in_the_middle(self, world: Believing) -> None:
-        """It restarts with a migration that nobody works on: it is told what came of it."""
-        fail_over(world)
+    def _stuck(self, world: Believing) -> None:
+        """Oned dies in the middle of a migration of ours, and restarts: nobody works on it."""
 
         def dies(_call: str) -> None:
             world.state, world.host, world.is_up = "MIGRATE", "node2", False
@@ -481,11 +578,34 @@ class TestNoEffect:
         world.is_up, world.before_call = True, lambda _call: None
         assert quietly(world).decisions[0].kind is Kind.LEFT
         world.now += 1000
-        quietly(world)
-        assert world.told[-1] == "recover success"
+
+    def test_oned_dies_in_the_middle(self, world: Believing) -> None:
+        """It is told what came of it."""
+        fail_over(world)
+        self._stuck(world)
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told[-1]) == (Kind.AGREED, "recover success")
         assert world.belief() == ("RUNNING", "node2")
-        world.now += 60
+
+    def test_oned_dies_in_the_middle_and_the_vm_goes_back(self, world: Believing) -> None:
+        """It is told that nothing came of it."""
+        moved(world)
+        self._stuck(world)
+        world.pair.move("node2", "node1")
+        (only,) = quietly(world).decisions
+        assert (only.kind, world.told[-1]) == (Kind.AGREED, "recover failure")
+        assert world.belief() == ("RUNNING", "node1")
+
+    def test_oned_does_not_want_to_be_told(self, world: Believing) -> None:
+        """The migration stays ours, so that it is tried again."""
+        fail_over(world)
+        self._stuck(world)
+        world.refuses = "not now"
+        assert "not now" in quietly(world).decisions[0].sentence
+        world.refuses = ""
+        world.now += 1000
         quietly(world)
+        assert world.belief() == ("RUNNING", "node2")
 
     def test_oneds_own_migration_needs_no_claim(self, world: Believing) -> None:
         """The driver on the frontend has the target move it."""

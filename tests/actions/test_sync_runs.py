@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cxm import lock
-from cxm.errors import LockTimeoutError, RefusedError, UsageError
+from cxm.errors import BY_NAME, LockTimeoutError, RefusedError, UsageError
 from cxm.names import VmId
 from cxm.sync import main, memory
 from tests.actions.test_sync import V74, believing, fail_over, moved, quietly
@@ -100,6 +100,15 @@ class TestNudges:
         assert world.asked == []
 
 
+class Flushed(StringIO):
+    """What somebody before a screen has seen."""
+
+    shown = ""
+
+    def flush(self) -> None:
+        self.shown = self.getvalue()
+
+
 class TestCommand:
     """What people and programs see."""
 
@@ -119,6 +128,37 @@ class TestCommand:
         assert "removed: " in self._run(world, remove="7")
         assert "nothing of it is there" in self._run(world, remove="7", code=RefusedError.code)
 
+    @pytest.mark.parametrize("given", [{}, {"dry_run": True}, {"remove": "7"}], ids=str)
+    def test_nobody_waits_for_the_look_around(
+        self, world: Believing, given: dict[str, Any]
+    ) -> None:
+        """Slow nodes may take a minute for that: what was found is on the screen by then."""
+        world.state = "DONE"
+        out, seen = Flushed(), []
+
+        def looks(_host: str, verb: str) -> None:
+            if verb == "requested":
+                seen.append(out.shown)
+
+        world.before = looks
+        main.run(
+            world.here(),
+            Namespace(**({"remove": None, "dry_run": False, "json": False} | given)),
+            out,
+        )
+        assert seen
+        assert all(text.startswith("stuck   VM 7 (web): ") for text in seen)
+        assert "volume" not in seen[0]
+        assert out.getvalue().startswith(seen[0])
+        assert ("volume  VM 7: " in out.getvalue()) == ("remove" in given)
+
+    def test_one_document_for_programs(self, world: Believing) -> None:
+        """It has both."""
+        world.state = "DONE"
+        said = self._run(world, json=True, remove="7", code=RefusedError.code)
+        document = json.loads(said)
+        assert [len(document[key]) for key in ("vms", "volumes")] == [1, 1]
+
     def test_text(self, world: Believing) -> None:
         """A sentence for each VM."""
         fail_over(world)
@@ -134,6 +174,24 @@ class TestCommand:
         expected = {"vm": 7, "state": "RUNNING", "host": "node1", "runs_on": "node1"}
         assert vm | expected == vm
         assert vm["kind"] == "agreed"
+
+    @pytest.mark.parametrize("dry_run", [True, False])
+    def test_what_is_for_a_human_is_told_by_the_exit_code(
+        self, world: Believing, dry_run: bool
+    ) -> None:
+        """A script need not read sentences; what is done by itself is no news."""
+        fail_over(world)
+        self._run(world, dry_run=True)
+        world.locked = True
+        assert "onevm unlock 7" in self._run(world, dry_run=dry_run, code=main.ATTENTION)
+        world.locked = False
+        self._run(world)
+
+    def test_the_service_does_not_fail_for_it(self) -> None:
+        """A failed unit means that nobody looks."""
+        unit = Path(__file__).parents[2] / "packaging/systemd/cxm-sync.service"
+        assert f"\nSuccessExitStatus={main.ATTENTION}\n" in unit.read_text(encoding="ascii")
+        assert main.ATTENTION not in {error.code for error in BY_NAME.values()}
 
     def test_two_at_once(self, world: Believing, monkeypatch: pytest.MonkeyPatch) -> None:
         """The timer's run leaves it to a nudge's, and has not failed; one that removes waits."""

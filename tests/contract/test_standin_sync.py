@@ -6,9 +6,10 @@ The drivers only write down how they are called: here it matters which are, wher
 order, by version.
 """
 
-import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -16,15 +17,24 @@ from cxm.errors import CxmError
 from cxm.names import VmId
 from cxm.one import frontend
 from cxm.one.api import XmlRpc
-from cxm.sync import views
-from cxm.sync.decide import Call, calls
+from cxm.sync import act, claims, views
+from cxm.sync.decide import Decision, Kind, decide
+from cxm.sync.look import Seen, Tools, record_of
+from cxm.sync.memory import Memory
+from cxm.sync.views import Sighting
+from cxm.sync.views import World as Clusters
 from tests.contract import migrations, recorder
 from tests.contract.recorded_world import World, standin
+from tests.fakes.answering import Answering
 
-VERSIONS = ["7.4", *(pytest.param(each, marks=pytest.mark.extensive) for each in ("3.8", "5.10"))]
+_OLD: Final = pytest.param("3.8", marks=pytest.mark.extensive)
+_MIDDLE: Final = pytest.param("5.10", marks=pytest.mark.extensive)
+
+# A version in which there is nothing to prove is not named.
+since_4 = pytest.mark.parametrize("world", ["7.4", _MIDDLE], indirect=True)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=["7.4", _MIDDLE, _OLD])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """An OpenNebula as cxm-setup leaves it, with VM 0 on the first of two hosts."""
     with standin(str(tmp_path), request.param, is_local=True) as made:
@@ -48,17 +58,29 @@ def believed(world: World) -> tuple[str, str]:
     return record.state, record.host
 
 
-def bring_in_line(world: World) -> None:
-    """The calls for the VM's state, if it runs on the other host."""
+def bring_in_line(world: World, memory: Memory | None = None) -> Decision:
+    """What a turn does for a VM that certainly runs on the other host."""
     oned = api(world)
-    (record,) = views.records(oned.vms_info())
-    hosts = {host.name: host.id for host in views.hosts(oned.hosts_info())}
-    for call in calls(world.cloud.version, record.state, same_host=False) or ():
-        if call is Call.RECOVER:
-            oned.recover(VmId(0), success=True)
-        else:
-            oned.migrate(VmId(0), hosts[migrations.OTHER], live=True)
-    world.cloud.wait_migrated(0)
+
+    def node(host: str) -> Answering:
+        def answer(verb: str, _args: dict[str, Any]) -> dict[str, Any]:
+            assert verb == "domain-claim"
+            return {"refused": {}}
+
+        return Answering(host, answer)
+
+    place = claims.directory(world.cloud.place.here(world.cloud.place.remotes))
+    tools = Tools(
+        oned, node, lambda _vm_mad: True, place, world.cloud.version, time.time, time.sleep
+    )  # fmt: skip
+    hosts = {host.name: host for host in views.hosts(oned.hosts_info())}
+    record = record_of(tools, VmId(0))
+    ages = {claim.vm: time.time() - claim.made_at for claim in claims.all_of(place)}
+    sighting = Sighting(VmId(0), migrations.OTHER)
+    found = decide(record, sighting, hosts, tools.version, claimed_s=ages.get(VmId(0)))
+    seen = Seen(Clusters(), {record.vm: record}, hosts)
+    (done,) = act.act(tools, seen, [found], memory or Memory())
+    return done
 
 
 def scripts(world: World, step: str) -> list[str]:
@@ -89,24 +111,45 @@ def test_running(world: World) -> None:
     ]  # fmt: skip
 
 
+@since_4
 def test_unknown(world: World) -> None:
-    """Recovered without a driver, then moved; 3.8 has no way, and is left alone."""
+    """Recovered without a driver, then moved."""
     world.cloud.record(0).state = "UNKNOWN"
     world.notes.mark("sync")
-    if world.cloud.version < (4, 0):
-        assert calls(world.cloud.version, "UNKNOWN", same_host=False) is None
-        world.cloud.record(0).state = "RUNNING"
-        return
     bring_in_line(world)
     assert believed(world) == ("RUNNING", migrations.OTHER)
     assert "vmm/deploy" not in " ".join(scripts(world, "sync"))
     assert "vmm/migrate" in scripts(world, "sync")
 
 
+@pytest.mark.parametrize("world", [_OLD], indirect=True)
+def test_unknown_without_a_way(world: World) -> None:
+    """It is left, and oned would not have taken a call."""
+    world.cloud.record(0).state = "UNKNOWN"
+    world.notes.mark("sync")
+    assert bring_in_line(world).kind is Kind.LEFT
+    with pytest.raises(CxmError, match=r"one\.vm\.recover"):
+        api(world).recover(VmId(0), success=True)
+    with pytest.raises(CxmError, match="not available"):
+        api(world).migrate(VmId(0), 1, live=True)
+    assert believed(world) == ("UNKNOWN", recorder.HOST)
+    assert scripts(world, "sync") == []
+    world.cloud.record(0).state = "RUNNING"
+
+
+@since_4
+def test_a_failed_boot(world: World) -> None:
+    """Oned recovers it after it has answered, and takes no migration before."""
+    world.cloud.record(0).state = "BOOT_FAILURE"
+    world.notes.mark("sync")
+    assert bring_in_line(world).kind is Kind.AGREED
+    assert believed(world) == ("RUNNING", migrations.OTHER)
+    assert "vmm/deploy" not in " ".join(scripts(world, "sync"))
+
+
+@since_4
 def test_taken_for_off(world: World) -> None:
     """Its files are moved, nothing else; then its host's report brings it back."""
-    if world.cloud.version < (4, 14):
-        return
     world.cloud.poweroff(0)
     world.cloud.wait(0, "POWEROFF")
     world.notes.mark("sync")
@@ -115,6 +158,23 @@ def test_taken_for_off(world: World) -> None:
     assert set(scripts(world, "sync")) == {"tm/mv"}
     world.cloud._life.report(world.cloud.record(0), "RUNNING")
     assert believed(world) == ("RUNNING", migrations.OTHER)
+
+
+@since_4
+def test_files_that_cannot_be_moved(world: World) -> None:
+    """Oned takes that back without a driver, and then it is tried again."""
+    world.cloud.poweroff(0)
+    world.cloud.wait(0, "POWEROFF")
+    world.notes.fail("tm.mv", recorder.error("it cannot", world.cloud))
+    assert bring_in_line(world).kind is Kind.STUCK
+    assert believed(world) == ("PROLOG_MIGRATE_POWEROFF_FAILURE", migrations.OTHER)
+    world.notes.fail("tm.mv", None)
+    world.notes.mark("back")
+    assert bring_in_line(world).kind is Kind.AGREED
+    assert believed(world) == ("POWEROFF", recorder.HOST)
+    assert scripts(world, "back") == []
+    bring_in_line(world)
+    assert believed(world) == ("POWEROFF", migrations.OTHER)
 
 
 def test_refused_confirmation(world: World) -> None:
@@ -135,12 +195,21 @@ def test_leader(world: World) -> None:
 
 
 def test_refusals(world: World) -> None:
-    """What oned refuses raises its words."""
+    """What oned refuses raises its words, and nothing comes of it."""
+    world.notes.mark("refused")
     with pytest.raises(CxmError, match="already running"):
         api(world).migrate(VmId(0), 0, live=True)
+    assert believed(world) == ("RUNNING", recorder.HOST)
+    assert scripts(world, "refused") == []
+
+
+@pytest.mark.parametrize("world", [_OLD], indirect=True)
+def test_what_is_off_is_not_moved(world: World) -> None:
+    """Before 4.14."""
     world.cloud.poweroff(0)
     world.cloud.wait(0, "POWEROFF")
-    if world.cloud.version < (4, 14):
-        with pytest.raises(CxmError, match="not available"):
-            api(world).migrate(VmId(0), 1, live=True)
-    assert os.path.isdir(world.cloud.place.here(world.cloud.place.remotes))
+    world.notes.mark("refused")
+    with pytest.raises(CxmError, match="not available"):
+        api(world).migrate(VmId(0), 1, live=True)
+    assert believed(world) == ("POWEROFF", recorder.HOST)
+    assert scripts(world, "refused") == []

@@ -30,6 +30,11 @@ from tests.fakes.machine import CLOUD
 from tests.fakes.pair import Pair
 
 _HOSTS: Final = ("node1", "node2")
+# Moves of files that failed, and what the VM was before.
+_FAILED_MOVES: Final = {
+    "PROLOG_MIGRATE_POWEROFF_FAILURE": "POWEROFF",
+    "PROLOG_MIGRATE_SUSPEND_FAILURE": "SUSPENDED",
+}
 
 
 class PairClient(NoTransfers):
@@ -76,13 +81,17 @@ class Believing:
         self.now = time.time()  # drivers have no other clock for claims
         self.state = "RUNNING"
         self.host = "node1"
+        self.source = "node1"  # of the last migration
         self.moving = False
         self.error = ""
         self.locked = False
         self.leader = True
         self.is_up = True
         self.is_known = True
-        self.refuses = ""  # what it answers to a migrate
+        self.queue: list[str] = []  # states that another thread of oned's is about to set
+        self.moves_files = True  # of what is off
+        self.is_idle = False  # it takes calls, and does nothing about them
+        self.refuses = ""  # what it answers to a call that changes something
         self.hosts: dict[str, int] = dict.fromkeys(_HOSTS, 2)  # their states
         self.cut_off: set[str] = set()
         self.told: list[str] = []  # the calls that change something
@@ -126,6 +135,8 @@ class Believing:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        while self.queue:
+            self.state = self.queue.pop()
         self.pair.sleep(seconds)
 
     def belief(self) -> tuple[str, str]:
@@ -167,12 +178,14 @@ class Believing:
         ]
         return f"<HOST_POOL>{''.join(rows)}</HOST_POOL>"
 
-    def _vm(self) -> str:
+    def _vm(self, *, full: bool) -> str:
+        """The VM; the pool has its last history record only."""
         state, lcm = states.vm_state_numbers(self.state)
         lock = "<LOCK><LOCKED>1</LOCKED></LOCK>" if self.locked else ""
         records = f"<HISTORY><HOSTNAME>{self.host}</HOSTNAME><ETIME>0</ETIME></HISTORY>"
-        if self.moving:
-            records = f"<HISTORY><HOSTNAME>x</HOSTNAME><ETIME>0</ETIME></HISTORY>{records}"
+        if full and (self.moving or self.state == "MIGRATE"):
+            before = f"<HISTORY><HOSTNAME>{self.source}</HOSTNAME><ETIME>0</ETIME></HISTORY>"
+            records = f"{before}{records}"
         return (
             f"<VM><ID>7</ID><NAME>web</NAME><STATE>{state}</STATE><LCM_STATE>{lcm}</LCM_STATE>{lock}"
             f"<USER_TEMPLATE><ERROR>{self.error}</ERROR></USER_TEMPLATE>"
@@ -181,14 +194,14 @@ class Believing:
 
     def vms_info(self) -> str:
         self._up()
-        shown = self._vm() if self.is_known and self.state != "DONE" else ""
+        shown = self._vm(full=False) if self.is_known and self.state != "DONE" else ""
         return f"<VM_POOL>{shown}</VM_POOL>"
 
     def vm_info(self, vm: VmId) -> str:
         self._up()
         if vm != 7 or not self.is_known:
             raise NotFoundError(f"oned refused one.vm.info({vm}): Error getting it")
-        return self._vm()
+        return self._vm(full=True)
 
     def image_info(self, image: int) -> str:
         raise AssertionError(image)
@@ -201,7 +214,20 @@ class Believing:
         assert vm == 7
         self.told.append(f"recover {'success' if success else 'failure'}")
         self.before_call("recover")
-        if self.state == "UNKNOWN" or self.state.startswith("BOOT_") or self.state == "MIGRATE":
+        if self.refuses:
+            raise CxmError(f"oned refused one.vm.recover(7): {self.refuses}")
+        if self.is_idle:
+            return
+        if self.state == "MIGRATE":
+            self.host = self.host if success else self.source
+            self.state = "RUNNING"
+        elif self.state in _FAILED_MOVES:
+            if not success and self.one >= (5, 2):
+                self.host = self.source
+                self.queue.append(_FAILED_MOVES[self.state])
+        elif self.state.startswith("BOOT_"):
+            self.queue.append("RUNNING")
+        elif self.state == "UNKNOWN":
             self.state = "RUNNING"
 
     def migrate(self, vm: VmId, host: int, *, live: bool) -> None:
@@ -212,13 +238,16 @@ class Believing:
         self.before_call("migrate")
         if self.refuses or target == self.host:
             raise CxmError(f"oned refused one.vm.migrate(7, {host}): {self.refuses}")
-        source = self.host
+        source = self.source = self.host
         if self.state == "RUNNING" and live:
             self.host = target
             if not self._live(source, target):
                 self.host = source
         elif self.state in ("POWEROFF", "SUSPENDED"):
             self.host = target
+            if not self.moves_files:
+                failed = (state for state, was in _FAILED_MOVES.items() if was == self.state)
+                self.state = next(failed)
         elif self.state == "UNKNOWN":
             self.host = target  # its files are moved, and it is deployed there
             self.state = "RUNNING" if self._deploy(target) else "BOOT_FAILURE"

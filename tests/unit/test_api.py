@@ -15,7 +15,7 @@ import pytest
 
 from cxm.errors import ConfigError, CxmError, DataError, NotFoundError, UnreachableError
 from cxm.names import VmId
-from cxm.one import frontend
+from cxm.one import api, frontend
 from cxm.one.api import XmlRpc
 
 NASTY = "a<b>&amp; 'é' \"x\" ]]> \u2603"
@@ -176,6 +176,37 @@ def test_the_address_is_found_where_the_tools_find_it(home: Path) -> None:
         client(home).version()
     with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:3/RPC2"):
         client(home, ONE_XMLRPC="http://127.0.0.1:3/RPC2").version()
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("http://floating:2633/RPC2", "http://127.0.0.1:1/RPC2"),
+        ("http://10.0.0.9:2/RPC2", "http://127.0.0.1:1/RPC2"),
+        ("http://127.0.0.1:2/RPC2", "http://127.0.0.1:2/RPC2"),
+        ("http://localhost:2/RPC2", "http://localhost:2/RPC2"),
+        ("http://[::1]:2/RPC2", r"http://\[::1\]:2/RPC2"),
+    ],
+)
+def test_the_sync_asks_the_oned_of_this_machine(home: Path, given: str, asked: str) -> None:
+    """At a floating address every frontend of a zone would take itself for the leader."""
+    (home / "config").write_text("PORT=1\nLISTEN_ADDRESS=0.0.0.0\n")
+    environ = {"HOME": str(home), "ONE_XMLRPC": given}
+    with pytest.raises(UnreachableError, match=asked):
+        api.of_this_machine(str(home / "remotes"), environ).version()
+    (home / ".one" / "one_endpoint").write_text(f"{given}\n")
+    with pytest.raises(UnreachableError, match=asked):
+        api.of_this_machine(str(home / "remotes"), {"HOME": str(home)}).version()
+
+
+def test_oned_listens_at_one_address_only(home: Path) -> None:
+    """Then it is asked there: it is this machine's."""
+    (home / "config").write_text("PORT=1\nLISTEN_ADDRESS=127.0.0.2\n")
+    with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.2:1/RPC2"):
+        client(home).version()
+    (home / "config").write_text("PORT=1\nLISTEN_ADDRESS=::1\n")
+    with pytest.raises(UnreachableError, match=r"http://\[::1\]:1/RPC2"):
+        client(home).version()
 
 
 @pytest.mark.parametrize("url", ["ftp://x/RPC2", "localhost:2633", "http://", "http://a b/"])

@@ -15,6 +15,7 @@ from cxm.sync import decide as decisions
 from cxm.sync import views
 from cxm.sync.decide import Call, Decision, Kind, decide
 from cxm.sync.views import Answer, Host, Record, Sighting, World
+from lab.oned import states
 
 V38, V40, V412, V414, V50, V74 = (
     OneVersion(3, 8), OneVersion(4, 0), OneVersion(4, 12), OneVersion(4, 14), OneVersion(5, 0),
@@ -27,7 +28,9 @@ HOSTS: Final = {
 STATES: Final = (
     "PENDING", "HOLD", "PROLOG", "BOOT", "RUNNING", "MIGRATE", "UNKNOWN", "POWEROFF", "SUSPENDED",
     "STOPPED", "UNDEPLOYED", "FAILED", "DONE", "LCM 18", "LCM 60", "BOOT_FAILURE",
-    "BOOT_MIGRATE_FAILURE", "PROLOG_FAILURE",
+    "BOOT_MIGRATE_FAILURE", "PROLOG_FAILURE", "PROLOG_MIGRATE_FAILURE",
+    "PROLOG_MIGRATE_POWEROFF_FAILURE", "PROLOG_MIGRATE_SUSPEND_FAILURE",
+    "PROLOG_MIGRATE_UNKNOWN_FAILURE",
 )  # fmt: skip
 ALL: Final = list(itertools.product(STATES, (V38, V40, V414, V74)))
 RECORD: Final = Record(VmId(7), "web", "RUNNING", "a")
@@ -166,6 +169,48 @@ def test_our_own_migration_that_does_not_end(
     assert late.kind is (Kind.ACT if way else Kind.STUCK)
 
 
+_OFF: Final = "PROLOG_MIGRATE_POWEROFF_FAILURE"
+_LOST: Final = "PROLOG_MIGRATE_UNKNOWN_FAILURE"
+_THERE: Final = Sighting(VmId(7), "a")
+_NOWHERE: Final = Sighting(VmId(7), "")
+
+
+@pytest.mark.parametrize("state", [_OFF, "PROLOG_MIGRATE_SUSPEND_FAILURE"])
+def test_our_own_move_of_files_that_failed(state: str) -> None:
+    """Oned takes it back to where it was, by which it calls no driver (5.2 and later)."""
+    record = replace(RECORD, state=state, host="b")
+    for seen in (SEEN, _THERE):
+        found = decide(record, seen, HOSTS, V74, claimed_s=20)
+        assert (found.kind, found.calls) == (Kind.ACT, (Call.FAIL,))
+    found = decide(replace(record, locked=True), SEEN, HOSTS, V74, claimed_s=20)
+    assert (found.kind, found.calls) == (Kind.STUCK, ())
+    assert "'onevm unlock 7'" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("state", "version", "seen", "claimed_s", "why"),
+    [
+        (_OFF, V74, SEEN, None, "runs on b: 'onevm recover --retry 7' moves its files again"),
+        (_OFF, V74, _THERE, None, "runs on a: 'onevm recover --failure 7' ends it"),
+        (_OFF, V50, _THERE, 20, "runs on a: 'onevm recover --success 7' ends it"),
+        (_OFF, V50, SEEN, 20, "runs on b: 'onevm recover --retry 7'"),
+        (_OFF, V74, _NOWHERE, 20, "runs nowhere: 'onevm recover --retry 7'"),
+        # These two would deploy or restore it.
+        (_LOST, V74, SEEN, 20, "runs on b: 'onevm recover --retry 7'"),
+        (_LOST, V74, _THERE, 20, "runs on a: 'onevm recover --failure 7'"),
+        ("PROLOG_MIGRATE_FAILURE", V74, _THERE, 20, "runs on a: 'onevm recover --failure 7'"),
+    ],
+)
+def test_a_move_of_files_that_failed_is_for_a_human(
+    state: str, version: OneVersion, seen: Sighting, claimed_s: float | None, why: str
+) -> None:
+    """OpenNebula works on it no more, and what comes next depends on where the VM runs."""
+    record = replace(RECORD, state=state, host="b")
+    found = decide(record, seen, HOSTS, version, claimed_s=claimed_s)
+    assert (found.kind, found.calls) == (Kind.STUCK, ())
+    assert found.sentence.startswith(f"VM 7 (web): OpenNebula says {state} on b, and it {why}")
+
+
 @pytest.mark.parametrize(
     ("seen", "kind", "why"),
     [
@@ -173,6 +218,7 @@ def test_our_own_migration_that_does_not_end(
         (Sighting(VmId(7), ""), Kind.STUCK, "the cluster keeps it"),
         (Sighting(VmId(7), "", wanted=False), Kind.STUCK, "'cxm-sync --remove 7'"),
         (Sighting(VmId(7), "", "x", wanted=False), Kind.STUCK, "the cluster keeps it: x"),
+        (Sighting(VmId(7), "b", "x"), Kind.STUCK, "the cluster keeps it: x"),
     ],
 )
 def test_a_vm_that_opennebula_has_given_up(seen: Sighting, kind: Kind, why: str) -> None:
@@ -190,6 +236,21 @@ def test_a_vm_that_runs_and_should_not(state: str) -> None:
     assert judged(state, seen=Sighting(VmId(7), "")).kind is Kind.AGREED
 
 
+@pytest.mark.parametrize("state", ["PENDING", "FAILED", "PROLOG_FAILURE"])
+@pytest.mark.parametrize("host", ["", "b"])
+def test_whether_a_vm_runs_that_should_not_is_not_certain(state: str, host: str) -> None:
+    """Then neither is said, and no human is sent to end it."""
+    found = judged(state, seen=Sighting(VmId(7), host, doubt="node2 waits to be fenced"))
+    assert found.kind is Kind.WAIT
+    assert "whether it runs is not certain: node2 waits to be fenced" in found.sentence
+    assert "cxm shutdown" not in found.sentence
+
+
+def test_a_failed_vm_that_runs() -> None:
+    """Up to 4.12 that is every failed boot; since, nothing becomes FAILED."""
+    assert "OpenNebula 4.12.0 has no way back to RUNNING" in judged("FAILED", V412).sentence
+
+
 def test_table_is_made_of_the_calls() -> None:
     """One row a state, one column an age."""
     lines = decisions.table().splitlines()
@@ -198,6 +259,8 @@ def test_table_is_made_of_the_calls() -> None:
     live, both = Call.LIVE, f"{Call.RECOVER}; {Call.LIVE}"
     assert f"| RUNNING on another host | {' | '.join([live] * 5)} |" in lines
     assert f"| UNKNOWN on another host | none | {' | '.join([both] * 4)} |" in lines
+    failed = " | ".join(["it is FAILED there"] * 3)
+    assert f"| BOOT_FAILURE on another host | {failed} | {both} | {both} |" in lines
 
 
 @pytest.mark.parametrize(
@@ -237,6 +300,12 @@ class TestViews:
             Record(VmId(7), "web", "UNKNOWN", "a", locked=True),
             Record(VmId(8), "db", "PENDING", ""),
         ]
+
+    @pytest.mark.parametrize("name", STATES)
+    def test_states_are_named_as_opennebula_numbers_them(self, name: str) -> None:
+        """The stand-in has its own list."""
+        if not name.startswith("LCM "):
+            assert views.state_name(*states.vm_state_numbers(name)) == name
 
     def test_hosts_of_a_pool(self) -> None:
         """Those with our drivers, and those that an administrator took out."""

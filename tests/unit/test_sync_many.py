@@ -64,7 +64,9 @@ class World:
         # b has answered at the last turn, before the failover.
         known = Memory(answered=["b"], clustered=list(HOSTS), around_at=self.now)
         memory.store(claims.directory(str(root / "remotes")), known)
-        (root / "config").write_text("PORT=2633\n", encoding="ascii")
+        vector = "ARGUMENTS=-t 15 -l migrate cxm,EXECUTABLE=one_vmm_exec,NAME=vmm_cxm"
+        settings = f"PORT=2633\nVM_MAD={vector},TYPE=xml\n"
+        (root / "config").write_text(settings, encoding="ascii")
         (root / "remotes" / "cxmrc").write_text(f'CLOUD_ID="{CLOUD}"\n', encoding="ascii")
 
     def turn(self) -> Turn:
@@ -132,7 +134,8 @@ class World:
     def hosts_info(self) -> str:
         """All are ours."""
         rows = [
-            f"<HOST><ID>{number}</ID><NAME>{name}</NAME><STATE>2</STATE><IM_MAD>cxm</IM_MAD></HOST>"
+            f"<HOST><ID>{number}</ID><NAME>{name}</NAME><STATE>2</STATE><IM_MAD>cxm</IM_MAD>"
+            "<VM_MAD>vmm_cxm</VM_MAD></HOST>"
             for number, name in enumerate(HOSTS)
         ]
         return f"<HOST_POOL>{''.join(rows)}</HOST_POOL>"

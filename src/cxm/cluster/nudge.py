@@ -19,7 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from cxm import log, wholefile
-from cxm.errors import CommandError, CxmError, RefusedError, UsageError, explained
+from cxm.errors import (
+    CommandError,
+    CxmError,
+    RefusedError,
+    UsageError,
+    explained,
+    system_error,
+)
 from cxm.node.machine import Machine, settings, this_machine
 from cxm.node.verbs import Call
 
@@ -50,13 +57,17 @@ def _directory(machine: Machine) -> str:
     return os.path.join(machine.run_dir, "nudge")
 
 
-def spool(machine: Machine, name: str, source: str = "", *, hook: bool = True) -> None:
-    """Leave a note for the sender. Never fails: whoever calls this has done what mattered."""
-    note = Note(name, source, machine.hostname, machine.now(), hook and bool(source))
+def _leave(machine: Machine, note: Note) -> None:
+    """Leave a note for the sender; raises OSError."""
     path = os.path.join(_directory(machine), f"{note.at:.3f}-{os.getpid()}")
+    # Hidden until it is whole: the sender's path unit looks for what is not.
+    wholefile.write(path, json.dumps(asdict(note)), directory_mode=0o700)
+
+
+def spool(machine: Machine, name: str, source: str = "") -> None:
+    """Leave a note of a VM. Never fails: whoever calls this has done what mattered."""
     try:
-        # Hidden until it is whole: the sender's path unit looks for what is not.
-        wholefile.write(path, json.dumps(asdict(note)), directory_mode=0o700)
+        _leave(machine, Note(name, source, machine.hostname, machine.now(), bool(source)))
     except OSError as error:
         _log.warning("the frontend is not told at once that %s is here: %s", name, error)
 
@@ -209,10 +220,15 @@ def _configured(machine: Machine) -> Machine:
 
 
 def told(machine: Machine, argv: Sequence[str]) -> None:
-    """What ``one-migrate VM SRC DST`` does; raises UsageError."""
+    """What ``one-migrate VM SRC DST`` does; raises CxmError."""
     if len(argv) != _PLACES or not all(argv):
         raise UsageError("usage: one-migrate VM SOURCE TARGET")
-    spool(machine, argv[0], argv[1], hook=False)
+    try:
+        _leave(machine, Note(argv[0], argv[1], machine.hostname, machine.now(), hook=False))
+    except OSError as error:
+        why = f"{machine.hostname} keeps no note that {argv[0]} has moved: {system_error(error)}"
+        hint = "only root can leave one; cxm-sync on the frontend finds out by itself"
+        raise CxmError(why, hint=hint) from error
 
 
 def hook(argv: Sequence[str]) -> int:

@@ -31,6 +31,8 @@ _NOT_AUTHENTICATED: Final = 0x0100
 _NO_EXISTS: Final = 0x0400
 _DEFAULT_HOME: Final = "/var/lib/one"
 _DEFAULT_PORT: Final = "2633"
+_ANY_ADDRESS: Final = ("", "0.0.0.0", "::")  # noqa: S104 - what LISTEN_ADDRESS may say
+_LOOPBACK: Final = re.compile(r"localhost|127\.[0-9.]+|::1")
 _EVERYBODYS: Final = -2
 _ALL: Final = -1
 _NOT_DONE: Final = -1
@@ -79,11 +81,17 @@ class Recorder(Oned, Protocol):
 
 
 class XmlRpc:
-    """The real :class:`Oned`, reached where OpenNebula's own tools would reach it."""
+    """The real :class:`Oned`, reached where OpenNebula's own tools would reach it.
 
-    def __init__(self, remotes: str, environ: Mapping[str, str]) -> None:
+    With ``only_here`` it is the oned of this machine in any case, whatever these tools would do.
+    """
+
+    def __init__(
+        self, remotes: str, environ: Mapping[str, str], *, only_here: bool = False
+    ) -> None:
         self._remotes = remotes
         self._environ = environ
+        self._only_here = only_here
 
     def vm_info(self, vm: VmId) -> str:
         return self._text("one.vm.info", vm)
@@ -133,9 +141,11 @@ class XmlRpc:
         try:
             answer = _post(_address(url), request, timeout_s=timeout_s)
         except OSError as error:
+            where = "ONE_XMLRPC or ~/.one/one_endpoint say where it is"
+            where = "that of this machine is asked, and no other" if self._only_here else where
             raise UnreachableError(
                 f"oned does not answer at {url}: {str(error) or type(error).__name__}",
-                hint="is oned running? ONE_XMLRPC or ~/.one/one_endpoint say where it is",
+                hint=f"is oned running? {where}",
             ) from error
         values = _decode(answer, method)
         if len(values) > 1 and values[0] is True:
@@ -158,8 +168,12 @@ class XmlRpc:
         if not url and path is not None:
             with open(path, encoding="utf-8") as file:
                 url = file.read().strip()
+        listens = frontend.setting(self._remotes, "LISTEN_ADDRESS") or ""
+        host = "127.0.0.1" if listens in _ANY_ADDRESS else listens
+        if url and (not self._only_here or _is_own(url, host)):
+            return url
         port = frontend.setting(self._remotes, "PORT") or _DEFAULT_PORT
-        return url or f"http://127.0.0.1:{port}/RPC2"
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/RPC2"
 
     def _session(self) -> str:
         path = self._environ.get("ONE_AUTH") or self._home_file("one_auth")
@@ -230,6 +244,17 @@ class _Address:
     host: str
     port: int
     path: str
+
+
+def of_this_machine(remotes: str, environ: Mapping[str, str]) -> XmlRpc:
+    """The oned beside the drivers that it calls, never another one of its zone."""
+    return XmlRpc(remotes, environ, only_here=True)
+
+
+def _is_own(url: str, listens: str) -> bool:
+    """Whether an address is this machine's and stays that: a floating one moves on."""
+    host = _address(url).host.lower()
+    return host == listens or _LOOPBACK.fullmatch(host) is not None
 
 
 def _address(url: str) -> _Address:

@@ -7,7 +7,6 @@ The drivers and their settings are put in place; OpenNebula's own files are chan
 """
 
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +33,10 @@ _TIMER: Final = "cxm-sync.timer"
 _USER: Final = "oneadmin"
 RECORD: Final = "/var/lib/cxm-frontend/remotes"  # for the package's removal
 _KEYS: Final = ("id_ed25519", "id_ecdsa", "id_rsa")
-_SSH_CONFIG: Final = """
-# cxm-setup: a dead node must not hold up OpenNebula, and a new node's key is taken once.
+# Where it is there already it was appended once, and may have been edited since.
+_SSH_MARK: Final = "# cxm-setup: a dead node must not hold up OpenNebula"
+_SSH_CONFIG: Final = f"""
+{_SSH_MARK}, and a new node's key is taken once.
 Host *
   ConnectTimeout 5
   StrictHostKeyChecking accept-new
@@ -136,8 +137,8 @@ def _ssh_config(account: Account) -> FileChange:
     path = os.path.join(account.home, ".ssh", "config")
     with working_as(account.uid, account.gid):
         old = files.read(path) or ""
-        has = re.search(r"^\s*ConnectTimeout\b", old, re.IGNORECASE | re.MULTILINE)
-        new = old if has else f"{old.rstrip()}\n{_SSH_CONFIG}".lstrip()
+        # At the end: ssh takes what is said first, and for all hosts of which nothing is said this.
+        new = old if _SSH_MARK in old else f"{old.rstrip()}\n{_SSH_CONFIG}".lstrip()
         return files.plan(path, new, mode=0o600, owner=(account.uid, account.gid))
 
 

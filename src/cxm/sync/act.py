@@ -17,10 +17,10 @@ from cxm.names import VmId
 from cxm.one import xml
 from cxm.sync import claims, views
 from cxm.sync.claims import Claim
-from cxm.sync.decide import RESTING, Call, Decision, Kind, decide
+from cxm.sync.decide import OUR_FAILED_MOVES, RESTING, Call, Decision, Kind, decide
 from cxm.sync.look import ASK_S, AT_ONCE, Seen, Tools, record_of
 from cxm.sync.memory import Memory
-from cxm.sync.views import Host, Record
+from cxm.sync.views import Record
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,12 @@ _GRACE_S: Final = 30.0
 _PATIENCE_S: Final = 120.0
 _POLL_S: Final = 1.0
 _BEGINS_S: Final = 5.0
+# How long a failed boot may take to be RUNNING: the last VM of a batch waits for all before it.
+_RECOVERS_S: Final = 3.0
+_SOON_S: Final = 0.1
 _RESTING: Final = ("RUNNING", "UNKNOWN", "POWEROFF", "SUSPENDED", "DONE", "FAILED")
+# States that only the claim says to be ours, so that it lives as long as they.
+_CLAIMED: Final = ("MIGRATE", *OUR_FAILED_MOVES)
 
 
 def judge(tools: Tools, seen: Seen, memory: Memory) -> list[Decision]:
@@ -70,9 +75,14 @@ def end_claims(tools: Tools, seen: Seen) -> None:
     now = tools.now()
     for claim in claims.all_of(tools.place):
         record, age = seen.records.get(claim.vm), now - claim.made_at
-        is_over = record is None or record.state in _RESTING or record.state.endswith("_FAILURE")
+        is_over = record is None or (_rests(record) and record.state not in _CLAIMED)
         if (is_over and not 0 <= age <= _GRACE_S) or age > claims.LONGEST_S:
             claims.end(tools.place, claim.vm)
+
+
+def _rests(record: Record) -> bool:
+    """Whether OpenNebula is not at work on a VM."""
+    return record.state in _RESTING or record.state.endswith("_FAILURE")
 
 
 def tell(tools: Tools, seen: Seen, decisions: Iterable[Decision]) -> None:
@@ -114,12 +124,16 @@ def act(tools: Tools, seen: Seen, decisions: Sequence[Decision], memory: Memory)
     for start in range(0, len(todo), AT_ONCE):
         begun: list[Decision] = []
         part = todo[start : start + AT_ONCE]
-        for decision, refusal in zip(part, _claimed(tools, part), strict=True):
-            failure = refusal or _begin(tools, seen, decision)
+        refusals = _claimed(tools, part)
+        # A follower hands calls on to the leader, whose drivers would find no claim.
+        if not tools.oned.leads():
+            why = "another frontend has come to lead this zone: it tells OpenNebula"
+            done += [replace(each, kind=Kind.WAIT, why=why) for each in todo[start:]]
+            break
+        for decision, refusal in zip(part, refusals, strict=True):
+            failure = refusal or _begin(tools, seen, decision, memory)
             if failure is None:
                 begun.append(decision)
-            elif failure.kind is Kind.STUCK:
-                done.append(_noted(tools, decision, memory, failure))
             else:
                 done.append(failure)
         done += _ended(tools, begun, memory)
@@ -149,35 +163,56 @@ def _claimed(tools: Tools, decisions: Sequence[Decision]) -> list[Decision | Non
     return [kept(decision) for decision in decisions]
 
 
-def _begin(tools: Tools, seen: Seen, decision: Decision) -> Decision | None:
+def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Decision | None:
     """Claim the VM here and make the calls; what kept that from being done, or None."""
     vm = decision.record.vm
     lost = decision.record.host in seen.world.away
     claims.make(tools.place, Claim(vm, decision.host, tools.now(), lost))
     try:
         now = record_of(tools, vm)
-        if now.moving or (now.state, now.host) != (decision.record.state, decision.record.host):
+        # A migration's own two records are open until it has ended.
+        begins = now.moving and now.state != "MIGRATE"
+        if begins or (now.state, now.host) != (decision.record.state, decision.record.host):
             claims.end(tools.place, vm)
             what = f"OpenNebula has changed it meanwhile: {now.state} on {now.host}"
             return replace(decision, kind=Kind.WAIT, why=what)
         for call in decision.calls:
-            _call(tools, call, vm, seen.hosts[decision.host])
+            if call is not decision.calls[0]:
+                _await_running(tools, decision)
+            _call(tools, seen, call, vm, decision.host)
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
     except CxmError as error:
-        if not isinstance(error, DataError):  # the same: the next turn ends it
+        # The same of a damaged answer.
+        if not isinstance(error, DataError) and decision.record.state not in _CLAIMED:
             claims.end(tools.place, vm)
-        return replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {error.sentence()}")
+        return _failed(tools, decision, memory, error.sentence())
     _log.info("%s", decision.sentence)
     return None
 
 
-def _call(tools: Tools, call: Call, vm: VmId, host: Host) -> None:
+def _call(tools: Tools, seen: Seen, call: Call, vm: VmId, host: str) -> None:
     if call in (Call.RECOVER, Call.FAIL):
         tools.oned.recover(vm, success=call is Call.RECOVER)
     else:
         # Live in any case: what is off is moved the same, and what runs again is never saved.
-        tools.oned.migrate(vm, host.id, live=True)
+        tools.oned.migrate(vm, seen.hosts[host].id, live=True)
+
+
+def _await_running(tools: Tools, decision: Decision) -> None:
+    """Wait until a recover has made the VM RUNNING; raises CxmError where it does not.
+
+    oned does that within the call for UNKNOWN, which must be moved at once. For a failed boot it
+    only puts it into a queue, and would refuse to move what has failed.
+    """
+    if decision.record.state == "UNKNOWN":
+        return
+    began = tools.now()
+    while (now := record_of(tools, decision.record.vm)).state != "RUNNING":
+        if not 0 <= tools.now() - began < _RECOVERS_S:
+            what = f"OpenNebula says {now.state} on {now.host} {_RECOVERS_S:g} s after"
+            raise CxmError(f"{what} {decision.calls[0]}", hint="oned.log on the frontend says why")
+        tools.sleep(_SOON_S)
 
 
 def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[Decision]:
@@ -208,23 +243,34 @@ def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[
         yield replace(decision, kind=Kind.WAIT, why=f"{decision.why}; OpenNebula is still at it")
 
 
+def _is_done(now: Record, decision: Decision) -> bool:
+    """Whether OpenNebula is where it was told to go: the host alone does not make it so."""
+    if decision.calls == (Call.FAIL,):
+        return now.state in _RESTING
+    states = (decision.record.state, "RUNNING") if decision.calls == (Call.MOVE,) else ("RUNNING",)
+    return now.host == decision.host and now.state in states
+
+
 def _is_over(now: Record, decision: Decision, seconds: float) -> bool:
     """Whether OpenNebula has done, or given up, what it was told; it begins some moments later."""
-    rests = now.state in _RESTING or now.state.endswith("_FAILURE")
-    return rests and not now.moving and (now.host == decision.host or seconds > _BEGINS_S)
+    return _rests(now) and not now.moving and (_is_done(now, decision) or seconds > _BEGINS_S)
 
 
 def _verified(
     tools: Tools, decision: Decision, now: Record, error: str, memory: Memory
 ) -> Decision:
-    vm = decision.record.vm
-    claims.end(tools.place, vm)
-    if now.host == decision.host or decision.calls == (Call.FAIL,):
-        memory.failures.pop(vm, None)
+    was = decision.record
+    if now.state not in _CLAIMED:
+        claims.end(tools.place, was.vm)
+    if _is_done(now, decision):
+        # What is back where it was may fail again: that waits for its pause.
+        if decision.calls != (Call.FAIL,):
+            memory.failures.pop(was.vm, None)
         why = f"{decision.why}; OpenNebula says {now.state} on {now.host} now"
         return replace(decision, record=now, kind=Kind.AGREED, why=why)
-    why = f"{decision.why}; OpenNebula says {now.state} on {now.host} still: {error or 'no reason'}"
-    return _noted(tools, decision, memory, replace(decision, kind=Kind.STUCK, why=why))
+    word = "still" if (now.state, now.host) == (was.state, was.host) else "now"
+    why = f"OpenNebula says {now.state} on {now.host} {word}: {error or 'no reason'}"
+    return _failed(tools, decision, memory, why)
 
 
 def _error_of(text: str) -> str:
@@ -233,7 +279,7 @@ def _error_of(text: str) -> str:
     return xml.text_of(vm, "USER_TEMPLATE/ERROR") or xml.text_of(vm, "TEMPLATE/ERROR")
 
 
-def _noted(tools: Tools, decision: Decision, memory: Memory, failure: Decision) -> Decision:
-    """Remember what failed, so that it is tried again later and later."""
-    memory.failed(decision.record.vm, key_of(decision), tools.now(), failure.why)
-    return failure
+def _failed(tools: Tools, decision: Decision, memory: Memory, why: str) -> Decision:
+    """What failed is remembered, so that it is tried again later and later."""
+    memory.failed(decision.record.vm, key_of(decision), tools.now(), why)
+    return replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {why}")

@@ -19,6 +19,7 @@ from cxm.sync.views import Host, Record, Sighting
 RECOVERS: Final = OneVersion(4, 0)  # one.vm.recover
 MOVES_AT_REST: Final = OneVersion(4, 14)  # one.vm.migrate of what is off or suspended
 BOOT_FAILURES: Final = OneVersion(4, 14)  # before, such a VM is FAILED
+GOES_BACK: Final = OneVersion(5, 2)  # one.vm.recover, failure, of a move of files that failed
 # Since when oned takes a host's word that a VM in such a state runs (source).
 _HEARD: Final = {"POWEROFF": OneVersion(4, 10), "SUSPENDED": OneVersion(5, 12)}
 # How long a migration of our own may take before it counts as one that nobody works on any more:
@@ -29,6 +30,12 @@ _FAILED_BOOTS: Final = (
     "BOOT_FAILURE", "BOOT_MIGRATE_FAILURE", "BOOT_UNDEPLOY_FAILURE", "BOOT_STOPPED_FAILURE",
 )  # fmt: skip
 _AT_REST: Final = ("POWEROFF", "SUSPENDED")
+# Moves of files that failed: of ours, and of others'. From those of ours the way back calls no
+# driver; from the others oned would start the VM anew.
+OUR_FAILED_MOVES: Final = ("PROLOG_MIGRATE_POWEROFF_FAILURE", "PROLOG_MIGRATE_SUSPEND_FAILURE")
+_FAILED_MOVES: Final = (
+    *OUR_FAILED_MOVES, "PROLOG_MIGRATE_FAILURE", "PROLOG_MIGRATE_UNKNOWN_FAILURE",
+)  # fmt: skip
 # States in which OpenNebula is not at work on a VM: it takes it to be on a host, or not to run.
 RESTING: Final = ("RUNNING", "UNKNOWN", *_AT_REST, *_FAILED_BOOTS)
 _NOT_RUNNING: Final = ("PENDING", "HOLD", "STOPPED", "UNDEPLOYED", "FAILED", "PROLOG_FAILURE")
@@ -119,20 +126,35 @@ def decide(
     if record.state == "DONE":
         return made(*_done(seen))
     if record.state in _NOT_RUNNING:
-        return made(*_not_running(record, seen))
-    if record.state == "MIGRATE" and claimed_s is not None and claimed_s > STUCK_S:
-        return _stuck(record, seen, version)
+        return made(*_not_running(record, seen, version))
     if record.state not in RESTING:
-        return made(Kind.LEFT, f"OpenNebula is at work on it ({record.state})")
+        return _under_way(record, seen, version, claimed_s)
     if seen.doubt or not seen.host:
         return made(*_unplaced(record, seen))
     return _misplaced(record, seen, hosts, version)
 
 
-def _not_running(record: Record, seen: Sighting) -> tuple[Kind, str]:
+def _under_way(
+    record: Record, seen: Sighting, version: OneVersion, claimed_s: float | None
+) -> Decision:
+    """About a VM that OpenNebula is at work on, or has left in the middle of it."""
+    if record.state == "MIGRATE" and claimed_s is not None and claimed_s > STUCK_S:
+        return _stuck(record, seen, version)
+    if record.state in _FAILED_MOVES:
+        return _unmoved(record, seen, version, is_ours=claimed_s is not None)
+    why = f"OpenNebula is at work on it ({record.state})"
+    return Decision(record, Kind.LEFT, why, seen.host)
+
+
+def _not_running(record: Record, seen: Sighting, version: OneVersion) -> tuple[Kind, str]:
+    if seen.doubt:
+        what = f"OpenNebula says {record.state}, and whether it runs is not certain"
+        return Kind.WAIT, f"{what}: {seen.doubt}"
     if not seen.host:
         return Kind.AGREED, f"{record.state} in OpenNebula, and it runs nowhere"
     what = f"OpenNebula says {record.state}, but it runs on {seen.host}"
+    if record.state == "FAILED" and version < BOOT_FAILURES:
+        what = f"{what}, and OpenNebula {version} has no way back to RUNNING"
     return Kind.STUCK, f"{what}; 'cxm shutdown {record.vm}' on a node ends it"
 
 
@@ -144,13 +166,14 @@ def _unplaced(record: Record, seen: Sighting) -> tuple[Kind, str]:
 
 
 def _done(seen: Sighting) -> tuple[Kind, str]:
+    what = "OpenNebula has given it up (DONE)"
+    if seen.doubt:
+        return Kind.STUCK, f"{what}, and the cluster keeps it: {seen.doubt}"
     if seen.host:
-        what = f"OpenNebula has given it up (DONE), and it runs on {seen.host}"
-        what = f"{what}: nothing of it is removed"
+        what = f"{what}, and it runs on {seen.host}: nothing of it is removed"
         return Kind.STUCK, f"{what}; 'cxm shutdown {seen.vm}' on a node ends it"
-    if seen.doubt or seen.wanted:
-        what = seen.doubt or "it runs nowhere at the moment"
-        return Kind.STUCK, f"OpenNebula has given it up (DONE), and the cluster keeps it: {what}"
+    if seen.wanted:
+        return Kind.STUCK, f"{what}, and the cluster keeps it: it runs nowhere at the moment"
     what = "it has ended in OpenNebula (DONE), and the cluster still knows it"
     return Kind.STUCK, f"{what}: what stays of its volumes goes by 'cxm-sync --remove {seen.vm}'"
 
@@ -195,10 +218,14 @@ def _uncalled(
     return Kind.LEFT, f"{what}; {record.host} vouches for it"
 
 
+def _locked(record: Record) -> str:
+    return f"it is locked in OpenNebula: 'onevm unlock {record.vm}'"
+
+
 def _refusal(record: Record, host: Host, *, same_host: bool) -> str:
     """Why oned would refuse the calls, as far as that is known before; empty for nothing."""
     if record.locked:
-        return f"it is locked in OpenNebula: 'onevm unlock {record.vm}'"
+        return _locked(record)
     if not host.confirms and not same_host:
         what = f"oned.conf does not have VM_MAD '{host.vm_mad}' run migrate on the frontend (-l)"
         what = f"{what}, so telling OpenNebula could move the VM"
@@ -217,6 +244,31 @@ def _stuck(record: Record, seen: Sighting, version: OneVersion) -> Decision:
         return Decision(record, Kind.STUCK, f"{says}: {why}", seen.host)
     way = Call.RECOVER if seen.host == record.host else Call.FAIL
     return Decision(record, Kind.ACT, f"{says}, it runs on {seen.host}: {way}", seen.host, (way,))
+
+
+def _unmoved(record: Record, seen: Sighting, version: OneVersion, *, is_ours: bool) -> Decision:
+    """About a VM whose files OpenNebula could not move to the host that it takes it to be on."""
+    says = f"OpenNebula says {record.state} on {record.host}"
+
+    def made(kind: Kind, why: str, *way: Call) -> Decision:
+        return Decision(record, kind, why, seen.host, way)
+
+    if seen.doubt:
+        return made(Kind.WAIT, f"{says}, and where it runs is not certain: {seen.doubt}")
+    what = f"{says}, and it runs {f'on {seen.host}' if seen.host else 'nowhere'}"
+    is_back = is_ours and record.state in OUR_FAILED_MOVES and version >= GOES_BACK
+    if is_back and seen.host:
+        if record.locked:
+            return made(Kind.STUCK, f"{what}; {_locked(record)}")
+        return made(Kind.ACT, f"{what}: {Call.FAIL}", Call.FAIL)
+    if seen.host in ("", record.host):
+        return made(
+            Kind.STUCK, f"{what}: 'onevm recover --retry {record.vm}' moves its files again"
+        )
+    # Before 5.2 that a move failed is not taken for an answer; that it went well starts nothing.
+    word = "failure" if version >= GOES_BACK else "success"
+    advice = f"'onevm recover --{word} {record.vm}' ends it, and cxm-sync goes on from there"
+    return made(Kind.STUCK, f"{what}: {advice}")
 
 
 # --- the guide's table ----------------------------------------------------------------------------
@@ -247,6 +299,8 @@ def table() -> str:
 
 
 def _cell(version: OneVersion, state: str, *, same_host: bool) -> str:
+    if state in _FAILED_BOOTS and version < BOOT_FAILURES:
+        return "it is FAILED there"
     way = calls(version, state, same_host=same_host)
     if not way and not is_heard(version, state):
         return f"none: `{resumed_by(version, state)}`"

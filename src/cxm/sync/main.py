@@ -21,6 +21,7 @@ from cxm.errors import CxmError, LockTimeoutError, RefusedError, UsageError, exp
 from cxm.names import VmId, vm_id
 from cxm.run import System
 from cxm.sync import keys, memory
+from cxm.sync.decide import Kind
 from cxm.sync.turns import LOCK_S, Here, Turn, around, turn
 
 _log = logging.getLogger(__name__)
@@ -29,13 +30,23 @@ _log = logging.getLogger(__name__)
 _SETTLES_S: Final = 45.0
 _AGAIN_S: Final = 3.0
 _EVERY_S: Final = 20.0  # as the timer
+# The exit code that says "something is for a human"; no failure of this command has it, and its
+# service takes it for success.
+ATTENTION: Final = 10
 
 
 # --- turns ----------------------------------------------------------------------------------------
 
 
-def sync(here: Here, *, nudged: bool) -> Turn | None:
-    """Take turns until nothing is about to show; None where another run looks, or is about to."""
+def _unheard(_done: Turn) -> None:
+    pass
+
+
+def sync(here: Here, *, nudged: bool, told: Callable[[Turn], None] = _unheard) -> Turn | None:
+    """Take turns until nothing is about to show; None where another run looks, or is about to.
+
+    ``told`` is called with what they have come to before the look around, which may take a minute.
+    """
     asked_at = here.now()
     with ExitStack() as held:
         try:
@@ -52,6 +63,7 @@ def sync(here: Here, *, nudged: bool) -> Turn | None:
         while nudged and not done.is_settled and 0 <= here.now() - asked_at < _SETTLES_S:
             here.sleep(_AGAIN_S)
             done = turn(here, dry_run=False)
+    told(done)
     if is_due:
         with suppress(LockTimeoutError), lock.hold(here.place, "around", timeout_s=0.0):
             _beside(here, lambda: around(here, done))
@@ -68,10 +80,11 @@ def _beside(here: Here, work: Callable[[], None]) -> None:
         doing.result()
 
 
-def remove(here: Here, vm: VmId) -> Turn:
+def remove(here: Here, vm: VmId, *, told: Callable[[Turn], None] = _unheard) -> Turn:
     """Remove a DONE VM's volumes that were kept: a human has said that nobody needs them."""
     with lock.hold(here.place, "sync", timeout_s=LOCK_S):
         done = turn(here, dry_run=False)
+    told(done)
     with lock.hold(here.place, "around", timeout_s=LOCK_S):
         around(here, done, only=vm)
     return done
@@ -95,8 +108,12 @@ def text(done: Turn) -> str:
     """For people: a sentence for each VM."""
     lines = [f"note: {note}" for note in done.notes]
     lines += [f"{each.kind.value:<6}  {each.sentence}" for each in done.decisions]
-    lines += [f"volume  {each.sentence}" for each in done.removals]
     return "".join(f"{line}\n" for line in lines) or "No cluster has a VM of this OpenNebula.\n"
+
+
+def text_of_volumes(done: Turn) -> str:
+    """For people: what the look around has found, a sentence for each VM."""
+    return "".join(f"volume  {each.sentence}\n" for each in done.removals)
 
 
 def as_json(done: Turn) -> dict[str, Any]:
@@ -150,20 +167,30 @@ def _remotes(location: str | None) -> str:
 def run(here: Here, given: argparse.Namespace, out: TextIO) -> int:
     """The command; raises CxmError."""
     vm = None if given.remove is None else vm_id(given.remove)
+
+    def told(done: Turn) -> None:
+        if not given.json:
+            out.write(text(done))
+            out.flush()
+
     done: Turn | None
     if given.dry_run:
         done = looked = turn(here, dry_run=True)
+        told(looked)
         around(here, looked, dry_run=True, only=vm)
     elif vm is not None:
-        done = remove(here, vm)
+        done = remove(here, vm, told=told)
     else:
-        done = sync(here, nudged=False)
+        done = sync(here, nudged=False, told=told)
     if done is None:
         # No failure: the timer's runs meet a nudge's in every failover.
         done = Turn(notes=["another cxm-sync is at work, and sees what this one would"])
-    out.write(json.dumps(as_json(done), indent=1) + "\n" if given.json else text(done))
-    is_kept = vm is not None and not given.dry_run and not any(x.removed for x in done.removals)
-    return RefusedError.code if is_kept else 0
+        told(done)
+    out.write(json.dumps(as_json(done), indent=1) + "\n" if given.json else text_of_volumes(done))
+    if vm is not None:
+        is_kept = not given.dry_run and not any(x.removed for x in done.removals)
+        return RefusedError.code if is_kept else 0
+    return ATTENTION if any(each.kind is Kind.STUCK for each in done.decisions) else 0
 
 
 def main(argv: Sequence[str], here: Here | None = None) -> int:

@@ -15,7 +15,7 @@ from cxm.names import CloudId, VmId
 from cxm.node.client import Node, RemoteNode
 from cxm.one import frontend
 from cxm.one import version as one_version
-from cxm.one.api import Recorder, XmlRpc
+from cxm.one.api import Recorder, of_this_machine
 from cxm.one.version import OneVersion
 from cxm.run import Runner
 from cxm.sync import act, claims, keys, memory, removal
@@ -39,7 +39,8 @@ class Here:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     now: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
-    oned: Callable[[str, Mapping[str, str]], Recorder] = XmlRpc
+    # Claims are here: only drivers that this machine's oned calls find them.
+    oned: Callable[[str, Mapping[str, str]], Recorder] = of_this_machine
     node: Callable[[str, CloudId], Node] | None = None
     home: str = ""  # of oned's account, for the keys of nudges; empty: HOME
     command: str = keys.COMMAND
@@ -61,7 +62,8 @@ class Here:
             return RemoteNode(self.runner, host, settings.cloud_id)
 
         def confirms(vm_mad: str) -> bool:
-            return frontend.runs_here(self.remotes, vm_mad, "migrate") is not False
+            # Where that is not known, nothing is called: the driver would not look for claims then.
+            return frontend.runs_here(self.remotes, vm_mad, "migrate") is True
 
         version = _version(oned, self.remotes)
         return Tools(oned, reached, confirms, self.place, version, self.now, self.sleep)
