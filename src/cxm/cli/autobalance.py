@@ -100,14 +100,15 @@ def remember(world: World, memory: steady.Memory) -> None:
 
 
 def consider(
-    world: World, cluster: Cluster, cib: Element, snapshot: Snapshot, *, keep: bool
+    world: World, cluster: Cluster, cib: Element, snapshot: Snapshot, began: float, *, keep: bool
 ) -> Plan:
     """The plan of a round that nobody has asked for; ``keep`` remembers it for the next one.
 
-    Before a plan has moves, which VMs they are is in the CIB.
+    What comes of it counts from when the round ``began``: to ask what VMs use takes time. Before a
+    plan has moves, which VMs they are is in the CIB.
     """
     known = remembered(world, cluster, cib)
-    made, after = steady.consider(snapshot, known, world.now())
+    made, after = steady.consider(snapshot, known, began)
     if keep:
         if made.moves and cluster.balancer is not None:
             by_name = balancing.by_name(cluster)

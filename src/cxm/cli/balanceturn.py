@@ -45,7 +45,7 @@ def turn(world: World) -> int:
         return 0
     used = metrics.used(world, cluster, cib)
     snapshot = balancing.snapshot(cluster, used, world.machine().config)
-    made = autobalance.consider(world, cluster, cib, snapshot, keep=True)
+    made = autobalance.consider(world, cluster, cib, snapshot, now, keep=True)
     if not made.moves:
         _log.debug("%s", made.reason)
         return 0

@@ -29,13 +29,14 @@ def loadbalance(
     if from_ is not None:
         snapshot = schema.parse(_read(from_), from_)
         return _shown(world, snapshot, plan(snapshot))
+    began = world.now()
     cluster, cib = world.look()
     if not cluster.quorate:
         raise RefusedError("the cluster is not quorate: nothing can be moved")
     used = metrics.used(world, cluster, cib)
     snapshot = balancing.snapshot(cluster, used, world.machine().config)
     if unasked:
-        made = autobalance.consider(world, cluster, cib, snapshot, keep=not dry_run)
+        made = autobalance.consider(world, cluster, cib, snapshot, began, keep=not dry_run)
     else:
         made = plan(snapshot)
     if dry_run or not made.moves:
