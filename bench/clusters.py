@@ -88,6 +88,29 @@ def small(seed: int) -> Snapshot:
     return Snapshot(tuple(nodes), tuple(found), Settings(max_vms=limit, max_moves=moves))
 
 
+def crowded(seed: int) -> Snapshot:
+    """Five to seven nodes that have little left, so that a plan is long and N+1 a matter of order."""
+    chance = random.Random(seed)  # noqa: S311 - a benchmark's
+    names = [f"node{number}" for number in range(chance.choice((5, 6, 7)))]
+    count = chance.randint(10, 16)
+    favoured = [chance.random() + 0.05 for _name in names]
+    found = []
+    for number in range(count):
+        memory = chance.choice((1, 2, 2, 4)) * _GIB
+        name = chance.choices(names, favoured)[0]
+        found.append(Vm(f"vm{number:02}", memory, 25, name, used=float(chance.randint(0, 100))))
+    whole = sum(vm.memory for vm in found)
+    room = int(whole / len(names) * chance.choice((1.3, 1.5, 1.8))) // _GIB * _GIB
+    nodes = tuple(
+        Node(name, max(room, sum(vm.memory for vm in found if vm.node == name)), 2000)
+        for name in names
+    )
+    settings = Settings(
+        parallel=chance.choice((2, 3)), worth=chance.choice((0.0, 1.0)), min_gain=0.0
+    )
+    return Snapshot(nodes, tuple(found), settings)
+
+
 def _small_vm(chance: random.Random, vm: Vm, nodes: list[Node]) -> Vm:
     def seldom(part: float) -> bool:
         return chance.random() < part

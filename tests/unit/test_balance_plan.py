@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.clusters import cluster, small
+from bench.clusters import cluster, crowded, small
 from cxm.balance import steady
 from cxm.balance.model import Node, Plan, Role, Settings, Snapshot, Vm, gain
 from cxm.balance.planner import plan
 from cxm.balance.problem import compile_
 from cxm.balance.rooms import Space
-from cxm.balance.sequence import Hop, in_order
+from cxm.balance.sequence import Hop, in_order, in_steps
 from cxm.balance.start import choose
 from cxm.errors import DataError
 from tests.fakes import replay
 
-NAMES = ("node1", "node2", "node3", "node4")
+NAMES = tuple(f"node{number}" for number in range(1, 8))
 
 
 @st.composite
@@ -45,9 +45,9 @@ def _vms(draw: st.DrawFn, number: int, names: tuple[str, ...]) -> Vm:
 
 @st.composite
 def clusters(draw: st.DrawFn) -> Snapshot:
-    """Small clusters with every rule; nodes hold what they have, however full they are."""
-    names = NAMES[: draw(st.integers(1, 4))]
-    vms = tuple(draw(_vms(number, names)) for number in range(draw(st.integers(0, 8))))
+    """Clusters with every rule; nodes hold what they have, however full they are."""
+    names = NAMES[: draw(st.sampled_from((1, 2, 3, 3, 4, 4, 6, 7)))]
+    vms = tuple(draw(_vms(number, names)) for number in range(draw(st.integers(0, 10))))
     nodes = []
     for name in names:
         here = [vm for vm in vms if vm.node == name]
@@ -157,6 +157,14 @@ def test_every_state_of_a_full_cluster_is_valid(seed: int) -> None:
     _tried(small(seed))
 
 
+@pytest.mark.parametrize(
+    "seed", [209, *(pytest.param(seed, marks=pytest.mark.extensive) for seed in range(200))]
+)
+def test_every_state_of_a_long_plan_is_valid(seed: int) -> None:
+    """The same of more nodes, and moves that overtake others: of 209, N+1 was lost on the way."""
+    _tried(crowded(seed))
+
+
 # --- by example -----------------------------------------------------------------------------------
 
 
@@ -169,6 +177,18 @@ def test_a_full_pair_changes_places_by_way_of_a_third_node() -> None:
     assert hops == [Hop(0, 0, 2, detour=True), Hop(2, 1, 0), Hop(0, 2, 1)]
     full = replace(problem, spaces=(*problem.spaces[:2], Space(1024, 100)))
     assert in_order(full, [(0, 1), (2, 0)], strict=True) == []
+
+
+def test_who_overtakes_leaves_a_place_for_a_dead_nodes_vms() -> None:
+    """Those that were overtaken follow: their room is one thing, that of all nodes another."""
+    nodes = [Node(f"n{at}", memory, 0) for at, memory in enumerate((1, 2, 3, 1, 2, 2))]
+    small = [Vm(f"vm{at}", 1, 0, f"n{at}") for at in range(4)]
+    problem = compile_(Snapshot(tuple(nodes), (*small, Vm("vm4", 2, 0, "n5"))))
+    # The large one of n5 has a place on n2 but for a moment, and on n4 until another comes there.
+    hops = [Hop(0, 0, 1), Hop(1, 1, 2), Hop(2, 2, 0), Hop(3, 3, 4)]
+    assert in_order(problem, [(hop.vm, hop.target) for hop in hops], strict=True) == hops
+    assert in_steps(problem, hops, 2, strict=True) == [[hop] for hop in hops]
+    assert in_steps(problem, hops, 2, strict=False)[0] == [hops[0], hops[3]]
 
 
 def test_n_plus_one_is_kept() -> None:
