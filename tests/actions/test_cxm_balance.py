@@ -3,6 +3,8 @@
 """``cxm loadbalance`` on a model of a cluster: what it shows and orders, and when it stops."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from cxm.cluster import cib as documents
 from cxm.cluster import nodes
 from cxm.errors import CommandError, RefusedError, UsageError
 from cxm.names import VmId, domain_uuid
-from tests.fakes.crm import FakeCluster, two_nodes
+from tests.fakes.crm import FakeCluster, Place, two_nodes
 from tests.fakes.machine import CLOUD
 
 
@@ -83,6 +85,72 @@ def test_it_stops_at_the_first_move_that_fails(
     assert "node2 lacks xenbr0" in said
     assert "0 VMs of 1 moved before" in said
     assert "'cxm loadbalance' plans anew" in said
+
+
+def _added(crm: FakeCluster) -> None:
+    crm.add_vm(20, "node2", name="new.home.net")
+
+
+def _left(crm: FakeCluster) -> None:
+    crm.members["node3"].online = False
+
+
+def _moved(crm: FakeCluster) -> None:
+    crm.places["cxm-cloudone1-7"].nodes = ("node2",)
+
+
+def _off(crm: FakeCluster) -> None:
+    known = documents.find(crm.cib, CLOUD, VmId(9))
+    assert known is not None
+    documents.put(crm.cib, replace(known, started=False))
+    crm.places[known.id] = Place((), "Stopped")
+
+
+@pytest.mark.parametrize(
+    ("happens", "what"),
+    [
+        (_added, "new.home.net is on node2"),
+        (_left, "node3 is offline"),
+        (_moved, "web.home.net is on node2"),
+        (_off, "one-9 does not run"),
+    ],
+)
+def test_what_changed_while_the_reader_thought_ends_it(
+    crm: FakeCluster,
+    capsys: pytest.CaptureFixture[str],
+    happens: Callable[[FakeCluster], None],
+    what: str,
+) -> None:
+    """Who came takes room that the plan has given away, and so does a node that is gone."""
+    crm.add_node("node3")
+
+    def typed(_prompt: str) -> str:
+        happens(crm)
+        return "balance"
+
+    world = crm.world(typed=typed)
+    assert main.main(["loadbalance"], world) == RefusedError.code
+    said = f"the cluster changed meanwhile ({what}), so the plan ends after 0 moves"
+    assert said in capsys.readouterr().err
+    assert crm.places["cxm-cloudone1-8"].nodes == ("node1",)
+
+
+def test_two_vms_move_at_the_same_time(crm: FakeCluster) -> None:
+    """In one step, between nodes of their own; what follows knows where both of them are."""
+    for name in ("node3", "node4", "node5"):
+        crm.add_node(name)
+    for vm in (20, 21, 22):
+        crm.add_vm(vm, "node3", memory=1024)
+    assert _run(crm, "loadbalance --yes") == 0
+    assert [line.split()[0] for line in crm.text.splitlines() if ": node" in line] == [
+        "1/2",
+        "1/2",
+        "2/2",
+    ]
+    assert "done: 3 moves in 2 steps" in crm.text
+    there = [crm.places[f"cxm-cloudone1-{vm}"].nodes for vm in (8, 20, 9)]
+    assert there == [("node4",), ("node5",), ("node4",)]
+    assert documents.rules(crm.cib) == []
 
 
 def test_a_node_that_does_not_answer_is_named(crm: FakeCluster) -> None:
