@@ -89,7 +89,7 @@ def small(seed: int) -> Snapshot:
 
 
 def crowded(seed: int) -> Snapshot:
-    """Five to seven nodes that have little left, so that a plan is long and N+1 a matter of order."""
+    """Five to seven nodes with little left, so that a plan is long, and N+1 a matter of order."""
     chance = random.Random(seed)  # noqa: S311 - a benchmark's
     names = [f"node{number}" for number in range(chance.choice((5, 6, 7)))]
     count = chance.randint(10, 16)

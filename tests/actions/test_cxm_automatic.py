@@ -199,6 +199,12 @@ def test_an_order_on_another_node_is_not_crossed(crm: FakeCluster) -> None:
     last = _status(crm)["last"]
     assert isinstance(last, dict)
     assert "is at work on node2, so the plan ends after 0 moves" in last["what"]
+    # None has moved, so none need rest.
+    assert balancer.moved(crm.cib) == {}
+    assert steady.from_text(_kept(crm)).moved == {}
+    crm.answers["ordered"] = {"ordered": False}
+    _rounds(crm)
+    assert _moved(crm)
 
 
 @pytest.mark.extensive

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cxm.cli import main
+from cxm.cluster import balancer, nodes
 from cxm.cluster import cib as documents
-from cxm.cluster import nodes
 from cxm.errors import CommandError, RefusedError, UsageError
 from cxm.names import VmId, domain_uuid
 from tests.fakes.crm import FakeCluster, Place, two_nodes
@@ -179,6 +179,21 @@ def test_unasked_it_waits_for_three_rounds(crm: FakeCluster) -> None:
     assert crm.places["cxm-cloudone1-8"].nodes == ("node1",)
     assert _run(crm, "loadbalance --unasked") == 0
     assert "done: " in crm.text
+
+
+def test_unasked_only_those_rest_whose_turn_came(crm: FakeCluster) -> None:
+    """A plan that ends with its first step keeps nobody of the second from the next plan."""
+    crm.can_balance()
+    for name in ("node3", "node4", "node5"):
+        crm.add_node(name)
+    for vm in (20, 21, 22):
+        crm.add_vm(vm, "node3", memory=1024)
+    for _round in range(2):
+        assert _run(crm, "loadbalance --unasked") == 0
+    crm.answers["bridges"] = {"missing": ["xenbr0"]}
+    assert _run(crm, "loadbalance --unasked") == CommandError.code
+    assert "2  one-9" in crm.text
+    assert balancer.moved(crm.cib).keys() == {"cxm-cloudone1-8", "cxm-cloudone1-20"}
 
 
 def test_without_quorum_nothing_is_planned(

@@ -6,6 +6,7 @@ Rounds in a row are counted in a file of the node: one that knows of none begins
 have moved, and rest, is in the CIB as well: a balancer that goes on elsewhere must know it.
 """
 
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -83,15 +84,19 @@ def disturbance(cluster: Cluster, cib: Element) -> str:
 
 def remembered(world: World, cluster: Cluster, cib: Element) -> steady.Memory:
     """What this node and the CIB know of earlier rounds, by the names of plans."""
-    memory = steady.Memory()
-    with suppress(OSError), open(world.path(_MEMORY), encoding="utf-8") as file:
-        memory = steady.from_text(file.read())
+    memory = _of_this_node(world)
     names = {vm.resource.id: name for name, vm in balancing.by_name(cluster).items()}
     moved = dict(memory.moved)
     for rid, at in balancer.moved(cib).items():
         if rid in names:
             moved[names[rid]] = max(at, moved.get(names[rid], at))
     return replace(memory, moved=moved)
+
+
+def _of_this_node(world: World) -> steady.Memory:
+    with suppress(OSError), open(world.path(_MEMORY), encoding="utf-8") as file:
+        return steady.from_text(file.read())
+    return steady.Memory()
 
 
 def remember(world: World, memory: steady.Memory) -> None:
@@ -122,3 +127,31 @@ def consider(
             pacemaker.change(world.runner, edit, what=what)
         remember(world, after)
     return made
+
+
+def end(
+    world: World,
+    cluster: Cluster,
+    made: Plan,
+    begun: Collection[str],
+    *,
+    what: str,
+    tell: Callable[[Element], None] = lambda _cib: None,
+) -> None:
+    """The end of a round that had moves: the VMs whose turn never came need no rest.
+
+    ``tell`` writes more into the CIB in the same change, and ``what`` is said of it.
+    """
+    never = {move.vm.name for move in made.moves} - set(begun)
+    memory = _of_this_node(world)
+    rest = {name: at for name, at in memory.moved.items() if name not in never}
+    remember(world, replace(memory, moved=rest))
+    if cluster.balancer is None:
+        return
+    by_name = balancing.by_name(cluster)
+
+    def edit(root: Element) -> None:
+        balancer.forget_moved(root, {by_name[name].resource.id for name in never})
+        tell(root)
+
+    pacemaker.change(world.runner, edit, what=what)

@@ -44,7 +44,13 @@ def loadbalance(
     world.say(balanceviews.plan(snapshot, made, world.looks()))
     if not (yes or unasked):
         world.confirm(f"{count(len(made.moves), 'VM')} will move while they run.", "balance")
-    moves.carry_out(world, cluster, snapshot, made)
+    begun: set[str] = set()
+    try:
+        moves.carry_out(world, cluster, snapshot, made, begun=begun)
+    finally:
+        if unasked:
+            what = f"{count(len(begun), 'VM')} of {len(made.moves)} began to move unasked"
+            autobalance.end(world, cluster, made, begun, what=what)
     world.end(f"done: {balanceviews.summary(made)}", schema.to_json(made))
     return _STUCK if made.stuck else 0
 

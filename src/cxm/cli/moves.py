@@ -31,9 +31,11 @@ def carry_out(
     cluster: Cluster,
     snapshot: Snapshot,
     made: Plan,
+    *,
     forbids: Forbids = nothing_forbids,
+    begun: set[str] | None = None,
 ) -> None:
-    """Have the VMs move, step by step.
+    """Have the VMs move, step by step; ``begun`` comes to name those whose turn it was.
 
     Raises RefusedError when the cluster is not as it was planned for any more, and CommandError
     when a move failed; then nothing more is begun.
@@ -46,6 +48,8 @@ def carry_out(
         if why := forbids([known[move.vm.name] for move in step]):
             raise RefusedError(f"{why}, so the plan ends after {count(done, 'move')}")
         _as_planned(world, where, states, done)
+        if begun is not None:
+            begun.update(move.vm.name for move in step)
         for move in step:
             world.say(
                 f"  {number}/{len(made.steps)}  {move.vm.name}: {move.source} to {move.target}"
