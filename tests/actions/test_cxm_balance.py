@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cxm.cli import main
-from cxm.cluster import balancer, nodes
+from cxm.balance import schema
+from cxm.cli import main, metrics, show
+from cxm.cluster import balancer, balancing, nodes
 from cxm.cluster import cib as documents
 from cxm.errors import CommandError, RefusedError, UsageError
 from cxm.names import VmId, domain_uuid
@@ -57,6 +58,31 @@ def test_the_cluster_can_be_told_and_planned_for_elsewhere(
     crm.said.seek(0)
     assert _run(crm, "loadbalance --dry-run --json") == 0
     assert json.loads(crm.text) == offline
+
+
+def test_a_cluster_in_a_file_is_the_one_that_is_there(crm: FakeCluster) -> None:
+    """Whatever is up with its nodes and VMs, and its settings: planned for alike."""
+    for name in ("node3", "node4", "node5"):
+        crm.add_node(name)
+    nodes.set_attribute(crm.cib, "node3", nodes.STANDBY, "on")
+    crm.members["node4"].online = False
+    for vm, node in ((20, "node3"), (21, "node1"), (22, "node1"), (23, "node2")):
+        crm.add_vm(vm, node, name="same" if vm > 22 else f"one-{vm}")
+    crm.add_vm(24, "node5", name="same")
+    crm.places["cxm-cloudone1-20"].role = "Stopping"
+    crm.places["cxm-cloudone1-21"].nodes = ("node1", "node2")
+    for name in crm.members:
+        what = f'id="ban-{name}" rsc="cxm-cloudone1-22" node="{name}" score="-INFINITY"'
+        crm.constrain(f"<rsc_location {what}/>")
+    config = replace(crm.node.machine().config, lb_max_vm_per_node=5, lb_max_migration=3)
+    world = crm.world(settings=config, as_json=True)
+    cluster, cib = world.look()
+    used = metrics.used(world, cluster, cib)
+    live = balancing.snapshot(cluster, used, config)
+    assert {vm.nodes for vm in live.vms if vm.name == "one-22"} == {()}
+    assert show.infos(world, with_metrics=True) == 0
+    assert schema.parse(crm.text, "it") == live
+    assert main.main(["infos", "--json"], crm.world()) == 0
 
 
 def test_vms_move_when_that_is_confirmed(crm: FakeCluster) -> None:
