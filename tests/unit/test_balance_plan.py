@@ -14,6 +14,7 @@ from cxm.balance.model import Node, Plan, Role, Settings, Snapshot, Vm, gain
 from cxm.balance.planner import plan
 from cxm.balance.problem import compile_
 from cxm.balance.rooms import Space
+from cxm.balance.search import Search
 from cxm.balance.sequence import Hop, in_order, in_steps
 from cxm.balance.start import choose
 from cxm.errors import DataError
@@ -235,6 +236,31 @@ def test_a_vm_starts_where_it_evens_out() -> None:
     assert choose(snapshot, new, "a") == "a"
     assert choose(snapshot, replace(new, nodes=("c",))) is None
     assert choose(snapshot, replace(new, memory=6000), "a") == "b"
+
+
+def test_a_vm_starts_where_it_is_wished() -> None:
+    """Rather than where it was last, but not where N+1 would go; with others above all."""
+    nodes = tuple(Node(name, 4096, 800) for name in ("a", "b", "c"))
+    vms = (Vm("x", 2048, 100, "a", together=("t",)), Vm("y", 1024, 100, "b"))
+    new = Vm("new", 1024, 100, None, prefers=("c",))
+    snapshot = Snapshot(nodes, vms)
+    assert choose(snapshot, new, "b") == "c"
+    # One of 4096 has a place elsewhere only while a node is empty.
+    large = replace(snapshot, vms=(Vm("x", 4096, 100, "a"), vms[1]))
+    assert choose(large, new, "b") == "b"
+    assert choose(snapshot, replace(new, together=("t",)), "b") == "a"
+    assert choose(snapshot, replace(new, prefers=()), "b") == "b"
+
+
+def test_vms_that_stay_together_are_as_many_as_they_are() -> None:
+    """A limit of VMs on a node has no place for two where one more may come."""
+    nodes = (Node("a", 8192, 800), Node("b", 8192, 800))
+    pair = tuple(Vm(f"t{at}", 1024, 100, "a", used=100, together=("t",)) for at in range(2))
+    vms = (*pair, Vm("x", 2048, 100, "a", used=200, movable=False), Vm("y", 256, 10, "b", used=0))
+    for limit, found in ((3, [1, 3]), (2, [3, 1])):
+        search = Search(compile_(Snapshot(nodes, vms, Settings(max_vms=limit))))
+        search.descend()
+        assert search.rooms.number == found
 
 
 def test_balancing_unasked_waits_and_lets_vms_rest() -> None:
