@@ -13,7 +13,7 @@ from cxm.balance import steady
 from cxm.balance.model import Node, Plan, Role, Settings, Snapshot, Vm, gain
 from cxm.balance.planner import plan
 from cxm.balance.problem import compile_
-from cxm.balance.rooms import Space
+from cxm.balance.rooms import Space, pack
 from cxm.balance.search import Search
 from cxm.balance.sequence import Hop, in_order, in_steps
 from cxm.balance.start import choose
@@ -204,6 +204,24 @@ def test_n_plus_one_is_kept() -> None:
     parts = tuple(Vm(f"part{at}", 1024, 25, "a", used=25) for at in range(4))
     spread = plan(Snapshot(nodes, (*small, *parts))).end(Snapshot(nodes, small))
     assert {spread["vm0"], spread["vm1"]} == {"b", "c"}
+
+
+def test_vms_that_stay_together_may_part_when_their_node_dies() -> None:
+    """Together is a wish: it is enough that each of them has a place somewhere."""
+    nodes = tuple(Node(name, 6144, 400) for name in ("a", "b", "c"))
+    pair = tuple(Vm(f"t{at}", 2048, 50, "a", used=50, together=("t",)) for at in range(2))
+    small = tuple(Vm(f"x{at}", 1024, 50, "a", used=100) for at in range(2))
+    others = tuple(Vm(f"y{at}", 1536, 50, name, used=50) for at, name in enumerate("bc"))
+    snapshot = Snapshot(nodes, (*pair, *small, *others))
+    end = plan(snapshot).end(snapshot)
+    assert {end["x0"], end["x1"]} == {"b", "c"}
+    assert max(replay.lost(snapshot, end, node.name) for node in nodes) == 0
+
+
+def test_where_not_all_find_a_place_as_many_as_possible_do() -> None:
+    """Of VMs of the same memory those that need little CPU go first then."""
+    needs = [(2048, 90, 0), *((2048, 25, number) for number in (1, 2, 3))]
+    assert pack(needs, [(6144, 100, 0)]) == ({1: 0, 2: 0, 3: 0}, [0])
 
 
 def test_an_even_cluster_is_left_alone() -> None:
