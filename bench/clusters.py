@@ -49,7 +49,10 @@ def cluster(nodes: int, vms: int, seed: int, *, mixed: bool = False) -> Snapshot
 
 
 def small(seed: int) -> Snapshot:
-    """A cluster so small that the best placement can be proven, with every kind of rule."""
+    """A cluster so small that the best placement can be proven, with every kind of rule.
+
+    But VMs that must be together are so already, and none is nowhere.
+    """
     chance = random.Random(f"small {seed}")  # noqa: S311 - a benchmark's
     # So few that every state can be looked at: at most some ten thousand placements.
     count, most = chance.choice(((2, 13), (3, 9), (3, 9), (4, 8), (5, 6)))
@@ -85,7 +88,30 @@ def small(seed: int) -> Snapshot:
         )
     limit = chance.choice((0, 0, 0, 0, -(-len(found) // count) + 1))
     moves = chance.choice((0, 0, 0, 2, 3))
-    return Snapshot(tuple(nodes), tuple(found), Settings(max_vms=limit, max_moves=moves))
+    made = Snapshot(tuple(nodes), tuple(found), Settings(max_vms=limit, max_moves=moves))
+    return _with_rules(random.Random(f"rules {seed}"), made)  # noqa: S311 - the same
+
+
+def _with_rules(chance: random.Random, snapshot: Snapshot) -> Snapshot:
+    """Two VMs that must be together, a node that rests, a VM that stays."""
+    nodes, vms = list(snapshot.nodes), list(snapshot.vms)
+    pairs = [
+        (one, other)
+        for one in range(len(vms))
+        for other in range(one)
+        if vms[one].node == vms[other].node and not (vms[one].apart and vms[other].apart)
+    ]
+    if pairs and chance.random() < 0.3:  # noqa: PLR2004
+        for at in chance.choice(pairs):
+            vms[at] = replace(vms[at], together=("t",))
+    if len(nodes) > 2 and chance.random() < 0.15:  # noqa: PLR2004
+        at = chance.randrange(len(nodes))
+        if nodes[at].role is Role.BOTH:
+            nodes[at] = replace(nodes[at], role=Role.NEITHER)
+    if chance.random() < 0.2:  # noqa: PLR2004
+        at = chance.randrange(len(vms))
+        vms[at] = replace(vms[at], stays="it is told to")
+    return replace(snapshot, nodes=tuple(nodes), vms=tuple(vms))
 
 
 def crowded(seed: int) -> Snapshot:

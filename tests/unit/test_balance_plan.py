@@ -218,6 +218,14 @@ def test_vms_that_stay_together_may_part_when_their_node_dies() -> None:
     assert max(replay.lost(snapshot, end, node.name) for node in nodes) == 0
 
 
+def test_where_the_best_placement_cannot_be_reached_another_one_is_found() -> None:
+    """A pair that is nearly full: what is best of all needs room that there is not on the way."""
+    snapshot = small(114)
+    made = plan(snapshot)
+    assert made.moves
+    assert made.after.imbalance < made.before.imbalance
+
+
 def test_where_not_all_find_a_place_as_many_as_possible_do() -> None:
     """Of VMs of the same memory those that need little CPU go first then."""
     needs = [(2048, 90, 0), *((2048, 25, number) for number in (1, 2, 3))]
