@@ -92,8 +92,10 @@ def _burn(lab: Lab, address: str) -> None:
 def _await_busy(stage: Stage, vms: Sequence[int]) -> None:
     """Wait until the nodes say that the busy VMs use clearly more CPU than the others do.
 
-    From the first look on they know what VMs use, so a plan has minutes to go by.
+    They are to go by what VMs use from now on, not by how they booted one after the other.
     """
+    for node in stage.nodes:
+        node.run(["rm", "-f", "/run/cxm/usage.json"])
 
     def are_busy() -> bool:
         said = json.loads(_cxm(stage.nodes[0], "infos", "--json", "--metrics"))
