@@ -37,7 +37,9 @@ test-all: check
 	@$(PYTEST) -q -n 2 --dist worksteal -m "extensive and not lab"
 	@$(PYTEST) -m "lab"
 
+# Without what it compares with it says so, and measures the rest.
 bench: setup
+	-@./tools/setup --bench
 	@$(PYTHON) -m bench.main $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 lab-up: setup

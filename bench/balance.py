@@ -5,7 +5,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +19,12 @@ SIZES: Final = ((10, 200), (20, 400), (16, 1000), (50, 1500), (100, 5000))
 _LARGER: Final = (200, 10_000)  # for the growth only
 _BUDGET_S: Final = 300.0  # for hbal
 _ORIGINAL_S: Final = 60.0
+# What is to be reached, in CPU seconds and by which power of the number of VMs they grow.
+_WITHIN_S: Final = {(16, 1000): 0.2, (100, 5000): 1.0}
+_LINEAR: Final = 1.3
+_MANY: Final = 1000  # below, most of the time are the kicks that small clusters get
+_MOVES: Final = 0.5  # of a VM in a day
+_EVEN: Final = 1.1  # imbalance, beside who may move freely
 OURS, SAME, HBAL, ORIGINAL = "cxm", "cxm, hbal's moves", "hbal", "original"
 # hbal has no word for nodes of different sizes when it looks at CPU use, so they are equal.
 
@@ -46,6 +52,9 @@ class Outcome:
         }
 
 
+_GAVE_UP: Final = Outcome(0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A cluster, and what each planner made of it in one run."""
@@ -54,6 +63,23 @@ class Row:
     vms: int
     before: Balance
     outcomes: Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something to be reached, and whether it is; None where nobody can say."""
+
+    what: str
+    found: str
+    is_met: bool | None
+
+    def text(self) -> str:
+        """A line."""
+        word = {True: "reached", False: "MISSED", None: "not known"}[self.is_met]
+        return f"{word:<10} {self.what}: {self.found}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"target": self.what, "found": self.found, "reached": self.is_met}
 
 
 def judged(snapshot: Snapshot, found: Found) -> Outcome:
@@ -113,19 +139,44 @@ class Report:
             lines += [(size, name, *_cells(found)) for name, found in each.outcomes.items()]
         parts = [figures.table(heads, lines, left=2)]
         if not self.hbal:
-            parts.append("hbal is not there (Debian's ganeti-htools-3.0): not compared")
+            there = "Debian's ganeti-htools-3.0, which 'tools/setup --bench' installs"
+            parts.append(f"hbal is not there ({there}): not compared")
         bars = [
             (f"{nodes} x {vms}", spent, f"{spent:.3f} s, {1e6 * spent / vms:.0f} us a VM")
             for nodes, vms, spent in self.growth
         ]
-        parts.append(f"CPU time of cxm's plan, growing as VMs^{self.exponent():.2f}")
+        few, power = self.exponent()
+        parts.append(f"CPU time of cxm's plan, from {few} VMs on growing as VMs^{power:.2f}")
         parts += [figures.chart(bars), self.day.text()]
+        parts.append("\n".join(target.text() for target in self.targets()))
         return "\n\n".join(parts)
 
-    def exponent(self) -> float:
-        """With which power of the number of VMs the time grows, from smallest to largest."""
-        (_n, few, short), (_m, many, long) = self.growth[0], self.growth[-1]
-        return math.log(long / short) / math.log(many / few)
+    def exponent(self) -> tuple[int, float]:
+        """From how many VMs on, and with which power of their number, the time grows."""
+        large = [each for each in self.growth if each[1] >= _MANY]
+        (_n, few, short), (_m, many, long) = (large or self.growth)[0], self.growth[-1]
+        return few, math.log(long / short) / math.log(many / few)
+
+    def targets(self) -> list[Target]:
+        """What is to be reached."""
+        found = []
+        for nodes, vms, spent in self.growth:
+            if (most := _WITHIN_S.get((nodes, vms))) is not None:
+                what = f"{nodes} x {vms} in {most} s of one core"
+                found.append(Target(what, f"{spent:.3f} s", spent <= most))
+        few, power = self.exponent()
+        what = f"growth close to linear, at most VMs^{_LINEAR}"
+        found.append(Target(what, f"VMs^{power:.2f} from {few} VMs on", power <= _LINEAR))
+        return [*found, self._beside_hbal(), *_of_a_day(self.day)]
+
+    def _beside_hbal(self) -> Target:
+        what = "no more uneven than after hbal's plan, with no more moves, wherever hbal ends"
+        ended = [each for each in self.rows if each.outcomes.get(HBAL, _GAVE_UP).moves]
+        if not ended:
+            return Target(what, "hbal has ended nowhere" if self.hbal else "it is not there", None)
+        worse = [each for each in ended if not _is_no_worse(each)]
+        sizes = ", ".join(f"{each.nodes} x {each.vms}" for each in worse or ended)
+        return Target(what, f"not with {sizes}" if worse else sizes, not worse)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -142,9 +193,30 @@ class Report:
                 {"nodes": nodes, "vms": vms, "cpu_s": round(spent, 4)}
                 for nodes, vms, spent in self.growth
             ],
-            "exponent": round(self.exponent(), 3),
+            "exponent": round(self.exponent()[1], 3),
             "day": self.day.to_json(),
+            "targets": [target.to_json() for target in self.targets()],
         }
+
+
+def _is_no_worse(row: Row) -> bool:
+    ours, theirs = row.outcomes[SAME], row.outcomes[HBAL]
+    if ours.after is None or theirs.after is None:
+        return False
+    return (ours.moves or 0) <= (theirs.moves or 0) and (
+        ours.after.imbalance <= theirs.after.imbalance
+    )
+
+
+def _of_a_day(report: stability.Report) -> Iterator[Target]:
+    ours, freely = report.days.get(stability.OURS), report.days.get(stability.FREE)
+    if ours is None or freely is None:
+        return
+    found = f"{ours.moves:.2f}"
+    yield Target(f"under {_MOVES} migrations per VM and day", found, ours.moves < _MOVES)
+    beside = ours.imbalance / freely.imbalance
+    what = f"imbalance within {100 * (_EVEN - 1):.0f} % of who may move freely"
+    yield Target(what, f"{100 * (beside - 1):+.0f} %", beside <= _EVEN)
 
 
 def _points(balance: Balance) -> tuple[str, str, str]:

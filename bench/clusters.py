@@ -49,7 +49,10 @@ def cluster(nodes: int, vms: int, seed: int, *, mixed: bool = False) -> Snapshot
 
 
 def small(seed: int) -> Snapshot:
-    """A cluster so small that the best placement can be proven, with every kind of rule."""
+    """A cluster so small that the best placement can be proven, with every kind of rule.
+
+    But VMs that must be together are so already, and none is nowhere.
+    """
     chance = random.Random(f"small {seed}")  # noqa: S311 - a benchmark's
     # So few that every state can be looked at: at most some ten thousand placements.
     count, most = chance.choice(((2, 13), (3, 9), (3, 9), (4, 8), (5, 6)))
@@ -85,7 +88,53 @@ def small(seed: int) -> Snapshot:
         )
     limit = chance.choice((0, 0, 0, 0, -(-len(found) // count) + 1))
     moves = chance.choice((0, 0, 0, 2, 3))
-    return Snapshot(tuple(nodes), tuple(found), Settings(max_vms=limit, max_moves=moves))
+    made = Snapshot(tuple(nodes), tuple(found), Settings(max_vms=limit, max_moves=moves))
+    return _with_rules(random.Random(f"rules {seed}"), made)  # noqa: S311 - the same
+
+
+def _with_rules(chance: random.Random, snapshot: Snapshot) -> Snapshot:
+    """Two VMs that must be together, a node that rests, a VM that stays."""
+    nodes, vms = list(snapshot.nodes), list(snapshot.vms)
+    pairs = [
+        (one, other)
+        for one in range(len(vms))
+        for other in range(one)
+        if vms[one].node == vms[other].node and not (vms[one].apart and vms[other].apart)
+    ]
+    if pairs and chance.random() < 0.3:  # noqa: PLR2004
+        for at in chance.choice(pairs):
+            vms[at] = replace(vms[at], together=("t",))
+    if len(nodes) > 2 and chance.random() < 0.15:  # noqa: PLR2004
+        at = chance.randrange(len(nodes))
+        if nodes[at].role is Role.BOTH:
+            nodes[at] = replace(nodes[at], role=Role.NEITHER)
+    if chance.random() < 0.2:  # noqa: PLR2004
+        at = chance.randrange(len(vms))
+        vms[at] = replace(vms[at], stays="it is told to")
+    return replace(snapshot, nodes=tuple(nodes), vms=tuple(vms))
+
+
+def crowded(seed: int) -> Snapshot:
+    """Five to seven nodes with little left, so that a plan is long, and N+1 a matter of order."""
+    chance = random.Random(seed)  # noqa: S311 - a benchmark's
+    names = [f"node{number}" for number in range(chance.choice((5, 6, 7)))]
+    count = chance.randint(10, 16)
+    favoured = [chance.random() + 0.05 for _name in names]
+    found = []
+    for number in range(count):
+        memory = chance.choice((1, 2, 2, 4)) * _GIB
+        name = chance.choices(names, favoured)[0]
+        found.append(Vm(f"vm{number:02}", memory, 25, name, used=float(chance.randint(0, 100))))
+    whole = sum(vm.memory for vm in found)
+    room = int(whole / len(names) * chance.choice((1.3, 1.5, 1.8))) // _GIB * _GIB
+    nodes = tuple(
+        Node(name, max(room, sum(vm.memory for vm in found if vm.node == name)), 2000)
+        for name in names
+    )
+    settings = Settings(
+        parallel=chance.choice((2, 3)), worth=chance.choice((0.0, 1.0)), min_gain=0.0
+    )
+    return Snapshot(nodes, tuple(found), settings)
 
 
 def _small_vm(chance: random.Random, vm: Vm, nodes: list[Node]) -> Vm:

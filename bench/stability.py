@@ -24,6 +24,7 @@ _DAY: Final = 288
 _NODES: Final = 16
 _WINDOW: Final = 12  # samples of five minutes whose mean is looked at
 _MADE_UP: Final = 1052
+FREE, OURS = "free, last hour", "cxm"
 
 Traces = Sequence[Sequence[float]]
 # Where VMs go at a moment, by what they used up to then.
@@ -153,7 +154,7 @@ class Report:
 
     def text(self) -> str:
         """A table."""
-        freely = self.days["free, last hour"].imbalance
+        freely = self.days[FREE].imbalance
         rows = [
             (
                 name,
@@ -180,7 +181,7 @@ def measure() -> Report:
     ways: dict[str, Balancer] = {
         "never": never,
         "free, last sample": free(1),
-        "free, last hour": free(_WINDOW),
-        "cxm": automatic(),
+        FREE: free(_WINDOW),
+        OURS: automatic(),
     }
     return Report(source, {name: day(values, begin, way) for name, way in ways.items()})

@@ -4,6 +4,7 @@
 
 import hashlib
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_node_that_was_away_gathers_them(pair: Pair) -> None:
     assert kept(pair, "node2") == HASHES
     pair.fail("node1")
     assert pair.runs_on() == ["node2"]
+
+
+def test_the_timer_keeps_what_guests_use(pair: Pair) -> None:
+    """Nobody needs to have asked for it before, and nothing else runs for it."""
+    start(pair)
+    assert gather(pair, "node1") == 0
+    samples = json.loads(Path(pair.xens["node1"].machine().run_dir, "usage.json").read_text())
+    ((_at, seconds),) = samples
+    assert len(seconds) == 1
 
 
 @pytest.mark.extensive

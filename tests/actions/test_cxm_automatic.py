@@ -136,6 +136,15 @@ def test_rounds_that_follow_too_fast_are_none(crm: FakeCluster) -> None:
     assert not _moved(crm)
 
 
+def test_a_round_counts_from_its_beginning(crm: FakeCluster) -> None:
+    """To ask what VMs use takes a while, which is no reason to leave the next round out."""
+    began = crm.node.clock
+    for turn in range(steady.ROUNDS):
+        crm.node.clock = began + turn * 120.0
+        balanceturn.turn(crm.world())
+    assert _moved(crm)
+
+
 def _pending(crm: FakeCluster) -> None:
     crm.fence_events.append({"target": "node3", "action": "reboot", "status": "pending"})
 
@@ -190,6 +199,12 @@ def test_an_order_on_another_node_is_not_crossed(crm: FakeCluster) -> None:
     last = _status(crm)["last"]
     assert isinstance(last, dict)
     assert "is at work on node2, so the plan ends after 0 moves" in last["what"]
+    # None has moved, so none need rest.
+    assert balancer.moved(crm.cib) == {}
+    assert steady.from_text(_kept(crm)).moved == {}
+    crm.answers["ordered"] = {"ordered": False}
+    _rounds(crm)
+    assert _moved(crm)
 
 
 @pytest.mark.extensive

@@ -126,11 +126,29 @@ def test_eject_tells_who_has_to_make_room(
     crm.add_node("node3")
     crm.add_vm(8, "node1", memory=3000)
     crm.add_vm(10, "node3", memory=1500)
-    assert _run(crm, "eject node1") == RefusedError.code
+    # What bounds plans that even out bounds no evacuation.
+    config = replace(crm.node.machine().config, lb_max_migration=1, lb_max_vm_per_node=1)
+    assert main.main(["eject", "node1"], crm.world(settings=config)) == RefusedError.code
     said = capsys.readouterr().err
     assert "there is no place elsewhere for one-8 (3000 MiB)" in said
     assert "in this order: 'cxm migrate one-10 node2', 'cxm migrate one-8 node3'" in said
     assert not _changed(crm)
+
+
+@pytest.mark.parametrize(("memory", "migratable"), [(1500, False), (3500, True)])
+def test_eject_says_when_nobody_can_make_room(
+    crm: FakeCluster, memory: int, migratable: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would take VMs that cannot move while they run, or there is too little in all."""
+    crm.add_node("node3")
+    crm.add_vm(8, "node1", memory=3000)
+    crm.add_vm(10, "node3", memory=memory, migratable=migratable)
+    known = documents.find(crm.cib, CLOUD, VmId(42))
+    assert known is not None
+    documents.put(crm.cib, replace(known, migratable=migratable))
+    assert _run(crm, "eject node1") == RefusedError.code
+    said = capsys.readouterr().err
+    assert "switch VMs off, add a node, or migrate some by hand; nothing was changed" in said
 
 
 def test_eject_asks_pacemaker_what_fits(

@@ -3,13 +3,15 @@
 """Owns the model of a cluster as one of its nodes sees it: Pacemaker's programs on a FakeNode.
 
 The CIB is a real document, changed by real patches (as whole documents: what ``crm_diff`` is given
-as new is its patch). Where each VM runs is a field. Whenever the code under test sleeps, the model
-takes a step: VMs leave a node that is in standby, and a node that was reset comes back.
+as new is its patch, and it is stale when another one was faster). Where each VM runs is a field.
+Whenever the code under test sleeps, the model takes a step: VMs leave a node that is in standby,
+and a node that was reset comes back.
 """
 
 import io
 import json
 import os
+import threading
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from xml.etree import ElementTree as ET
@@ -106,6 +108,7 @@ class FakeCluster:
     dead: bool = False  # Pacemaker does not run here
     balances: str = "node1"  # where the cluster's balancer is, if it is on
     xen: Xen = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # orders at the same time
 
     def __post_init__(self) -> None:
         self.xen = Xen(self.node)
@@ -260,6 +263,10 @@ class FakeCluster:
 
     def step(self) -> None:
         """One thing more has happened."""
+        with self._lock:
+            self._happens()
+
+    def _happens(self) -> None:
         for member in self.members.values():
             if member.away:
                 member.away -= 1
@@ -379,7 +386,11 @@ class FakeCluster:
             assert argv[2:] in ((), ("--local",))
             return Outcome(ET.tostring(self.cib, encoding="unicode"))
         assert argv[1:] == ("--patch", "--xml-pipe")
-        self.cib = ET.fromstring(given)
+        with self._lock:
+            changed = ET.fromstring(given)
+            if int(changed.get("epoch", "")) != int(self.cib.get("epoch", "")) + 1:
+                return Outcome(stderr="Update was older than existing configuration", code=103)
+            self.cib = changed
         return Outcome()
 
     def _crm_diff(self, argv: tuple[str, ...], _in: bytes) -> Outcome:

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""The best placement of a small cluster, proven by OR-tools: what the planner is measured with."""
+"""The best placement of a small cluster, proven by OR-tools: what the planner is measured with.
+
+What fits, and what N+1 is, is reckoned anew here: by trying everything.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heappop, heappush
+from itertools import compress
 
 from ortools.sat.python import cp_model
 
+from cxm.balance.model import Role
 from cxm.balance.problem import FORBIDDEN, Problem, Unit
-from cxm.balance.rooms import Rooms
 
 Places = dict[tuple[int, int], cp_model.IntVar]
+Sizes = tuple[tuple[int, int], ...]  # memory and CPU, each
 _UNIT_MIB = 256  # all memory is a multiple of it
 _SCALE = 1e12
 _FORBIDDEN = round(FORBIDDEN * _SCALE)
@@ -27,7 +33,7 @@ class Optimum:
 
 
 def objective(problem: Problem, where: tuple[int, ...] | list[int]) -> float:
-    """What is minimised, of the placement of VMs that need not stay together."""
+    """What is minimised; VMs that must be together, and are not, cost more than all else."""
     value = 0.0
     for node in range(len(problem.nodes)):
         here = [vm for vm, at in enumerate(where) if at == node]
@@ -46,15 +52,20 @@ def _cost(unit: Unit, node: int) -> float:
 
 def _must_go(problem: Problem, unit: Unit) -> bool:
     allowed = unit.nodes is None or unit.start in unit.nodes
-    return not problem.spaces[unit.start].takes or not allowed
+    return problem.nodes[unit.start].role is Role.SOURCE or not allowed
 
 
 def _constant(problem: Problem) -> float:
-    """The square of the mean utilisation, which no placement changes: all VMs are on the nodes."""
+    """The square of the mean utilisation, which no placement changes: all VMs are on the nodes.
+
+    But for those of nodes that rest, which stay there and do not count.
+    """
     found = 0.0
+    count = [problem.nodes[node].role is not Role.NEITHER for node in problem.begin]
+    memory = [float(each.memory) for each in problem.items]
     for parts, used in (
-        (problem.cpu_part, sum(problem.loads)),
-        (problem.memory_part, float(sum(each.memory for each in problem.items))),
+        (problem.cpu_part, sum(compress(problem.loads, count))),
+        (problem.memory_part, sum(compress(memory, count))),
     ):
         # 1 / (own capacity x all): its inverse is the one times the other.
         counted = [1 / part for part in parts if part > 0]
@@ -64,21 +75,25 @@ def _constant(problem: Problem) -> float:
 
 
 def optimum(problem: Problem, max_moves: int, *, seconds: float = 60) -> Optimum:
-    """The best valid placement; N+1 is to be no worse than it is at the beginning."""
+    """The best valid placement; N+1 is to be no worse than it is at the beginning.
+
+    VMs that must be together are so at the beginning.
+    """
     model = cp_model.CpModel()
     vms, nodes = range(len(problem.vms)), range(len(problem.nodes))
     at = {(vm, node): model.new_bool_var("") for vm in vms for node in nodes}
     for unit in problem.units:
-        (vm,) = unit.vms
-        model.add_exactly_one(at[vm, node] for node in nodes)
+        first = unit.vms[0]
+        model.add_exactly_one(at[first, node] for node in nodes)
         for node in nodes:
             can = problem.spaces[node].takes and (unit.nodes is None or node in unit.nodes)
             if node != unit.start and not (can and unit.movable):
-                model.add(at[vm, node] == 0)
+                model.add(at[first, node] == 0)
+            for vm in unit.vms[1:]:
+                model.add(at[vm, node] == at[first, node])
     _capacity(problem, model, at)
-    rooms = problem.rooms()
     for dead in nodes:
-        _survives(problem, model, at, dead, rooms.shortage(dead))
+        _survives(problem, model, at, dead, _lost(problem, problem.begin, dead))
     if max_moves:
         stay = [at[vm, problem.begin[vm]] for vm in vms]
         model.add(sum(stay) >= len(stay) - max_moves)
@@ -178,7 +193,7 @@ def carried_out(
     Every state there is is looked at, but for those that cost more than ``most`` to get to; what
     went aside on the way has its price. None where they are too many.
     """
-    rooms, now = problem.rooms(), list(problem.begin)
+    allowed = [_lost(problem, problem.begin, dead) for dead in range(len(problem.nodes))]
     best = objective(problem, problem.begin)
     paid = {(problem.begin, 0): 0.0}
     waiting = [(0.0, 0, problem.begin)]
@@ -194,31 +209,80 @@ def carried_out(
         best = min(best, objective(problem, state) + cost - away)
         if max_moves and hops == max_moves:
             continue
-        for vm, node in enumerate(state):
-            if now[vm] != node:
-                rooms.move(vm, now[vm], node)
-                now[vm] = node
-        for vm, node in _moves(problem, rooms, state):
+        for vm, node in _moves(problem, state):
             after = (*state[:vm], node, *state[vm + 1 :])
             key = (after, hops + 1 if max_moves else 0)
             then = cost + problem.prices[vm]
-            if then < min(most, paid.get(key, most)):
-                rooms.move(vm, state[vm], node)
-                if rooms.safe():
-                    paid[key] = then
-                    heappush(waiting, (then, hops + 1, after))
-                rooms.move(vm, node, state[vm])
+            if then < min(most, paid.get(key, most)) and all(
+                _lost(problem, after, dead) <= least for dead, least in enumerate(allowed)
+            ):
+                paid[key] = then
+                heappush(waiting, (then, hops + 1, after))
         if len(paid) > states:
             return None
     return best
 
 
-def _moves(problem: Problem, rooms: Rooms, state: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _moves(problem: Problem, state: Sequence[int]) -> Iterator[tuple[int, int]]:
     """All moves of one VM that are possible now, but for N+1."""
+    free = _free(problem, state)
+    there: list[list[int]] = [[] for _node in problem.nodes]
+    for vm, node in enumerate(state):
+        there[node].append(vm)
     for unit in problem.units:
-        if unit.movable:
-            for vm in unit.vms:
-                for node in range(len(problem.nodes)):
-                    allowed = unit.nodes is None or node in unit.nodes
-                    if allowed and node != state[vm] and rooms.fits(vm, node):
-                        yield vm, node
+        for vm in unit.vms if unit.movable else ():
+            item = problem.items[vm]
+            for node, (memory, cpu) in enumerate(free):
+                if (
+                    node != state[vm]
+                    and problem.nodes[node].role is Role.BOTH
+                    and (unit.nodes is None or node in unit.nodes)
+                    and memory >= item.memory
+                    and cpu >= item.cpu
+                    and not (problem.limit and len(there[node]) >= problem.limit)
+                    and not any(
+                        set(item.groups) & set(problem.items[each].groups) for each in there[node]
+                    )
+                ):
+                    yield vm, node
+
+
+# --- N+1 ------------------------------------------------------------------------------------------
+
+
+def _free(problem: Problem, where: Sequence[int]) -> list[tuple[int, int]]:
+    """What each node has left."""
+    free = [[node.memory, node.cpu] for node in problem.nodes]
+    for vm, node in enumerate(where):
+        free[node][0] -= problem.items[vm].memory
+        free[node][1] -= problem.items[vm].cpu
+    return [(memory, cpu) for memory, cpu in free]
+
+
+def _lost(problem: Problem, where: Sequence[int], dead: int) -> int:
+    """The least memory that has no place if a node dies, of all ways to place what it has.
+
+    What is nowhere already may give way: it is lost without that, too.
+    """
+    needs = [
+        (each.memory, each.cpu) for each, at in zip(problem.items, where, strict=True) if at == dead
+    ]
+    free = [
+        each
+        for node, each in enumerate(_free(problem, where))
+        if node != dead and problem.nodes[node].role is Role.BOTH
+    ]
+    return _least(tuple(sorted(needs, reverse=True)), tuple(sorted(free)))
+
+
+@lru_cache(maxsize=1 << 18)
+def _least(needs: Sizes, free: Sizes) -> int:
+    if not needs:
+        return 0
+    (memory, cpu), others = needs[0], needs[1:]
+    best = memory + _least(others, free)
+    for at, (has, room) in enumerate(free):
+        if best and has >= memory and room >= cpu and free[at] not in free[:at]:
+            left = (*free[:at], (has - memory, room - cpu), *free[at + 1 :])
+            best = min(best, _least(others, tuple(sorted(left))))
+    return best

@@ -77,11 +77,19 @@ def test_a_plan_for_programs(tmp_path: Path) -> None:
 
 def test_what_cannot_be_put_right_is_told(tmp_path: Path) -> None:
     """A sentence, and an exit code that a script sees."""
-    nodes = [NODES[0] | {"state": "standby"}, NODES[1] | {"memory_mib": 1024}]
+    nodes = [NODES[0] | {"state": "leaving"}, NODES[1] | {"memory_mib": 1024}]
     code, text = _run(tmp_path, _text(nodes=nodes))
     assert code == 1
     assert "web (2048 MiB) must leave node1, but no other node has room for it" in text
     assert "pv (512 MiB) must leave node1, but pv cannot move while it runs" in text
+
+
+@pytest.mark.parametrize("state", ["standby", "maintenance"])
+def test_a_node_that_rests_is_left_alone(tmp_path: Path, state: str) -> None:
+    """As in the cluster: Pacemaker empties the one, and looks away from the other."""
+    code, text = _run(tmp_path, _text(nodes=[NODES[0] | {"state": state}, NODES[1]]))
+    assert code == 0
+    assert "no move is worth" in text
 
 
 def test_settings_bound_a_plan(tmp_path: Path) -> None:

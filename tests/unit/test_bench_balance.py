@@ -67,14 +67,37 @@ def test_a_report_of_planners() -> None:
         "cxm": balance.Outcome(0.5, 3, 2.0, Balance(1.0, 2.0)),
         "hbal": balance.Outcome(300.0, why="its time was over"),
     }
-    day = stability.Report("made up", {"free, last hour": stability.Day(1.0, 2.0, 2.0)})
+    day = stability.Report("made up", {stability.FREE: stability.Day(1.0, 2.0, 2.0)})
     row = balance.Row(2, 4, Balance(3.0, 4.0), outcomes)
     report = balance.Report([row], [(2, 10, 1.0), (4, 100, 10.0)], day, None)
     assert "gave up" in report.text()
     assert "growing as VMs^1.00" in report.text()
     assert "hbal is not there" in report.text()
+    assert "not known  no more uneven than after hbal's plan" in report.text()
     told = json.loads(json.dumps(report.to_json()))
     assert told["clusters"][0]["planners"]["hbal"]["gave_up"] == "its time was over"
+
+
+def _report(ours: balance.Outcome, *, seconds: float = 0.1, moves: float = 0.1) -> balance.Report:
+    outcomes = {"hbal": balance.Outcome(1.0, 3, 2.0, Balance(1.0, 2.0)), balance.SAME: ours}
+    free = stability.Day(9.0, 2.0, 2.0)
+    day = {stability.FREE: free, stability.OURS: stability.Day(moves, 2.1, 2.1)}
+    growth = [(10, 200, 0.1), (16, 1000, seconds), (100, 5000, 5 * seconds)]
+    row = balance.Row(2, 4, Balance(3.0, 4.0), outcomes)
+    return balance.Report([row], growth, stability.Report("made up", day), "hbal")
+
+
+def test_each_target_has_its_verdict() -> None:
+    """Of time, growth, quality beside hbal, and a day: reached or missed."""
+    good = _report(balance.Outcome(0.5, 3, 2.0, Balance(1.0, 1.9)))
+    assert [each.is_met for each in good.targets()] == [True] * 6
+    assert "reached    16 x 1000 in 0.2 s of one core: 0.100 s" in good.text()
+    assert "VMs^1.00 from 1000 VMs on" in good.text()
+    for worse in ((4, Balance(1.0, 1.0)), (3, Balance(1.1, 2.0))):
+        bad = _report(balance.Outcome(0.5, worse[0], 2.0, worse[1]), seconds=0.3, moves=0.5)
+        assert [each.is_met for each in bad.targets()] == [False, False, True, False, False, True]
+        assert "MISSED" in bad.text()
+        assert bad.to_json()["targets"][3]["found"] == "not with 2 x 4"
 
 
 def test_a_day_counts_moves_and_imbalance() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cxm.names import VmId, domain_uuid
 from cxm.node import usage
-from tests.fakes.machine import CLOUD, FakeNode
+from tests.fakes.machine import CLOUD, FakeNode, Outcome
 from tests.fakes.xl_list import Xen
 
 UUID = domain_uuid(CLOUD, VmId(7))
@@ -45,6 +45,19 @@ def test_the_window_reaches_back_an_hour(node: FakeNode) -> None:
     assert _told(node, xen, 1975.0)[UUID] == pytest.approx(55, abs=0.5)
     node.sleep(3000)
     assert _told(node, xen, 2275.0)[UUID] == pytest.approx(10, abs=0.5)
+
+
+def test_what_was_kept_is_there_for_who_asks_first(node: FakeNode) -> None:
+    """So a plan by hand goes by minutes, and waits for nothing; a node without Xen keeps none."""
+    xen = Xen(node)
+    xen.vm(7, 17, seconds=30.0)
+    usage.keep(node.machine())
+    node.sleep(300)
+    begun = node.clock
+    assert _told(node, xen, 90.0) == {UUID: 20.0}
+    assert node.clock == begun
+    node.model("xl", lambda *_: Outcome(stderr="cannot open libxl", code=1))
+    usage.keep(node.machine())
 
 
 def test_a_domain_that_came_back_is_another(node: FakeNode) -> None:

@@ -28,12 +28,12 @@ def improve(search: Search, judge: Callable[[], float]) -> None:
     ``judge`` tells what comes of a placement when it is carried out: some cannot be reached, and
     some only by a detour.
     """
-    begin = search.value()
+    begin, home = search.value(), (list(search.where), list(search.order))
     _settle(search)
     size = len(search.where) * len(search.problem.spaces)
     kicks = min(_MOST_KICKS, _KICK_WORK // max(1, size))
     if kicks:
-        _kick(search, kicks, begin, judge)
+        _kick(search, kicks, begin, home, judge)
 
 
 def _settle(search: Search) -> None:
@@ -209,10 +209,17 @@ def _elsewhere(search: Search, unit: int, node: int, never: int) -> int:
 # --- kicks --------------------------------------------------------------------------------------
 
 
-def _kick(search: Search, kicks: int, begin: float, judge: Callable[[], float]) -> None:
+def _kick(
+    search: Search,
+    kicks: int,
+    begin: float,
+    home: tuple[list[int], list[int]],
+    judge: Callable[[], float],
+) -> None:
     """Leave the best placement for one nearby and go down again, many times; the best is kept.
 
-    Every other time N+1 is looked at only in the end: the way is no part of the result.
+    Every other time N+1 is looked at only in the end: the way is no part of the result. Where what
+    is found cannot be reached, it is the way that is looked for: from ``home``, by single moves.
     """
     chance = random.Random(_SEED)  # noqa: S311 - it hides nothing
     best, kept = judge(), (list(search.where), list(search.order))
@@ -221,16 +228,22 @@ def _kick(search: Search, kicks: int, begin: float, judge: Callable[[], float]) 
     if not movable or len(nodes) < 2:  # noqa: PLR2004
         return
     for turn in range(kicks):
-        search.strict = turn % 2 == 0
-        if search.max_moves:
+        lost = turn % 2 == 1 and search.value() - begin < best - _TINY
+        search.strict = lost or turn % 2 == 0
+        if lost:
+            _restore(search, *home)
+        elif search.max_moves:
             _return(search, chance)
         for _each in range(chance.choice((1, 2, 2, 3))):
             unit = chance.choice(movable)
-            if chance.random() < _TRADES:
+            if not lost and chance.random() < _TRADES:
                 _trade(search, unit, chance.choice(movable))
             else:
                 _send(search, unit, chance.choice(nodes))
-        _settle(search)
+        if lost:
+            search.descend()
+        else:
+            _settle(search)
         search.strict = True
         # No way to a placement makes it better than it is.
         hopeful = search.value() - begin < best - _TINY and search.rooms.safe()

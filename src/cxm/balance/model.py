@@ -17,8 +17,8 @@ class Role(StrEnum):
     """What the planner may do with a node."""
 
     BOTH = "online"  # its VMs may go and others may come
-    SOURCE = "standby"  # its VMs must go
-    NEITHER = "maintenance"  # nothing comes or goes
+    SOURCE = "leaving"  # its VMs must go
+    NEITHER = "resting"  # nothing comes or goes
     GONE = "offline"  # it takes no part: what it had is nowhere
 
 

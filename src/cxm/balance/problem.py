@@ -273,6 +273,7 @@ def _unit(bundle: tuple[int, ...], rows: Sequence[_Row], at: dict[str, int]) -> 
         sum(each.item.cpu for each in members),
         tuple(dict.fromkeys(group for each in members for group in each.item.groups)),
         len(bundle),
+        tuple((each.item.memory, each.item.cpu) for each in members) if len(bundle) > 1 else (),
     )
     load = sum(each.load for each in members)
     return Unit(bundle, item, load, start, not fixed, where, price, rebates)

@@ -21,6 +21,12 @@ class Item:
     cpu: int
     groups: tuple[int, ...] = ()  # no two of a group on one node
     size: int = 1  # VMs
+    parts: tuple[tuple[int, int], ...] = ()  # memory and CPU of each, where they are more than one
+
+    @property
+    def alone(self) -> tuple[tuple[int, int], ...]:
+        """Memory and CPU of each VM: together is a wish, which costs none of them its place."""
+        return self.parts or ((self.memory, self.cpu),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ Need = tuple[int, int, int]  # memory, CPU, number
 _ORDERS: Final[tuple[Callable[[Need], tuple[int, ...]], ...]] = (
     lambda need: (-need[0], need[2]),
     lambda need: (-need[1], -need[0], need[2]),
+    # Where not all find a place anyway, those that take little CPU leave it to more of them.
+    lambda need: (-need[0], need[1], need[2]),
 )
 
 
@@ -43,8 +51,9 @@ def pack(needs: Iterable[Need], rooms: Iterable[Need]) -> tuple[dict[int, int], 
     """Where things would go, and which have no place; those that find none are given by size.
 
     The one with the most memory goes first, each where it is tightest; if not all find a place so,
-    the one with the most CPU goes first. What this finds a place for does fit; the reverse is not
-    always so. Both are (memory, CPU, number); the lower number goes first among equals.
+    the one with the most CPU goes first, and so on; the order that leaves least counts. What this
+    finds a place for does fit; the reverse is not always so. Both are (memory, CPU, number); the
+    lower number goes first among equals.
     """
     needed, free = list(needs), sorted((memory, number, cpu) for memory, cpu, number in rooms)
     found: tuple[dict[int, int], list[int]] | None = None
@@ -76,6 +85,15 @@ def _packed(
     return placed, left
 
 
+def _largest(everything: Iterable[Iterable[tuple[int, int]]]) -> tuple[int, int]:
+    """The most memory and the most CPU that any VM needs."""
+    memory = cpu = 0
+    for parts in everything:
+        for one, other in parts:
+            memory, cpu = max(memory, one), max(cpu, other)
+    return memory, cpu
+
+
 @dataclass(slots=True)
 class Rooms:
     """Who is where and what is left; changed by ``put`` and ``take`` only.
@@ -97,6 +115,7 @@ class Rooms:
     _margin: list[float] = field(default_factory=list)
     _most: tuple[float, float] = (0.0, 0.0)
     _largest: tuple[int, int] = (0, 0)
+    _alone: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.memory = [each.memory for each in self.spaces]
@@ -104,11 +123,8 @@ class Rooms:
         self.number = [0 for _each in self.spaces]
         self.on = [{} for _each in self.spaces]
         self._groups = [{} for _each in self.spaces]
-        everything = [*self.items, *self.homeless]
-        self._largest = (
-            max((each.memory for each in everything), default=0),
-            max((each.cpu for each in everything), default=0),
-        )
+        self._alone = [each.alone for each in self.items]
+        self._largest = _largest([*self._alone, *(each.alone for each in self.homeless)])
 
     def put(self, item: int, node: int) -> None:
         """Count something on a node."""
@@ -179,15 +195,15 @@ class Rooms:
         """How much memory would be without a place if a node died."""
         if self._plenty() or self._enough(node):
             return 0
-        base = len(self.items)
-        needs = [(self.items[each].memory, self.items[each].cpu, each) for each in self.on[node]]
-        needs += [(each.memory, each.cpu, base + at) for at, each in enumerate(self.homeless)]
+        vms = [part for each in sorted(self.on[node]) for part in self._alone[each]]
+        needs = [(memory, cpu, at) for at, (memory, cpu) in enumerate(vms)]
+        needs += [(each.memory, each.cpu, len(vms) + at) for at, each in enumerate(self.homeless)]
         free = [
             (self.memory[other], self.cpu[other], other)
             for other, space in enumerate(self.spaces)
             if other != node and space.takes
         ]
-        return sum(self.items[each].memory for each in pack(needs, free)[1] if each < base)
+        return sum(vms[each][0] for each in pack(needs, free)[1] if each < len(vms))
 
     def _needed(self, node: int) -> tuple[int, int]:
         """What the VMs of a node need, with those that are nowhere."""
@@ -240,14 +256,10 @@ class Rooms:
 
     def _enough(self, node: int) -> bool:
         """The same for the death of one node, by its own VMs."""
-        there = [self.items[each] for each in self.on[node]]
+        there = [self._alone[each] for each in self.on[node]]
         if not there:
             return True
-        everything = [*there, *self.homeless]
-        largest = (
-            max(each.memory for each in everything),
-            max(each.cpu for each in everything),
-        )
+        largest = _largest([*there, *(each.alone for each in self.homeless)])
         most = self._needed(node)
         parts = (
             self._share(other, largest, most) for other in range(len(self.spaces)) if other != node

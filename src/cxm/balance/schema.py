@@ -25,12 +25,26 @@ _NODE: Final = (
     "fencing_device",
     "fencing_proven",
 )
-_VM: Final = ("cloud", "vm", "nodes", "wanted", "reason", "preferred", "resource")
-_ROLES: Final = {"unclean": Role.GONE, "joining": Role.GONE} | {role.value: role for role in Role}
-_RUNS: Final = ("running", "starting", "migrating", "down", "failed", "unknown", "blocked")
-_STANDS: Final = ("stopped", "off", "stopping")
+_VM: Final = ("cloud", "vm", "wanted", "reason", "preferred", "resource")
+# As cxm.cluster.balancing has it: a node in standby is emptied by Pacemaker, not by a plan.
+_ROLES: Final = {
+    "online": Role.BOTH,
+    "leaving": Role.SOURCE,
+    "standby": Role.NEITHER,
+    "maintenance": Role.NEITHER,
+    "offline": Role.GONE,
+    "unclean": Role.GONE,
+    "joining": Role.GONE,
+}
+# States in which a VM takes its room, and those in which it is nowhere and is not to be anywhere.
+_RUNS: Final = (
+    *("running", "starting", "stopping", "migrating"),
+    *("down", "failed", "unknown", "blocked"),
+)
+_STANDS: Final = ("stopped", "off")
 # States in which a VM is left alone.
 _STEADY: Final = ("running",)
+_TWO: Final = 2
 _SETTINGS: Final = {
     "max_vms_per_node": "max_vms",
     "max_migrations": "max_moves",
@@ -79,9 +93,11 @@ class _Row:
             raise DataError(f"{self.what} has no name")
         return str(value)
 
-    def words(self, key: str) -> tuple[str, ...]:
-        """A list of names, or one name."""
-        value = self.take(key, (str, list), [])
+    def words(self, key: str) -> tuple[str, ...] | None:
+        """A list of names, or one name; None where nothing is said."""
+        value = self.take(key, (str, list))
+        if value is None:
+            return None
         words = [value] if isinstance(value, str) else value
         if not all(isinstance(word, str) for word in words):
             raise DataError(f"{self.what}: {key} is no list of names")
@@ -111,14 +127,12 @@ def parse(text: str, source: str) -> Snapshot:
 
 
 def _told_apart(vms: list[Any]) -> list[Any]:
-    """VMs of two clouds may have one name: these are called by their cloud and number."""
+    """VMs of two clouds may have one name: these are called by their resources."""
     rows = [each for each in vms if isinstance(each, dict)]
     often = Counter(str(each.get("name")) for each in rows)
     return [
-        {**each, "name": f"{each['cloud']}/{each['vm']}"}
-        if isinstance(each, dict)
-        and often[str(each.get("name"))] > 1
-        and {"cloud", "vm"} <= each.keys()
+        {**each, "name": each["resource"]}
+        if isinstance(each, dict) and often[str(each.get("name"))] > 1 and "resource" in each
         else each
         for each in vms
     ]
@@ -128,7 +142,7 @@ def _node(value: object, number: int) -> Node:
     row = _Row(value, f"node {number + 1}")
     name = row.name()
     row.what = f"node {name}"
-    state = row.take("state", str, Role.BOTH.value).lower()
+    state = row.take("state", str, "online").lower()
     if state not in _ROLES:
         raise DataError(f"node {name}: '{state}' is none of {', '.join(_ROLES)}")
     memory, cpu = row.amount("memory_mib", needed=True), row.amount("cpu", needed=True)
@@ -145,19 +159,19 @@ def _vm(value: object, number: int) -> Vm | None:
     if state not in (*_RUNS, *_STANDS):
         raise DataError(f"VM {name}: '{state}' is none of {', '.join((*_RUNS, *_STANDS))}")
     used = row.take("cpu_used", (int, float))
-    only = row.words("only_on")
+    places = row.words("nodes") or ()  # two while it moves
     made = Vm(
         name,
         row.amount("memory_mib", needed=True),
         row.amount("cpu"),
         row.take("node", str),
         used=None if used is None else float(used),
-        movable=row.take("movable", bool, default=True) and state in _STEADY,
+        movable=row.take("movable", bool, default=True) and state in _STEADY and len(places) < _TWO,
         live=row.take("live_migration", bool, default=True),
-        apart=row.words("apart"),
-        together=row.words("together"),
-        nodes=only or None,
-        prefers=row.words("prefers"),
+        apart=row.words("apart") or (),
+        together=row.words("together") or (),
+        nodes=row.words("only_on"),
+        prefers=row.words("prefers") or (),
         stays=row.take("stays", str, ""),
     )
     row.end(_VM)
@@ -176,6 +190,11 @@ def _settings(row: _Row) -> Settings:
             made = replace(made, **{name: kind(value)})
     row.end()
     return made
+
+
+def settings_json(settings: Settings) -> dict[str, Any]:
+    """What bounds plans, as :func:`parse` reads it."""
+    return {key: getattr(settings, name) for key, name in _SETTINGS.items()}
 
 
 # --- a plan -------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Search:
         self.load = [unit.load for unit in units]
         self.need = [unit.item.memory for unit in units]
         self._cpu = [unit.item.cpu for unit in units]
+        self._size = [unit.item.size for unit in units]
         self._price = [unit.price for unit in units]
         self._rebates = [unit.rebates for unit in units]
         self.free = [unit.movable for unit in units]
@@ -167,7 +168,7 @@ class Search:
         limit = self.rooms.limit
         if self._bound[unit]:
             return self.may(unit, node)
-        return not limit or self.rooms.number[node] + 1 <= limit
+        return not limit or self.rooms.number[node] + self._size[unit] <= limit
 
     def value(self) -> float:
         """The objective, but for what no placement changes."""

@@ -155,7 +155,7 @@ def in_steps(
     """The moves in steps, in each of which they are made at the same time.
 
     A node takes part in one move of a step. A move is brought forward only if none that it
-    overtakes has to do with its nodes.
+    overtakes has to do with its nodes, and N+1 is kept also when those follow it.
     """
     rooms = problem.rooms()
     left = list(hops)
@@ -173,7 +173,8 @@ def in_steps(
             hop = left[at]
             if not busy & {hop.source, hop.target} and rooms.fits(hop.vm, hop.target):
                 rooms.put(hop.vm, hop.target)
-                if not strict or rooms.safe():
+                overtaken = [left[other] for other in passed]
+                if not strict or (rooms.safe() and _can_follow(rooms, [*step, hop], overtaken)):
                     step.append(hop)
                     busy |= {hop.source, hop.target}
                     continue
@@ -185,3 +186,25 @@ def in_steps(
         left = [left[at] for at in passed] + left[max(window, 1) :]
         steps.append(step)
     return steps
+
+
+def _can_follow(rooms: Rooms, step: Sequence[Hop], overtaken: Sequence[Hop]) -> bool:
+    """Whether moves can be made one after the other when those of a step are done.
+
+    Each has room, as it had before: no node is theirs and the step's. N+1 is of all nodes.
+    """
+    if not overtaken:
+        return True
+    for hop in step:
+        rooms.take(hop.vm, hop.source)
+    fine, made = True, 0
+    while fine and made < len(overtaken):
+        hop = overtaken[made]
+        rooms.move(hop.vm, hop.source, hop.target)
+        made += 1
+        fine = rooms.safe()
+    for hop in reversed(overtaken[:made]):
+        rooms.move(hop.vm, hop.target, hop.source)
+    for hop in step:
+        rooms.put(hop.vm, hop.source)
+    return fine

@@ -6,6 +6,7 @@ Rounds in a row are counted in a file of the node: one that knows of none begins
 have moved, and rest, is in the CIB as well: a balancer that goes on elsewhere must know it.
 """
 
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -83,9 +84,7 @@ def disturbance(cluster: Cluster, cib: Element) -> str:
 
 def remembered(world: World, cluster: Cluster, cib: Element) -> steady.Memory:
     """What this node and the CIB know of earlier rounds, by the names of plans."""
-    memory = steady.Memory()
-    with suppress(OSError), open(world.path(_MEMORY), encoding="utf-8") as file:
-        memory = steady.from_text(file.read())
+    memory = _of_this_node(world)
     names = {vm.resource.id: name for name, vm in balancing.by_name(cluster).items()}
     moved = dict(memory.moved)
     for rid, at in balancer.moved(cib).items():
@@ -94,20 +93,27 @@ def remembered(world: World, cluster: Cluster, cib: Element) -> steady.Memory:
     return replace(memory, moved=moved)
 
 
+def _of_this_node(world: World) -> steady.Memory:
+    with suppress(OSError), open(world.path(_MEMORY), encoding="utf-8") as file:
+        return steady.from_text(file.read())
+    return steady.Memory()
+
+
 def remember(world: World, memory: steady.Memory) -> None:
     """Keep it on this node, for the next round."""
     wholefile.write(world.path(_MEMORY), steady.to_text(memory), directory_mode=0o755)
 
 
 def consider(
-    world: World, cluster: Cluster, cib: Element, snapshot: Snapshot, *, keep: bool
+    world: World, cluster: Cluster, cib: Element, snapshot: Snapshot, began: float, *, keep: bool
 ) -> Plan:
     """The plan of a round that nobody has asked for; ``keep`` remembers it for the next one.
 
-    Before a plan has moves, which VMs they are is in the CIB.
+    What comes of it counts from when the round ``began``: to ask what VMs use takes time. Before a
+    plan has moves, which VMs they are is in the CIB.
     """
     known = remembered(world, cluster, cib)
-    made, after = steady.consider(snapshot, known, world.now())
+    made, after = steady.consider(snapshot, known, began)
     if keep:
         if made.moves and cluster.balancer is not None:
             by_name = balancing.by_name(cluster)
@@ -121,3 +127,31 @@ def consider(
             pacemaker.change(world.runner, edit, what=what)
         remember(world, after)
     return made
+
+
+def end(
+    world: World,
+    cluster: Cluster,
+    made: Plan,
+    begun: Collection[str],
+    *,
+    what: str,
+    tell: Callable[[Element], None] = lambda _cib: None,
+) -> None:
+    """The end of a round that had moves: the VMs whose turn never came need no rest.
+
+    ``tell`` writes more into the CIB in the same change, and ``what`` is said of it.
+    """
+    never = {move.vm.name for move in made.moves} - set(begun)
+    memory = _of_this_node(world)
+    rest = {name: at for name, at in memory.moved.items() if name not in never}
+    remember(world, replace(memory, moved=rest))
+    if cluster.balancer is None:
+        return
+    by_name = balancing.by_name(cluster)
+
+    def edit(root: Element) -> None:
+        balancer.forget_moved(root, {by_name[name].resource.id for name in never})
+        tell(root)
+
+    pacemaker.change(world.runner, edit, what=what)

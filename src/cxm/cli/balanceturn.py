@@ -19,7 +19,7 @@ from cxm.balance.model import Plan, Snapshot
 from cxm.cli import autobalance, balanceviews, metrics, moves
 from cxm.cli.main import bounded
 from cxm.cli.world import World
-from cxm.cluster import balancer, balancing, history, pacemaker
+from cxm.cluster import balancer, balancing, history
 from cxm.cluster.model import UP, Cluster, Vm
 from cxm.errors import CxmError, RefusedError
 
@@ -45,7 +45,7 @@ def turn(world: World) -> int:
         return 0
     used = metrics.used(world, cluster, cib)
     snapshot = balancing.snapshot(cluster, used, world.machine().config)
-    made = autobalance.consider(world, cluster, cib, snapshot, keep=True)
+    made = autobalance.consider(world, cluster, cib, snapshot, now, keep=True)
     if not made.moves:
         _log.debug("%s", made.reason)
         return 0
@@ -55,6 +55,7 @@ def turn(world: World) -> int:
 
 def _carry_out(world: World, cluster: Cluster, snapshot: Snapshot, made: Plan) -> int:
     began, code = world.monotonic(), 0
+    begun: set[str] = set()
 
     def forbids(vms: Sequence[Vm]) -> str:
         if world.monotonic() - began > _LONGEST_S:
@@ -64,7 +65,7 @@ def _carry_out(world: World, cluster: Cluster, snapshot: Snapshot, made: Plan) -
         return why or _ordered(world, now, cib, vms)
 
     try:
-        moves.carry_out(world, cluster, snapshot, made, forbids)
+        moves.carry_out(world, cluster, snapshot, made, forbids=forbids, begun=begun)
         told = balanceviews.summary(made)
     except RefusedError as error:
         told = error.message
@@ -72,10 +73,10 @@ def _carry_out(world: World, cluster: Cluster, snapshot: Snapshot, made: Plan) -
         told, code = error.message, error.code
         _log.warning("%s", error.sentence())
 
-    def edit(root: Element) -> None:
+    def tell(root: Element) -> None:
         balancer.note_last(root, world.now(), told, bad=code != 0)
 
-    pacemaker.change(world.runner, edit, what=f"the round has ended: {told}")
+    autobalance.end(world, cluster, made, begun, what=f"the round has ended: {told}", tell=tell)
     return code
 
 

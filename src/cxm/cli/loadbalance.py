@@ -29,6 +29,7 @@ def loadbalance(
     if from_ is not None:
         snapshot = schema.parse(_read(from_), from_)
         return _shown(world, snapshot, plan(snapshot))
+    began = world.now()
     cluster, cib = world.look()
     if not cluster.quorate:
         raise RefusedError("the cluster is not quorate: nothing can be moved")
@@ -40,7 +41,7 @@ def loadbalance(
     used = metrics.used(world, cluster, cib)
     snapshot = balancing.snapshot(cluster, used, world.machine().config)
     if unasked:
-        made = autobalance.consider(world, cluster, cib, snapshot, keep=not dry_run)
+        made = autobalance.consider(world, cluster, cib, snapshot, began, keep=not dry_run)
     else:
         made = plan(snapshot)
     if dry_run or not made.moves:
@@ -48,7 +49,13 @@ def loadbalance(
     world.say(balanceviews.plan(snapshot, made, world.looks()))
     if not (yes or unasked):
         world.confirm(f"{count(len(made.moves), 'VM')} will move while they run.", "balance")
-    moves.carry_out(world, cluster, snapshot, made)
+    begun: set[str] = set()
+    try:
+        moves.carry_out(world, cluster, snapshot, made, begun=begun)
+    finally:
+        if unasked:
+            what = f"{count(len(begun), 'VM')} of {len(made.moves)} began to move unasked"
+            autobalance.end(world, cluster, made, begun, what=what)
     world.end(f"done: {balanceviews.summary(made)}", schema.to_json(made))
     return _STUCK if made.stuck else 0
 

@@ -2,12 +2,14 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the subcommands that only look: ``list``, ``infos``, ``search`` and ``top``."""
 
-from typing import Final
+from typing import Any, Final
 
 from cxm import names
+from cxm.balance import schema
 from cxm.cli import metrics, views
 from cxm.cli.text import moment
 from cxm.cli.world import World
+from cxm.cluster import balancing
 from cxm.cluster.cib import resource_id
 from cxm.cluster.model import Cluster, find_vms
 from cxm.errors import CxmError
@@ -44,10 +46,16 @@ def infos(world: World, *, with_metrics: bool = False) -> int:
     cluster, cib = world.look()
     used = metrics.used(world, cluster, cib) if with_metrics else None
     if world.as_json:
-        world.show_json(views.infos_json(cluster, used))
+        limits = _limits(world) if with_metrics else None
+        world.show_json(views.infos_json(cluster, used, limits))
     else:
         world.show(views.infos(cluster, world.looks(), world.now(), used))
     return 0
+
+
+def _limits(world: World) -> dict[str, Any]:
+    """What this node's settings say of plans."""
+    return schema.settings_json(balancing.limits(world.machine().config))
 
 
 def search(world: World, *, name: str) -> int:

@@ -203,10 +203,17 @@ def node_json(member: Member) -> dict[str, Any]:
     }
 
 
-def infos_json(cluster: Cluster, used: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """All of it; with ``used`` each VM has ``cpu_used``, percent of one processor or null."""
+def infos_json(
+    cluster: Cluster,
+    used: Mapping[str, float] | None = None,
+    limits: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All of it; with ``used`` each VM has ``cpu_used``, percent of one processor or null.
+
+    With ``limits``, what bounds plans, it is all that one is made of.
+    """
     fine, sentence = n_plus_one(cluster)
-    return {
+    told = {
         "quorate": cluster.quorate,
         "fencing": cluster.fencing_enabled,
         "n_plus_one": {"ok": fine, "text": sentence},
@@ -218,6 +225,7 @@ def infos_json(cluster: Cluster, used: Mapping[str, float] | None = None) -> dic
             for row in vms_json(cluster, cluster.vms)
         ],
     }
+    return told if limits is None else told | {"settings": dict(limits)}
 
 
 def top_json(cluster: Cluster, live: Mapping[str, float]) -> dict[str, Any]:

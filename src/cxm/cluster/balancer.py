@@ -7,7 +7,7 @@ and then (``packaging/ocf/balance``, docs/design/0012). All of this is in the me
 that resource: to change them restarts nothing, and every node knows them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element
@@ -82,6 +82,13 @@ def note_moved(cib: Element, times: Mapping[str, float]) -> None:
     """Write which VMs it moves, and those that rest; raises NotFoundError."""
     words = (f"{rid}={at:.0f}" for rid, at in sorted(times.items()))
     put_pair(_meta(cib), _MOVED, " ".join(words))
+
+
+def forget_moved(cib: Element, ids: Collection[str]) -> None:
+    """Write that it has not moved these VMs; raises NotFoundError."""
+    known = moved(cib)
+    if known.keys() & set(ids):
+        note_moved(cib, {rid: at for rid, at in known.items() if rid not in ids})
 
 
 def note_last(cib: Element, at: float, what: str, *, bad: bool) -> None:

@@ -31,6 +31,11 @@ def by_name(cluster: Cluster) -> dict[str, Vm]:
     return {vm.name if often[vm.name] == 1 else vm.resource.id: vm for vm in cluster.vms}
 
 
+def takes_part(vm: Vm) -> bool:
+    """Whether a plan reckons with a VM: it is somewhere, or should be."""
+    return bool(vm.nodes) or vm.resource.started
+
+
 def limits(config: NodeConfig) -> Settings:
     """What a node's settings say of plans."""
     return Settings(
@@ -124,7 +129,7 @@ def snapshot(
             used=used.get(vm.resource.id),
         )
         for name, vm in by_name(cluster).items()
-        if vm.nodes or vm.resource.started
+        if takes_part(vm)
     )
     return Snapshot(nodes, vms, limits(config))
 

@@ -15,7 +15,7 @@ from cxm import lvm
 from cxm.cluster import cib, pacemaker, peer
 from cxm.cluster.pacemaker import Status
 from cxm.errors import CxmError, DataError, NotFoundError, RefusedError
-from cxm.node import adopted, kernels
+from cxm.node import adopted, kernels, usage
 from cxm.node import directory as directories
 from cxm.node.life import Vm
 from cxm.node.machine import Machine
@@ -91,9 +91,11 @@ def gather(call: Call) -> dict[str, Any]:
     """Have the files of all VMs of the cluster here, and none that no VM boots any more.
 
     What cannot be had is told. A VM that is damaged in the CIB keeps no other from what it boots,
-    but nothing is removed while there is one: raises DataError when all else has been done.
+    but nothing is removed while there is one: raises DataError when all else has been done. As this
+    comes round on every node, it keeps a sample of what guests use, too.
     """
     machine = call.machine
+    usage.keep(machine)
     found, damaged = cib.readable(pacemaker.cib(machine.runner))
     needed: set[str] = set()
     for resource in found:
