@@ -161,6 +161,7 @@ def test_taken_for_off(world: World) -> None:
 
 
 @since_4
+@pytest.mark.extensive
 def test_files_that_cannot_be_moved(world: World) -> None:
     """Oned takes that back without a driver, and then it is tried again."""
     world.cloud.poweroff(0)
@@ -177,6 +178,7 @@ def test_files_that_cannot_be_moved(world: World) -> None:
     assert believed(world) == ("POWEROFF", migrations.OTHER)
 
 
+@pytest.mark.extensive
 def test_refused_confirmation(world: World) -> None:
     """The driver says that the VM is not there: OpenNebula keeps it where it was, and says why."""
     world.notes.mark("sync")
