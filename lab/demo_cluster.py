@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
-from lab import cluster, guest_image, process, town, visit
+from lab import cluster, guest_image, town, visit
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.oned import scenarios
@@ -160,14 +160,8 @@ def _survive(story: Story, stage: Stage) -> None:
 
 def _told(stage: Stage, node: Machine) -> None:
     """A nudge, as nodes give it: ``cxm-sync`` looks, and OpenNebula says where the VM runs."""
-
-    def is_told() -> bool:
-        view = stage.cloud.vm(stage.vm)
-        return (view.host, view.state) == (node.name, "RUNNING")
-
     stage.cloud.sync("--nudged")
-    what = f"OpenNebula says that VM {stage.vm} runs on {node.name}"
-    process.wait_until(is_told, timeout_s=_TOLD_S, what=what)
+    scenarios.await_told(stage.cloud, [stage.vm], node.name, timeout_s=_TOLD_S)
 
 
 def _tell(story: Story, stage: Stage) -> None:

@@ -77,12 +77,12 @@ class Resident:
         """What its guest says, as soon as it says something."""
         return visit.await_status(self.lab, self.address)
 
-    def lives_on(self, before: visit.Status) -> visit.Status:
-        """The same boot, its counter going on."""
+    def lives_on(self, before: visit.Status, counts: int = 1) -> visit.Status:
+        """The same boot, its counter going on: by as many ``counts`` at least."""
         return visit.await_status(
             self.lab,
             self.address,
-            lambda now: now.boot == before.boot and now.count > before.count,
+            lambda now: now.boot == before.boot and now.count >= before.count + counts,
             timeout_s=FAILOVER_S,
         )
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from cxm.errors import CxmError
+from lab import process
 from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
@@ -279,6 +280,16 @@ def in_line(cloud: Cloud, vm: int, host: str) -> VmView:
     if (view.host, view.state) != (host, "RUNNING"):
         raise CxmError(f"VM {vm} is {view.state} on {view.host}, not RUNNING on {host}: {said}")
     return view
+
+
+def await_told(cloud: Cloud, vms: Sequence[int], host: str, *, timeout_s: float) -> None:
+    """Wait until OpenNebula says that VMs run on a host, whoever has told it."""
+
+    def is_told() -> bool:
+        views = [cloud.vm(vm) for vm in vms]
+        return all((view.host, view.state) == (host, "RUNNING") for view in views)
+
+    process.wait_until(is_told, timeout_s=timeout_s, what=f"OpenNebula: VMs {vms} on {host}")
 
 
 def ended(cloud: Cloud, vms: Sequence[int]) -> None:

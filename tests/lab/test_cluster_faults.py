@@ -6,7 +6,7 @@ Requirements: the lab with node1 and node2, a cluster by cxm-setup, a VM on each
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import Process
 from typing import Final
@@ -303,15 +303,8 @@ def test_a_busy_machine_fences_nobody(pair_session: Lab, guest: GuestImage) -> N
             before = [each.answers() for each in town.residents]
             town.await_whole()
             for each, then in zip(town.residents, before, strict=True):
-                seen = visit.await_status(
-                    town.lab, each.address, _counted(then, _GONE_ON), timeout_s=FAILOVER_S
-                )
-                assert seen.boot == then.boot
+                each.lives_on(then, counts=_GONE_ON)
             assert town.fenced(town.nodes[0]) == []
-
-
-def _counted(then: visit.Status, more: int) -> Callable[[visit.Status], bool]:
-    return lambda now: now.count >= then.count + more
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from lab import cluster, process, sshd, visit
+from lab import cluster, sshd, visit
 from lab import town as towns
 from lab.guest_image import GuestImage
 from lab.lab import Lab
@@ -117,13 +117,8 @@ def back(stage: Stage, node: Machine) -> None:
 
 def told(stage: Stage, vms: list[int], node: Machine, *, timeout_s: float = _TOLD_S) -> None:
     """Wait until OpenNebula says where VMs run, and print how long that took."""
-
-    def is_told() -> bool:
-        views = [stage.cloud.vm(vm) for vm in vms]
-        return all((view.host, view.state) == (node.name, "RUNNING") for view in views)
-
     began = time.monotonic()
-    process.wait_until(is_told, timeout_s=timeout_s, what=f"OpenNebula: VMs {vms} on {node.name}")
+    scenarios.await_told(stage.cloud, vms, node.name, timeout_s=timeout_s)
     print(
         f"\nVMs {vms} run on {node.name}: OpenNebula says so {time.monotonic() - began:.0f} s later"
     )
