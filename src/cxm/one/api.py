@@ -168,9 +168,11 @@ class XmlRpc:
         if not url and path is not None:
             with open(path, encoding="utf-8") as file:
                 url = file.read().strip()
+        if url and not self._only_here:
+            return url
         listens = frontend.setting(self._remotes, "LISTEN_ADDRESS") or ""
         host = "127.0.0.1" if listens in _ANY_ADDRESS else listens
-        if url and (not self._only_here or _is_own(url, host)):
+        if url and _is_own(url, host):
             return url
         port = frontend.setting(self._remotes, "PORT") or _DEFAULT_PORT
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/RPC2"
