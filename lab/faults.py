@@ -7,7 +7,8 @@ What is broken on a host is written in one small file, which its BMC reads too.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,16 @@ def heal(lab: "Lab", name: str) -> None:
         with machine.qmp() as qmp:
             qmp.execute("blockdev-del", {"node-name": SAN_BROKEN})
     write(lab.places, name, Faults())
+
+
+@contextmanager
+def frontend_away(lab: "Lab") -> Iterator[None]:
+    """The frontend reaches no node, guest or BMC, and none of them it, while the block runs."""
+    net.cut_frontend(lab.core)
+    try:
+        yield
+    finally:
+        net.join_frontend(lab.core)
 
 
 def _cut_san(machine: Machine) -> None:

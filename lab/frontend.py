@@ -33,12 +33,16 @@ def furnish(places: Places, namespace: Namespace, spec: LabSpec) -> None:
         file.write(personality.hosts_file(spec, own_name))
     ssh = os.path.join(places.state, "etc", "ssh")
     _copy_ssh("/etc/ssh", ssh)
-    with open(os.path.join(ssh, "ssh_known_hosts"), "w", encoding="utf-8") as file:
+    with open(_known_hosts(places), "w", encoding="utf-8") as file:
         file.write(keys.known_hosts(places, spec))
     namespace.run(["mount", "--bind", hosts, "/etc/hosts"])
     namespace.run(["mount", "--bind", ssh, "/etc/ssh"])
     with open(places.of("ssh_config"), "w", encoding="utf-8") as file:
         file.write(ssh_config(places, spec))
+
+
+def _known_hosts(places: Places) -> str:
+    return os.path.join(places.state, "etc", "ssh", "ssh_known_hosts")
 
 
 def _copy_ssh(source: str, target: str) -> None:
@@ -53,8 +57,13 @@ def _copy_ssh(source: str, target: str) -> None:
 
 
 def ssh_config(places: Places, spec: LabSpec) -> str:
-    """Root's login from the lab: one shared connection a host, quick key exchange."""
-    return f"""Host {" ".join(host.name for host in spec.hosts)}
+    """Root's login from the lab: one shared connection a host, quick key exchange.
+
+    It serves wherever the nodes' network is reached, whether their names are known there or not.
+    """
+    named = "".join(f"Host {host.name}\n    HostName {host.address}\n" for host in spec.hosts)
+    return f"""{named}Host {" ".join(host.name for host in spec.hosts)}
+    GlobalKnownHostsFile {_known_hosts(places)}
     User root
     IdentityFile {keys.key_path(places, keys.ROOT_KEY)}
     IdentitiesOnly yes
@@ -81,7 +90,7 @@ def environment(places: Places, namespace: Namespace, spec: LabSpec) -> dict[str
         "CXM_LAB_SSH_USER": "root",
         "CXM_LAB_SSH_KEY": keys.key_path(places, keys.ROOT_KEY),
         "CXM_LAB_SSH_CONFIG": places.of("ssh_config"),
-        "CXM_LAB_KNOWN_HOSTS": os.path.join(places.state, "etc", "ssh", "ssh_known_hosts"),
+        "CXM_LAB_KNOWN_HOSTS": _known_hosts(places),
         "CXM_LAB_ETC_HOSTS": places.of("etc", "hosts"),
         "CXM_LAB_BRIDGE": BRIDGE,
         "CXM_LAB_VG": spec.vg_name,

@@ -25,6 +25,7 @@ BOOT_S = 480.0  # measured 50 s for one node; 230 s for two beside other work
 SETTLE_S = 240.0
 LOAD_S = 60.0  # measured 1 to 6 s
 RUN_S = 120.0
+_XENS_OWN = range(0xFFFF800000000000, 0xFFFF880000000000)  # addresses, by Xen's config.h
 
 
 class Power(Enum):
@@ -43,7 +44,6 @@ class Surroundings:
     places: Places
     image: NodeImage
     core: Namespace
-    frontend: Namespace
     accelerator: str
     lab_id: str
 
@@ -127,6 +127,15 @@ class Machine:
         with self.qmp() as qmp:
             qmp.execute("stop")
 
+    def in_guest(self) -> bool:
+        """Whether a processor of the frozen machine is inside a guest, not in Xen or dom0.
+
+        Dom0, a PV guest, runs on Xen's own interrupt table. Also true before Xen has started.
+        """
+        with self.qmp() as qmp:
+            shown = qmp.monitor("info registers -a")
+        return any(base not in _XENS_OWN for base in interrupt_tables(shown))
+
     def go(self) -> None:
         """Let a machine that was just started, or loaded, run."""
         with self.qmp() as qmp:
@@ -143,9 +152,9 @@ class Machine:
     # Login.
 
     def ssh(self, argv: Sequence[str], *, options: Sequence[str] = ()) -> list[str]:
-        """The command that runs ``argv`` on the node as root, from the frontend's place."""
+        """The command that runs ``argv`` on the node as root; the frontend has no part in it."""
         config = self._around.places.of("ssh_config")
-        words = [*self._around.frontend.prefix(), "ssh", "-F", config, *options, self.name]
+        words = [*self._around.core.prefix(), "ssh", "-F", config, *options, self.name]
         return [*words, "--", shlex.join(argv)] if argv else words
 
     def run(
@@ -168,7 +177,7 @@ class Machine:
         config = self._around.places.of("ssh_config")
         source = os.path.join(local, "") if os.path.isdir(local) else local
         System().run(
-            [*self._around.frontend.prefix(), "rsync", "-a", "--mkpath", "--no-owner",
+            [*self._around.core.prefix(), "rsync", "-a", "--mkpath", "--no-owner",
              "--no-group", "-e", f"ssh -F {shlex.quote(config)}", source,
              f"{self.name}:{remote}"],
             timeout_s=timeout_s,
@@ -231,6 +240,12 @@ class Machine:
     def set_clock(self) -> None:
         """Give the node our time: a restored machine lives in the past."""
         self.run(["date", "--utc", f"--set=@{time.time():.3f}"])
+
+
+def interrupt_tables(registers: str) -> list[int]:
+    """Where each processor's interrupt table is, from what QEMU's monitor shows."""
+    lines = (line.split() for line in registers.splitlines() if line.startswith("IDT="))
+    return [int(words[1], 16) for words in lines]
 
 
 def power_of(status: str) -> Power:

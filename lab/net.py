@@ -3,7 +3,8 @@
 """Owns the lab's networks: three bridges, the nodes' taps on them, the frontend's link.
 
 The frontend reaches the nodes' network only. The cluster network and the BMC network join nothing
-but the nodes (and the BMCs).
+but the nodes (and the BMCs). The lab itself looks at nodes and guests from where the bridges are,
+so it sees them also while the frontend does not.
 """
 
 from lab.namespaces import Namespace
@@ -13,11 +14,14 @@ from lab.spec import (
     FRONTEND_NUMBER,
     LAN,
     NETWORKS,
+    OUTSIDE_ADDRESS,
     PREFIX_BITS,
     HostSpec,
     LabSpec,
     Network,
 )
+
+_FRONTEND = "frontend"  # its end of the cable, on the bridge
 
 
 def _bridge(network: Network) -> str:
@@ -37,9 +41,12 @@ def build(core: Namespace, frontend: Namespace, spec: LabSpec) -> None:
         lines.append(f"link set {bridge} up")
     # The bridge's own address carries the route; a BMC's /32 comes and goes beside it.
     lines.append(f"address add {BMC.address(1)}/{PREFIX_BITS} dev {_bridge(BMC)}")
+    lines.append(f"address add {OUTSIDE_ADDRESS}/{PREFIX_BITS} dev {_bridge(LAN)}")
     mac = LAN.mac(FRONTEND_NUMBER)
-    lines.append(f"link add frontend type veth peer name eth0 address {mac} netns {frontend.pid}")
-    lines.append(f"link set frontend master {_bridge(LAN)} up")
+    lines.append(
+        f"link add {_FRONTEND} type veth peer name eth0 address {mac} netns {frontend.pid}"
+    )
+    lines.append(f"link set {_FRONTEND} master {_bridge(LAN)} up")
     for host in spec.hosts:
         lines += _host_lines(host)
     _ip(core, *lines)
@@ -69,6 +76,16 @@ def cut_card(core: Namespace, host: HostSpec, network: Network) -> None:
 def join_card(core: Namespace, host: HostSpec, network: Network) -> None:
     """Plug a host's cable in again."""
     _ip(core, f"link set {host.tap(network)} master {_bridge(network)}")
+
+
+def cut_frontend(core: Namespace) -> None:
+    """Pull the frontend's cable: it reaches nobody, and nobody it; no packet is refused."""
+    _ip(core, f"link set {_FRONTEND} nomaster")
+
+
+def join_frontend(core: Namespace) -> None:
+    """Plug the frontend's cable in again."""
+    _ip(core, f"link set {_FRONTEND} master {_bridge(LAN)}")
 
 
 def cut_bmc(core: Namespace, host: HostSpec) -> None:

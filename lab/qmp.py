@@ -61,6 +61,10 @@ class Qmp:
         except OSError as error:
             raise CommandError(f"{_GONE} {self._path}: {error}") from error
 
+    def monitor(self, line: str) -> str:
+        """What QEMU's monitor for people prints for a line."""
+        return str(self.execute("human-monitor-command", {"command-line": line}))
+
     def status(self) -> str:
         """The state of the machine: running, paused, shutdown, inmigrate, ..."""
         return str(self.execute("query-status")["status"])

@@ -46,9 +46,7 @@ class Lab:
         self._image = image.NodeImage(**state["image"])
         self._accelerator = str(state["accelerator"])
         self._bmcs: dict[str, int] = dict(state["bmcs"])
-        around = Surroundings(
-            where, self._image, self.core, self.frontend, self._accelerator, self.lab_id
-        )
+        around = Surroundings(where, self._image, self.core, self._accelerator, self.lab_id)
         self.machines = {
             host.name: Machine(host, around, int(state["machines"].get(host.name, 0)))
             for host in self.spec.hosts

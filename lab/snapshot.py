@@ -25,6 +25,9 @@ from lab.spec import LabSpec
 SAVE_S = 120.0
 _MANIFEST = "snapshot.json"
 _KEPT_PER_WORD = 8
+# How often a moment is sought at which no guest has a processor; a busy one has it half the time.
+_MOMENTS = 200
+_MOMENT_S = 0.01
 _WORDS = {
     "image": "node packages",
     "spec": "hosts or sizes",
@@ -180,9 +183,9 @@ def save(
     target = directory_of(places, name)
     new = tempfile.mkdtemp(prefix="new-", dir=os.path.dirname(target))
     try:
-        for machine in with_memory:
-            machine.hang()
         try:
+            for machine in with_memory:
+                _stand_still(machine, is_running=states[machine.name] is Power.RUNNING)
             in_parallel([_saver(machine, new) for machine in with_memory])
             for disk, path in _all_disks(machines).items():
                 _copy(path, os.path.join(new, disk))
@@ -205,6 +208,26 @@ def save(
         shutil.rmtree(target, ignore_errors=True)
         os.rename(new, target)
     return load(places, name)
+
+
+def _stand_still(machine: Machine, *, is_running: bool) -> None:
+    """Freeze a machine at a moment that can be loaded again.
+
+    QEMU without KVM saves a processor that is inside a guest of Xen's, and then refuses to load it.
+    """
+    for _time in range(_MOMENTS):
+        machine.hang()
+        if not machine.in_guest():
+            return
+        if not is_running:
+            break
+        machine.go()
+        time.sleep(_MOMENT_S)
+    raise RefusedError(
+        f"{machine.name} cannot be saved now: its processor is inside a guest, or has not come to "
+        "Xen yet",
+        hint="try again when its guests have less to do",
+    )
 
 
 def _saver(machine: Machine, directory: str) -> Callable[[], None]:

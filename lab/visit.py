@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns how the frontend's place looks at a guest: its status page says who it is and since when."""
+"""Owns how the lab looks at a guest: its status page says who it is and since when."""
 
 import threading
 import time
@@ -36,7 +36,7 @@ def fetch(lab: Lab, address: str, path: str = "") -> str:
     url = f"http://{address}/{path}"
     argv = ["curl", "-sS", "--fail", "--noproxy", "*", "--max-time", "5", url]
     try:
-        return lab.exec(argv, timeout_s=15).stdout
+        return lab.core.run(argv, timeout_s=15).stdout
     except CommandError as error:
         raise CxmError(f"the guest at {address} does not answer: {error.message}") from error
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -94,10 +94,8 @@ def open_real(
         _furnish(lab, one, covers)
         _set_up(lab, one, {"CLOUD_ID": installed.cloud(lab.places), **(settings or {})})
         _adapt(lab, one)
-        pid = _start(lab, one, "oned", "-f")
-        cloud = _answering(lab, one, pid, inbox, Names(cluster=san) if san else Names())
-        if cloud.version < _OWN_SCHEDULER:
-            _start(lab, one, "mm_sched")
+        _Daemon(lab, one).start()
+        cloud = _client(lab, one, inbox, Names(cluster=san) if san else Names())
         _cxm_setup(lab, one, "--datastores", *(["--san", san] if san else []))
         for machine in lab.machines.values():
             # A self-contained OpenNebula uses this path on the hosts too (the guide says so).
@@ -267,29 +265,48 @@ def _start(lab: Lab, one: Installed, program: str, *words: str) -> int:
     return process.start(argv, log=log, lab_id=lab.lab_id)
 
 
-def _answering(lab: Lab, one: Installed, pid: int, inbox: str, names: Names) -> RealOned:
-    """Wait until oned answers."""
-    found: list[RealOned] = []
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    """Its oned, and the scheduler where that is a program of its own."""
 
-    def answers() -> bool:
-        with suppress(CxmError):
-            prefix = lab.frontend.prefix()
-            cloud = RealOned(
-                System(),
-                prefix=prefix,
-                url=_URL,
-                session=_SESSION,
-                var=one.var,
-                inbox=inbox,
-                names=names,
-                as_account=lambda argv: _as_oneadmin(lab, one, argv),
-            )
-            found.append(cloud)
-        return bool(found)
+    lab: Lab
+    one: Installed
 
-    log = lab.places.log("real-oned-output")
-    process.wait_until(answers, timeout_s=_START_S, what="oned", pause_s=0.5, pid=pid, log=log)
-    return found[0]
+    def start(self) -> None:
+        """Start them; oned answers then."""
+        pid = _start(self.lab, self.one, "oned", "-f")
+        log = self.lab.places.log("real-oned-output")
+        process.wait_until(
+            self._answers, timeout_s=_START_S, what="oned", pause_s=0.5, pid=pid, log=log
+        )
+        if version_of(self.one) < _OWN_SCHEDULER:
+            _start(self.lab, self.one, "mm_sched")
+
+    def _answers(self) -> bool:
+        try:
+            _client(self.lab, self.one)
+        except CxmError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End them, and all that they have started."""
+        _end(self.lab)
+
+
+def _client(lab: Lab, one: Installed, inbox: str = "", names: Names | None = None) -> RealOned:
+    """Whoever drives its oned, which answers."""
+    return RealOned(
+        System(),
+        prefix=lab.frontend.prefix(),
+        url=_URL,
+        session=_SESSION,
+        var=one.var,
+        inbox=inbox,
+        names=names,
+        daemon=_Daemon(lab, one),
+        as_account=lambda argv: _as_oneadmin(lab, one, argv),
+    )
 
 
 def _end(lab: Lab) -> None:

@@ -5,6 +5,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self, TypeVar
@@ -35,6 +36,7 @@ class Action(StrEnum):
     RESET = "reboot --hard"
     DELETE = "recover --delete"
     RETRY = "recover --retry"
+    RECREATE = "recover --recreate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,13 @@ class Cloud(ABC):
     def sync(self, *words: str) -> str:
         """Have the frontend's ``cxm-sync`` take a turn, as its timer would; its output."""
 
+    @abstractmethod
+    def oned_stopped(self) -> AbstractContextManager[None]:
+        """No oned answers and none watches its hosts while the block runs; it knows all as before.
+
+        For a VM in the middle of nothing: what oned itself has under way is not kept.
+        """
+
     @property
     @abstractmethod
     def host_datastores(self) -> str:
@@ -196,6 +205,10 @@ class Cloud(ABC):
     def delete(self, vm: int) -> None:
         """Remove whatever state the VM is in: ``onevm delete`` up to 4.14."""
         self.act(vm, Action.DELETE)
+
+    def recreate(self, vm: int) -> None:
+        """Remove and make it anew, in whatever state it is: ``onevm resubmit`` up to 4.14."""
+        self.act(vm, Action.RECREATE)
 
     def retry(self, vm: int) -> None:
         """A second try of what failed, as an operator of that version makes it."""

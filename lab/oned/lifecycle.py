@@ -51,6 +51,7 @@ class Lifecycle(Migrations):
             Action.RESET: lambda vm: self._restart(vm, "reset"),
             Action.DELETE: self._delete,
             Action.RETRY: self._retry,
+            Action.RECREATE: self._recreate,
         }
         with self._lock:
             job = plans[action](vm)
@@ -196,43 +197,66 @@ class Lifecycle(Migrations):
         return job
 
     def _delete(self, vm: Vm) -> Callable[[], None]:
-        state = vm.state
-        if not vm.histories or state == "DONE":
+        if not vm.histories or vm.state == "DONE":
             return lambda: self._gone(vm, removed=True)
+        clean_up = self._clean_up(vm)
+
+        def job() -> None:
+            # oned says DONE at once and cleans up behind it; the result is not asked for.
+            self._gone(vm, removed=True)
+            clean_up()
+
+        return job
+
+    def _recreate(self, vm: Vm) -> Callable[[], None]:
+        self._require(vm, *_RUNNING, "FAILED")
+        clean_up = self._clean_up(vm)
+        self._state(vm, "CLEANUP")
+
+        def job() -> None:
+            clean_up()
+            self._close(vm, "")
+            self._state(vm, "PENDING")
+            self._schedule()
+
+        return job
+
+    def _clean_up(self, vm: Vm) -> Callable[[], None]:
+        """What removes the VM in the state that it is in; how that ends nobody asks."""
+        state = vm.state
         away = state in ("STOPPED", "UNDEPLOYED")
         here = away and self._profile.deletes_stopped_on_frontend
         only_disks = state.startswith(("PROLOG", "EPILOG")) or away or state in (
             "POWEROFF", "SUSPENDED", "FAILED",
         )  # fmt: skip
-        old = not self._profile.failure_states
 
-        def job() -> None:
-            # oned says DONE at once and cleans up behind it; the result is not asked for.
-            self._gone(vm, removed=True)
+        def remove_disks(*, on_frontend: bool = False) -> None:
+            lines = self._transfers.delete(vm, on_frontend=on_frontend)
+            self._transfers.run(vm, "delete", lines, vm.say)
+
+        def clean_up() -> None:
             if state.startswith("PROLOG_MIGRATE"):
                 lines = self._transfers.delete_both(vm)
                 self._transfers.run(vm, "delete_both", lines, vm.say)
             elif only_disks:
-                self._transfers.run(
-                    vm, "delete", self._transfers.delete(vm, on_frontend=here), vm.say
-                )
-            elif old:
+                remove_disks(on_frontend=here)
+            elif not self._profile.failure_states:
                 # oned asks both drivers at once, so disks are removed while the domain still runs.
                 cancel = threading.Thread(
                     target=self._hypervisor.end, args=(vm, "cancel", vm.say), daemon=True
                 )
                 cancel.start()
-                self._transfers.run(vm, "delete", self._transfers.delete(vm), vm.say)
+                remove_disks()
                 cancel.join()
             else:
                 self._hypervisor.cleanup(vm, vm.say)
 
-        return job
+        return clean_up
 
     def _retry(self, vm: Vm) -> Callable[[], None]:
         if not self._profile.failure_states:
             self._require(vm, "FAILED")
-            return lambda: self._resubmit(vm)
+            return self._recreate(vm)
         again: dict[str, tuple[str, Callable[[], None]]] = {
             "PROLOG_FAILURE": ("PROLOG", lambda: self._create(vm)),
             "PROLOG_RESUME_FAILURE": ("PROLOG_RESUME", lambda: self._come_back(vm, "STOPPED")),
@@ -286,13 +310,6 @@ class Lifecycle(Migrations):
         if self._transfer(vm, "epilog", self._transfers.epilog(vm, on_frontend=on_frontend)):
             self._close(vm, "terminate")
             self._gone(vm, removed=False)
-
-    def _resubmit(self, vm: Vm) -> None:
-        self._state(vm, "CLEANUP")
-        self._transfers.run(vm, "delete", self._transfers.delete(vm), vm.say)
-        self._close(vm, "")
-        self._state(vm, "PENDING")
-        self._schedule()
 
 
 def _is_outcome(reported: str, state: str) -> bool:

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from xml.etree import ElementTree as ET
 
 from cxm.errors import CxmError, UsageError
@@ -21,7 +22,7 @@ from lab.oned.cloud import Action, Cloud, HostView, ImageView, Network, VmView
 
 _CALL: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "call.py")
 _TIMEOUT_S: Final = 60.0
-_RECOVER: Final = {Action.RETRY: 2, Action.DELETE: 3}
+_RECOVER: Final = {Action.RETRY: 2, Action.DELETE: 3, Action.RECREATE: 4}
 _TODAY: Final = {
     Action.SUSPEND: "suspend",
     Action.RESUME: "resume",
@@ -46,6 +47,7 @@ _OLDEST: Final = {
     Action.RESET: "reset",
     Action.DELETE: "finalize",
     Action.RETRY: "resubmit",
+    Action.RECREATE: "resubmit",
 }
 _FIRST_WITH_RECOVER: Final = (5, 0)
 
@@ -64,6 +66,16 @@ class Names:
 _SYNC_S = 600.0
 
 
+class Daemon(Protocol):
+    """Whoever started oned."""
+
+    def start(self) -> None:
+        """Start it; it answers then."""
+
+    def stop(self) -> None:
+        """Stop it, and all that it has started."""
+
+
 class RealOned(Cloud):
     """A running oned; ``prefix`` are the words that make a command run where oned is reached.
 
@@ -80,6 +92,7 @@ class RealOned(Cloud):
         var: str = "/var/lib/one",
         inbox: str = "",
         names: Names | None = None,
+        daemon: Daemon | None = None,
         as_account: Callable[[Sequence[str]], list[str]] | None = None,
     ) -> None:
         self._runner = runner
@@ -90,6 +103,7 @@ class RealOned(Cloud):
         self._inbox = inbox
         self._as_account = as_account or (lambda argv: [*self._prefix, *argv])
         self.names = names or Names()
+        self._daemon = daemon
         major, minor, patch = str(self._call("one.system.version")).split(".")[:3]
         self.version = OneVersion(int(major), int(minor), int(patch))
 
@@ -216,6 +230,16 @@ class RealOned(Cloud):
     def sync(self, *words: str) -> str:
         argv = self._as_account(["/usr/sbin/cxm-sync", *words])
         return self._runner.run(argv, timeout_s=_SYNC_S, ok=(0, ATTENTION)).stdout
+
+    @contextmanager
+    def oned_stopped(self) -> Iterator[None]:
+        if self._daemon is None:
+            raise UsageError("this oned was not started here: it is not stopped here either")
+        self._daemon.stop()
+        try:
+            yield
+        finally:
+            self._daemon.start()
 
     def settle(self) -> None:
         """Nothing to wait for: a VM that a real oned calls DONE has been cleaned up."""

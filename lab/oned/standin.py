@@ -8,7 +8,10 @@ answers and states, by version.
 """
 
 import os
+import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,11 +107,8 @@ class StandIn(Cloud):
         self._reports = reports.Reports(
             profile, self._vms, self._stores, self._life.report, quiet_s=quiet_s
         )
-        words = [f"tcp:127.0.0.1:{place.xmlrpc_port}"]
-        if profile.monitord:
-            words += [f"{kind}:0.0.0.0:{place.monitor_port}" for kind in ("udp", "tcp")]
-        door, *listening = sockets.inside(runner, place.prefix, words)
-        self.api = Server(door, SESSION, self._methods())
+        self._runner = runner
+        self.api, listening = self._open_doors()
         self.watch = Watch(
             scripts,
             self._documents,
@@ -122,6 +122,15 @@ class StandIn(Cloud):
         for store in self._stores.values():
             if store.type == _SYSTEM and store.shared and profile.version >= (5, 0):
                 self.watch.store(store)
+
+    def _open_doors(self) -> tuple[Server, list[socket.socket]]:
+        """Answer calls from now on; also the sockets that hosts send their reports to."""
+        place = self.place
+        words = [f"tcp:127.0.0.1:{place.xmlrpc_port}"]
+        if self.profile.monitord:
+            words += [f"{kind}:0.0.0.0:{place.monitor_port}" for kind in ("udp", "tcp")]
+        door, *listening = sockets.inside(self._runner, place.prefix, words)
+        return Server(door, SESSION, self._methods()), listening
 
     # What a real installation has.
 
@@ -369,6 +378,16 @@ class StandIn(Cloud):
         if outcome.code not in (0, ATTENTION):
             raise CxmError(f"cxm-sync ended with {outcome.code}: {outcome.stderr}")
         return outcome.stdout
+
+    @contextmanager
+    def oned_stopped(self) -> Iterator[None]:
+        self.watch.pause()
+        self.api.stop()
+        try:
+            yield
+        finally:
+            self.api, listening = self._open_doors()
+            self.watch.go_on(listening)
 
     @property
     def host_datastores(self) -> str:

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _TICK_S: Final = 0.5
 _DATAGRAM: Final = 1 << 16
 _COLLECTD_PORT: Final = 4124
+_LISTENER: Final = "monitor-listen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,12 @@ class Watch:
         self._lock = lock
         self._after = after
         self._end = threading.Event()
+        self._awake = threading.Event()
         self._hosts: dict[int, Host] = {}
-        self._listening = list(listening)
+        self._listening: list[socket.socket] = []
         self.messages: list[Message] = []
         self._threads: list[threading.Thread] = []
-        if self._listening:
-            self._spawn(self._listen, "monitor-listen")
+        self.go_on(listening)
 
     def _spawn(self, work: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=work, daemon=True, name=name)
@@ -90,6 +91,22 @@ class Watch:
         for one in self._listening:
             one.close()
 
+    def pause(self) -> None:
+        """Look at nothing and hear nothing until :meth:`go_on`: what hosts send is refused."""
+        self._awake.clear()
+        for thread in [each for each in self._threads if each.name == _LISTENER]:
+            thread.join(timeout=10)
+            self._threads.remove(thread)
+        for one in self._listening:
+            one.close()
+
+    def go_on(self, listening: Iterable[socket.socket]) -> None:
+        """Watch, and hear what hosts send to these sockets; all hosts are greeted anew."""
+        self._listening = list(listening)
+        self._awake.set()
+        if self._listening:
+            self._spawn(self._listen, _LISTENER)
+
     def host(self, host: Host) -> None:
         """Watch a host from now on."""
         self._hosts[host.id] = host
@@ -102,6 +119,8 @@ class Watch:
 
     def _guard(self, work: Callable[[], None]) -> None:
         while not self._end.is_set():
+            if not self._awake.wait(_TICK_S):
+                continue
             try:
                 work()
             except CxmError as error:
@@ -180,7 +199,7 @@ class Watch:
         with self._lock:
             self._greet(host, outcome)
         self._after()
-        while not self._end.wait(_TICK_S):
+        while self._awake.is_set() and not self._end.wait(_TICK_S):
             if time.time() - host.last_seen > self._periods.silence:
                 return
 
@@ -201,7 +220,7 @@ class Watch:
         with selectors.DefaultSelector() as ready:
             for one in self._listening:
                 ready.register(one, selectors.EVENT_READ)
-            while not self._end.is_set():
+            while self._awake.is_set() and not self._end.is_set():
                 for key, _events in ready.select(timeout=_TICK_S):
                     if isinstance(key.fileobj, socket.socket):
                         self._receive(key.fileobj)

@@ -215,3 +215,24 @@ def test_what_is_off_is_not_moved(world: World) -> None:
         api(world).migrate(VmId(0), 1, live=True)
     assert believed(world) == ("POWEROFF", recorder.HOST)
     assert scripts(world, "refused") == []
+
+
+def test_oned_is_away(world: World) -> None:
+    """Nobody answers; later it knows what it knew."""
+    oned = api(world)
+    with world.cloud.oned_stopped(), pytest.raises(CxmError, match="does not answer"):
+        oned.vms_info()
+    assert believed(world) == ("RUNNING", recorder.HOST)
+    world.notes.mark("sync")
+    bring_in_line(world)
+    assert believed(world) == ("RUNNING", migrations.OTHER)
+
+
+def test_recreated(world: World) -> None:
+    """All of a VM is removed, and it is made anew where the scheduler puts it."""
+    world.notes.mark("recreate")
+    world.cloud.recreate(0)
+    assert world.cloud.wait(0, "RUNNING").sequence == 1
+    called = [script.partition("@")[0] for script in scripts(world, "recreate")]
+    assert called.index("vmm/cancel") < called.index("vmm/deploy")
+    assert called.index("tm/delete") < called.index("tm/context") < called.index("vmm/deploy")

@@ -15,7 +15,8 @@ from typing import Final
 
 import pytest
 
-from lab import cluster, sshd, visit
+from cxm.errors import CxmError
+from lab import cluster, faults, net, sshd, visit
 from lab import town as towns
 from lab.guest_image import GuestImage
 from lab.lab import Lab
@@ -98,13 +99,12 @@ def _another_boot(was: visit.Status) -> Callable[[visit.Status], bool]:
     return lambda now: now.boot != was.boot
 
 
-def rescued(stage: Stage, vms: list[int], before: list[visit.Status]) -> None:
-    """Wait until the guests have booted on the second node, and are at rest there."""
-    second = stage.nodes[1]
+def rescued(stage: Stage, vms: list[int], before: list[visit.Status], node: Machine) -> None:
+    """Wait until the guests have booted on a node, and are at rest there."""
     for address, was in zip(_ADDRESSES, before, strict=False):
         visit.await_status(stage.lab, address, _another_boot(was), timeout_s=FAILOVER_S)
-    wanted = dict.fromkeys(vms, (second.name,))
-    second.wait_until(lambda: towns.places_of(towns.status(second)) == wanted, timeout_s=FAILOVER_S)
+    wanted = dict.fromkeys(vms, (node.name,))
+    node.wait_until(lambda: towns.places_of(towns.status(node)) == wanted, timeout_s=FAILOVER_S)
 
 
 def back(stage: Stage, node: Machine) -> None:
@@ -136,7 +136,7 @@ def test_a_node_loses_its_power_under_vms(stage: Stage) -> None:
     with watched(stage.lab):
         with silent(stage, first), timed(stage.cloud):
             first.power_off()
-            rescued(stage, vms, before)
+            rescued(stage, vms, before, second)
             told(stage, vms, second)
         for vm in vms:
             scenarios.in_line(stage.cloud, vm, second.name)
@@ -152,12 +152,17 @@ def test_a_node_loses_its_power_under_vms(stage: Stage) -> None:
 @pytest.mark.extensive
 @pytest.mark.parametrize("version", versions("7.4", "3.8"))
 def test_an_operator_moves_vms(stage: Stage) -> None:
-    """``cxm migrate`` and ``cxm eject``: the guest notices nothing of what OpenNebula is told."""
+    """``cxm migrate`` and ``cxm eject``: the guest notices nothing of what OpenNebula is told.
+
+    Nor does it matter that the VM moves on while OpenNebula is being told of its last move.
+    """
     first, second = stage.nodes
     (vm,) = deployed(stage)
     boot = stage.answers().boot
     with watched(stage.lab), timed(stage.cloud):
-        first.run(["cxm", "migrate", str(vm), second.name], timeout_s=900.0)
+        for target in (second, first, second):
+            # The timer's turns fall into the moves.
+            first.run(["cxm", "migrate", str(vm), target.name], timeout_s=900.0)
         told(stage, [vm], second)
         second.run(["cxm", "eject", second.name], timeout_s=900.0)
         told(stage, [vm], first)
@@ -202,17 +207,81 @@ def test_a_node_nudges(stage: Stage) -> None:
 
 
 @pytest.mark.extensive
+@pytest.mark.parametrize("version", versions("7.4", "3.8"))
+def test_opennebula_knows_nothing_for_a_while(stage: Stage) -> None:
+    """Oned is down during one failover, cut off during the next, and then nobody can be certain.
+
+    Each time it says what is true as soon as that can be known, and not before.
+    """
+    first, second = stage.nodes
+    (vm,) = deployed(stage)
+    stage.cloud.sync()  # the timer has looked before
+    with watched(stage.lab):
+        before = stage.answers()
+        with stage.cloud.oned_stopped():
+            first.power_off()
+            rescued(stage, [vm], [before], second)
+            with pytest.raises(CxmError):
+                stage.cloud.sync()
+            back(stage, first)
+        with timed(stage.cloud):
+            told(stage, [vm], second)
+            before = stage.answers()
+            with faults.frontend_away(stage.lab):
+                second.power_off()
+                rescued(stage, [vm], [before], first)
+            told(stage, [vm], first)
+            back(stage, second)
+            before = stage.answers()
+        _nobody_is_certain(stage, vm)
+        with timed(stage.cloud):
+            net.join_bmc(stage.lab.core, first.host)  # now one half can fence the other
+            rescued(stage, [vm], [before], second)
+            told(stage, [vm], second)
+        for node in stage.nodes:
+            faults.heal(stage.lab, node.name)
+        back(stage, first)
+    scenarios.ended(stage.cloud, [vm])
+    for node in stage.nodes:
+        node.run(["systemctl", "start", "cxm-gather.service"], timeout_s=300.0)
+    assert stage.left() == []
+
+
+def _nobody_is_certain(stage: Stage, vm: int) -> None:
+    """The halves of a cluster cannot fence each other: OpenNebula is told nothing by either."""
+    known = stage.cloud.vm(vm)
+    first, second = stage.nodes
+    for node in stage.nodes:
+        faults.cut(stage.lab, node.name, "bmc")
+    faults.cut(stage.lab, second.name, "cluster")
+    first.wait_until(lambda: _fears(first, second), timeout_s=FAILOVER_S)
+    second.wait_until(lambda: _fears(second, first), timeout_s=FAILOVER_S)
+    said = stage.cloud.sync("--dry-run")
+    assert "waits to be fenced" in said, said
+    assert stage.cloud.sync() == said
+    assert replace(stage.cloud.vm(vm), monitoring=known.monitoring) == known
+
+
+def _fears(node: Machine, other: Machine) -> bool:
+    """Whether a node sees that another one must be fenced."""
+    return any(each.name == other.name and each.unclean for each in towns.status(node).nodes)
+
+
+@pytest.mark.extensive
 @pytest.mark.parametrize("version", versions("7.4"))
 def test_a_rescued_vm_survives_opennebulas_clean_up(stage: Stage) -> None:
-    """``recover --delete``, as the host error hook orders it: the guest runs on, and it is told."""
+    """What the host error hook orders with -r, then with -d: the guest runs on, and it is told."""
     first, second = stage.nodes
     vms = deployed(stage)
     before = [stage.answers()]
     with watched(stage.lab):
         first.power_off()
-        rescued(stage, vms, before)
+        rescued(stage, vms, before, second)
         back(stage, first)
         boot = stage.answers().boot
+        stage.cloud.recreate(vms[0])
+        assert "it is kept" in scenarios.await_failure(stage.cloud, vms[0]).error
+        assert stage.answers().boot == boot
         stage.cloud.delete(vms[0])
         stage.cloud.wait(vms[0], "DONE")
         stage.cloud.settle()

@@ -133,6 +133,16 @@ def test_power_of_a_state(status: str, power: Power) -> None:
     assert machine.power_of(status) is power
 
 
+def test_whose_interrupt_table_a_processor_has() -> None:
+    """As QEMU 7.2 shows two processors: one in Xen, one inside a PVH guest."""
+    shown = (
+        "CPU#0\nRAX=0000000000000000 RBX=ffff82d04045a0c8\nGDT=     ffff83004a3e4000 0000efff\n"
+        "IDT=     ffff82d040577000 00000fff\nCR0=8005003b CR2=00007f7bd2b9f000\n"
+        "CPU#1\nIDT=     fffffe0000000000 00000fff\n"
+    )
+    assert machine.interrupt_tables(shown) == [0xFFFF82D040577000, 0xFFFFFE0000000000]
+
+
 def test_processes_are_found_by_the_labs_id_and_end(tmp_path: Path) -> None:
     """A process belongs to the lab that started it, and to no other."""
     log = str(tmp_path / "log")
