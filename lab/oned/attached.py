@@ -56,6 +56,12 @@ class Installed:
         """Where its daemons write what they do."""
         return self.var if self.location else "/var/log/one"
 
+    @property
+    def locks(self) -> list[str]:
+        """Where oned says that it runs: up to 3.x, and later."""
+        own = [f"{self.var}/.lock", f"{self.var}/lock/.lock"]
+        return own if self.location else ["/var/lock/one/one"]
+
     def program(self, name: str) -> str:
         return f"{self.location}/bin/{name}" if self.location else f"/usr/bin/{name}"
 
@@ -290,8 +296,10 @@ class _Daemon:
         return True
 
     def stop(self) -> None:
-        """End them, and all that they have started."""
+        """End them, and all that they have started: it can start again."""
         _end(self.lab)
+        # One that took too long to end has left it, and would not start.
+        self.lab.frontend.run(["rm", "-f", *self.one.locks])
 
 
 def _client(lab: Lab, one: Installed, inbox: str = "", names: Names | None = None) -> RealOned:

@@ -262,4 +262,4 @@ def test_it_runs_nowhere_is_told(crm: FakeCluster) -> None:
     """It is on, and no node has it."""
     crm.balances = ""
     _run(crm, "check")
-    assert "it is on, and runs nowhere" in crm.text
+    assert "on, but it runs nowhere" in crm.text

@@ -48,7 +48,7 @@ def order(world: World, what: str) -> int:
     elif what == "off":
         told = "off; what is moving at this moment arrives, and nothing else begins"
     else:
-        told = views.balancer(own, world.now())
+        told = balancer.told(own, world.now())
     told += f"; it waits: {why}" if why and what == "status" else ""
     value = views.balancer_json(own) or {"on": False, "node": None, "last": None}
     world.end(f"the cluster balances itself: {told}", value | {"waits": why or None})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from cxm.cli.text import Cell, Style, Tint
-from cxm.cluster import balancing
+from cxm.cluster import balancer, balancing
 from cxm.cluster.alarms import alarms, n_plus_one
 from cxm.cluster.amounts import ago, count, mib
 from cxm.cluster.balancer import Balancer
@@ -52,7 +52,7 @@ def summary(cluster: Cluster, style: Style, now: float) -> str:
         ("VMs", counted),
     ]
     if cluster.balancer is not None and cluster.balancer.on:
-        rows.append(("Balancer", balancer(cluster.balancer, now)))
+        rows.append(("Balancer", balancer.told(cluster.balancer, now)))
     return "".join(f"{style.paint(f'{key:<8}', Tint.HEAD)} {value}\n" for key, value in rows)
 
 
@@ -71,18 +71,8 @@ def _fencing(cluster: Cluster, style: Style, now: float) -> str:
     return ", ".join(parts)
 
 
-def balancer(own: Balancer | None, now: float) -> str:
-    """Whether the cluster balances itself, and what that did last."""
-    where = f", on {own.node}" if own is not None and own.node else ", but it runs nowhere"
-    state = f"on{where}" if own is not None and own.on else "off"
-    if own is None or own.at is None:
-        return f"{state}; it has moved nothing yet" if state != "off" else state
-    failed = "failed: " if own.bad else ""
-    return f"{state}; {ago(own.at, now)}: {failed}{own.last}"
-
-
 def balancer_json(own: Balancer | None) -> dict[str, Any] | None:
-    """The same; ``at`` is in seconds since 1970."""
+    """What there is to know of it; ``at`` is in seconds since 1970."""
     if own is None:
         return None
     last = None if own.at is None else {"at": own.at, "what": own.last, "failed": own.bad}

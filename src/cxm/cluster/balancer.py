@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree.ElementTree import Element
 
+from cxm.cluster.amounts import ago
 from cxm.cluster.cib import pairs
 from cxm.cluster.elements import Operations, attributes, child, merge, primitive, put_pair
 from cxm.cluster.pacemaker import Status
@@ -56,6 +57,17 @@ def of(cib: Element, status: Status) -> Balancer | None:
     if len(words) <= _WORDS or not words[0].isdecimal():
         return Balancer(on, nodes[0] if nodes else "")
     return Balancer(on, nodes[0] if nodes else "", float(words[0]), words[2], words[1] != "done")
+
+
+def told(own: Balancer | None, now: float) -> str:
+    """For people: whether the cluster balances itself, and what that did last."""
+    if own is None or not own.on:
+        state = "off"
+    else:
+        state = f"on, on {own.node}" if own.node else "on, but it runs nowhere"
+    if own is None or own.at is None:
+        return state if state == "off" else f"{state}; it has moved nothing yet"
+    return f"{state}; {ago(own.at, now)}: {'failed: ' if own.bad else ''}{own.last}"
 
 
 def edit(resources: Element) -> None:

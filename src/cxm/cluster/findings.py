@@ -79,16 +79,16 @@ def _balancer(cluster: Cluster, now: float) -> Iterator[Check]:
     own = cluster.balancer
     if own is None or not own.on:
         return
-    last = "" if own.at is None else f"; {ago(own.at, now)}: {own.last}"
+    said = balancer.told(own, now)
     if not own.node and cluster.quorate:
         advice = f"'crm_resource --cleanup --resource {balancer.RESOURCE}'; to switch it off: "
         advice += "'cxm loadbalance --auto off'"
-        yield warning("balancer", f"it is on, and runs nowhere{last}", advice)
+        yield warning("balancer", said, advice)
     elif own.bad:
         advice = "'cxm timeline' tells what it did; it tries again when its VMs have rested"
-        yield warning("balancer", f"on, and what it did last failed{last}", advice)
+        yield warning("balancer", said, advice)
     else:
-        yield ok("balancer", f"on, on {own.node or 'no node'}{last}")
+        yield ok("balancer", said)
 
 
 def _fencing(cluster: Cluster, now: float) -> Iterator[Check]:
