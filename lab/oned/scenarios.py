@@ -6,9 +6,12 @@ A scenario asks for things as a user does and raises CxmError where something el
 is true outside of OpenNebula (guests, volumes, files) its caller looks at, at the stages named.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from cxm.errors import CxmError
 from lab import process
@@ -23,6 +26,7 @@ Look = Callable[[str, VmView], None]
 # Where a host has what it boots VMs with that do not boot from their disk.
 KERNEL = "/boot/lab-kernel"
 INITRD = "/boot/lab-initrd"
+_EVERY_S: Final = 20.0  # packaging/systemd/cxm-sync.timer
 
 
 def _ignore(_stage: str, _vm: VmView) -> None:
@@ -280,6 +284,26 @@ def in_line(cloud: Cloud, vm: int, host: str) -> VmView:
     if (view.host, view.state) != (host, "RUNNING"):
         raise CxmError(f"VM {vm} is {view.state} on {view.host}, not RUNNING on {host}: {said}")
     return view
+
+
+@contextmanager
+def timer(cloud: Cloud) -> Iterator[None]:
+    """``cxm-sync`` looks at once and as often as the package's timer lets it; nobody else asks."""
+    done = threading.Event()
+
+    def look() -> None:
+        while True:
+            cloud.sync()
+            if done.wait(_EVERY_S):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            yield
+        finally:
+            done.set()
+        looking.result()
 
 
 def await_told(cloud: Cloud, vms: Sequence[int], host: str, *, timeout_s: float) -> None:

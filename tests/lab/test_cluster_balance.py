@@ -26,7 +26,7 @@ from lab.spec import BRIDGE
 from tests.lab.invariant import watched
 from tests.lab.sites import versions
 from tests.lab.test_cluster import FAILOVER_S, Stage
-from tests.lab.test_cluster_sync import timed, told
+from tests.lab.test_cluster_sync import told
 
 _ADDRESSES: Final = tuple(f"10.77.1.{number}" for number in range(150, 156))
 _BUSY: Final = 2  # of those that begin on the first node
@@ -144,7 +144,7 @@ def _are_apart(stage: Stage, vms: Sequence[int]) -> bool:
 
 def _in_line(stage: Stage, places: Mapping[int, str]) -> None:
     """OpenNebula comes to say RUNNING where they are, as ``cxm-sync`` takes its turns."""
-    with timed(stage.cloud):
+    with scenarios.timer(stage.cloud):
         for node in stage.nodes:
             told(stage, [vm for vm, name in places.items() if name == node.name], node)
 

@@ -5,10 +5,8 @@
 # Requirements: the lab with node1 and node2, a cluster by cxm-setup; OpenNebula or its stand-in.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -22,7 +20,7 @@ from lab.guest_image import GuestImage
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.oned import scenarios
-from lab.oned.cloud import Cloud, Network
+from lab.oned.cloud import Network
 from lab.oned.place import SYSTEM_WIDE
 from lab.oned.scenarios import Parts
 from lab.spec import BRIDGE, FRONTEND_ADDRESS
@@ -31,7 +29,6 @@ from tests.lab.sites import versions
 from tests.lab.test_cluster import BACK_S, FAILOVER_S, Stage
 
 _ADDRESSES: Final = ("10.77.1.150", "10.77.1.151", "10.77.1.152")
-_EVERY_S: Final = 20.0  # as the package's timer
 # The lab's ssh waits 30 s for a host, for emulated ones are slow; cxm-setup says 5 s.
 _TOLD_S: Final = 240.0
 # The sender tries again every 10 s, and starts Python on an emulated node.
@@ -77,24 +74,6 @@ def silent(stage: Stage, node: Machine) -> Iterator[None]:
         stage.lab.frontend.run(["ip", "neigh", "del", address, "dev", device])
 
 
-@contextmanager
-def timed(cloud: Cloud) -> Iterator[None]:
-    """Let ``cxm-sync`` look as often as the package's timer lets it, and nobody else ask for it."""
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.wait(_EVERY_S):
-            cloud.sync()
-
-    with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(look)
-        try:
-            yield
-        finally:
-            done.set()
-        looking.result()
-
-
 def _another_boot(was: visit.Status) -> Callable[[visit.Status], bool]:
     return lambda now: now.boot != was.boot
 
@@ -134,7 +113,7 @@ def test_a_node_loses_its_power_under_vms(stage: Stage) -> None:
     stage.cloud.sync()  # the timer has looked before
 
     with watched(stage.lab):
-        with silent(stage, first), timed(stage.cloud):
+        with silent(stage, first), scenarios.timer(stage.cloud):
             first.power_off()
             rescued(stage, vms, before, second)
             told(stage, vms, second)
@@ -159,7 +138,7 @@ def test_an_operator_moves_vms(stage: Stage) -> None:
     first, second = stage.nodes
     (vm,) = deployed(stage)
     boot = stage.answers().boot
-    with watched(stage.lab), timed(stage.cloud):
+    with watched(stage.lab), scenarios.timer(stage.cloud):
         for target in (second, first, second):
             # The timer's turns fall into the moves.
             first.run(["cxm", "migrate", str(vm), target.name], timeout_s=900.0)
@@ -224,7 +203,7 @@ def test_opennebula_knows_nothing_for_a_while(stage: Stage) -> None:
             with pytest.raises(CxmError):
                 stage.cloud.sync()
             back(stage, first)
-        with timed(stage.cloud):
+        with scenarios.timer(stage.cloud):
             told(stage, [vm], second)
             before = stage.answers()
             with faults.frontend_away(stage.lab):
@@ -234,7 +213,7 @@ def test_opennebula_knows_nothing_for_a_while(stage: Stage) -> None:
             back(stage, second)
             before = stage.answers()
         _nobody_is_certain(stage, vm)
-        with timed(stage.cloud):
+        with scenarios.timer(stage.cloud):
             net.join_bmc(stage.lab.core, first.host)  # now one half can fence the other
             rescued(stage, [vm], [before], second)
             told(stage, [vm], second)
