@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+from cxm import pace
 from cxm.errors import CommandError
 from cxm.run import environment, tail
 
@@ -127,7 +128,7 @@ def wait_until(
 ) -> None:
     """Wait for a condition; fail when time is up, or when the process it depends on has ended.
 
-    What is waited for gets as much of an emulated node as the looking takes of it.
+    Looking takes its part of an emulated node, so it is not done more often than that bears.
     """
     until = time.monotonic() + timeout_s
     began = time.monotonic()
@@ -137,7 +138,7 @@ def wait_until(
             raise CommandError(f"{what}: its process has ended: {last_words(log)}")
         if time.monotonic() > until:
             raise CommandError(f"{what}: not within {timeout_s:g} s{last_words(log, lead='; ')}")
-        time.sleep(max(pause_s, took_s))
+        time.sleep(pace.pause(took_s, least_s=pause_s))
         began = time.monotonic()
 
 

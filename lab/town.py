@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from cxm.cluster import pacemaker
@@ -151,21 +152,22 @@ class Town:
         node.wait_until(there, timeout_s=timeout_s, pause_s=1.0)
 
     def await_whole(self, *, timeout_s: float = BACK_S) -> None:
-        """Wait until both nodes are members with locks, and nothing is wrong any more."""
-        for node in self.nodes:
-            node.forget_connection()
-            node.wait_for_ssh(timeout_s=timeout_s)
-        for node in self.nodes:
-            node.wait_until(
-                lambda node=node: _is_whole(node),  # type: ignore[misc]
-                timeout_s=timeout_s,
-                pause_s=2.0,
-            )
+        """Wait until both nodes are members with locks, also one that just boots."""
+        await_whole(self.nodes, timeout_s=timeout_s)
 
     def fenced(self, seen_from: Machine) -> list[str]:
         """The nodes that were fenced, as a node remembers."""
         found = status(seen_from).fencing
         return sorted({each.target for each in found if each.status == "success"})
+
+
+def await_whole(nodes: Sequence[Machine], *, timeout_s: float = BACK_S) -> None:
+    """Wait until all nodes are members with locks, also one that just boots."""
+    for node in nodes:
+        node.forget_connection()
+        node.wait_for_ssh(timeout_s=timeout_s)
+    for node in nodes:
+        node.wait_until(partial(_is_whole, node), timeout_s=timeout_s, pause_s=2.0)
 
 
 def _is_whole(node: Machine) -> bool:

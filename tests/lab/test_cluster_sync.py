@@ -26,7 +26,7 @@ from lab.oned.scenarios import Parts
 from lab.spec import BRIDGE, FRONTEND_ADDRESS
 from tests.lab.invariant import watched
 from tests.lab.sites import versions
-from tests.lab.test_cluster import BACK_S, FAILOVER_S, Stage
+from tests.lab.test_cluster import FAILOVER_S, Stage
 
 _ADDRESSES: Final = ("10.77.1.150", "10.77.1.151", "10.77.1.152")
 # The lab's ssh waits 30 s for a host, for emulated ones are slow; cxm-setup says 5 s.
@@ -86,14 +86,6 @@ def rescued(stage: Stage, vms: list[int], before: list[visit.Status], node: Mach
     node.wait_until(lambda: towns.places_of(towns.status(node)) == wanted, timeout_s=FAILOVER_S)
 
 
-def back(stage: Stage, node: Machine) -> None:
-    """A fenced node is in service again."""
-    node.forget_connection()
-    node.wait_for_ssh(timeout_s=BACK_S)
-    names = {each.name for each in stage.nodes}
-    node.wait_until(lambda: towns.with_locks(towns.status(node)) == names, timeout_s=BACK_S)
-
-
 def told(stage: Stage, vms: list[int], node: Machine, *, timeout_s: float = _TOLD_S) -> None:
     """Wait until OpenNebula says where VMs run, and print how long that took."""
     began = time.monotonic()
@@ -119,7 +111,7 @@ def test_a_node_loses_its_power_under_vms(stage: Stage) -> None:
             told(stage, vms, second)
         for vm in vms:
             scenarios.in_line(stage.cloud, vm, second.name)
-        back(stage, first)
+        towns.await_whole(stage.nodes)
     for vm in vms:
         scenarios.in_line(stage.cloud, vm, second.name)
     scenarios.ended(stage.cloud, vms)
@@ -202,7 +194,7 @@ def test_opennebula_knows_nothing_for_a_while(stage: Stage) -> None:
             rescued(stage, [vm], [before], second)
             with pytest.raises(CxmError):
                 stage.cloud.sync()
-            back(stage, first)
+            towns.await_whole(stage.nodes)
         with scenarios.timer(stage.cloud):
             told(stage, [vm], second)
             before = stage.answers()
@@ -210,7 +202,7 @@ def test_opennebula_knows_nothing_for_a_while(stage: Stage) -> None:
                 second.power_off()
                 rescued(stage, [vm], [before], first)
             told(stage, [vm], first)
-            back(stage, second)
+            towns.await_whole(stage.nodes)
             before = stage.answers()
         _nobody_is_certain(stage, vm)
         with scenarios.timer(stage.cloud):
@@ -219,7 +211,7 @@ def test_opennebula_knows_nothing_for_a_while(stage: Stage) -> None:
             told(stage, [vm], second)
         for node in stage.nodes:
             faults.heal(stage.lab, node.name)
-        back(stage, first)
+        towns.await_whole(stage.nodes)
     scenarios.ended(stage.cloud, [vm])
     for node in stage.nodes:
         node.run(["systemctl", "start", "cxm-gather.service"], timeout_s=300.0)
@@ -256,7 +248,7 @@ def test_a_rescued_vm_survives_opennebulas_clean_up(stage: Stage) -> None:
     with watched(stage.lab):
         first.power_off()
         rescued(stage, vms, before, second)
-        back(stage, first)
+        towns.await_whole(stage.nodes)
         boot = stage.answers().boot
         stage.cloud.recreate(vms[0])
         assert "it is kept" in scenarios.await_failure(stage.cloud, vms[0]).error

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 from xml.etree.ElementTree import Element
 
+from cxm import pace
 from cxm.cli.world import World
 from cxm.cluster import balancing, destination, nodes, pacemaker
 from cxm.cluster.amounts import count
@@ -145,8 +146,7 @@ def wait_until_empty(world: World, node: str, moved: list[Vm], timeout_s: float)
                 f"after {timeout_s:.0f} s, these have not left {node} or do not run: {names}",
                 hint=f"it goes on; 'cxm eject --back {node}' calls it off",
             )
-        # A slow node has VMs to move: looking takes no more than half of it.
-        world.sleep(max(_POLL_S, world.monotonic() - begun))
+        world.sleep(pace.pause(world.monotonic() - begun, least_s=_POLL_S))
 
 
 def evacuate(world: World, node: str, *, restart: bool, timeout_s: float) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cxm import config as configuration
-from cxm import lock, rights, wire
+from cxm import lock, pace, rights, wire
 from cxm.config import CLUSTER_MARKER, NODE_FILE, NodeConfig
 from cxm.names import CloudId, LvName, VmId
 from cxm.run import Runner, System
@@ -22,7 +22,6 @@ from cxm.run import Runner, System
 # A verb of another action on the same VM may be saving a large memory: wait for it, not for ever.
 _LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.5
-_MOST_POLL_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +94,12 @@ class Machine:
         return lock.is_held(os.path.join(self.run_dir, "lock"), f"vm-{cloud}-{vm}")
 
     def waits(self, patience_s: float) -> Iterator[None]:
-        """Give the loop a turn until its patience ends, and a moment between two turns.
-
-        On a slow node a turn takes long: what is waited for gets as much of it as the looking.
-        """
+        """Give the loop a turn until its patience ends, and a moment between two turns."""
         deadline = self.monotonic() + patience_s
         begun = self.monotonic()
         yield
         while self.monotonic() < deadline:
-            self.sleep(max(_POLL_S, min(self.monotonic() - begun, _MOST_POLL_S)))
+            self.sleep(pace.pause(self.monotonic() - begun, least_s=_POLL_S))
             begun = self.monotonic()
             yield
 
