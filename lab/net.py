@@ -15,6 +15,7 @@ from lab.spec import (
     LAN,
     NETWORKS,
     OUTSIDE_ADDRESS,
+    OUTSIDE_NUMBER,
     PREFIX_BITS,
     HostSpec,
     LabSpec,
@@ -37,7 +38,9 @@ def build(core: Namespace, frontend: Namespace, spec: LabSpec) -> None:
     lines = ["link set lo up"]
     for network in NETWORKS:
         bridge = _bridge(network)
-        lines.append(f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
+        # Always the same, for who is restored in another lab remembers whose address is whose.
+        named = f"{bridge} address {network.mac(OUTSIDE_NUMBER)}"
+        lines.append(f"link add {named} type bridge stp_state 0 forward_delay 0 mcast_snooping 0")
         lines.append(f"link set {bridge} up")
     # The bridge's own address carries the route; a BMC's /32 comes and goes beside it.
     lines.append(f"address add {BMC.address(1)}/{PREFIX_BITS} dev {_bridge(BMC)}")

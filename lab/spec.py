@@ -41,7 +41,8 @@ NETWORKS = (LAN, CLUSTER, BMC)
 
 FRONTEND_NUMBER = 1
 FRONTEND_ADDRESS = LAN.address(FRONTEND_NUMBER)
-OUTSIDE_ADDRESS = LAN.address(2)  # whence the lab itself looks, whatever the frontend can reach
+OUTSIDE_NUMBER = 2  # whence the lab itself looks, whatever the frontend can reach
+OUTSIDE_ADDRESS = LAN.address(OUTSIDE_NUMBER)
 _BMC_OFFSET = 100
 
 
