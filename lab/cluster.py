@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from cxm.cluster.nodes import FENCING
@@ -18,6 +19,7 @@ from lab import installed
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.places import Places
+from lab.snapshot import in_parallel
 from lab.spec import BMC_PASSWORD, BMC_USER, SAN_SERIAL, HostSpec
 
 NAME = "lab"
@@ -112,8 +114,8 @@ def make(lab: Lab, packages: dict[str, str]) -> None:
     installed.on_nodes(lab, packages)
     if len(members := _members(lab)) > 1:
         form(lab)
-        for host in members:
-            installed.enrol(lab, lab.machine(host.name))
+        machines = [lab.machine(host.name) for host in members]
+        in_parallel([partial(installed.enrol, lab, machine) for machine in machines])
         _vouch(lab)
 
 

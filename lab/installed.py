@@ -12,6 +12,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 
 from cxm.names import CloudId, cloud_id
 from cxm.run import System
@@ -20,6 +21,7 @@ from lab.image import locked
 from lab.lab import Lab
 from lab.machine import Machine
 from lab.places import Places
+from lab.snapshot import in_parallel
 from lab.spec import FRONTEND_ADDRESS
 
 ONEADMIN_KEY = "oneadmin"
@@ -101,10 +103,13 @@ def enrol(lab: Lab, machine: Machine) -> None:
 
 def on_nodes(lab: Lab, packages: dict[str, str]) -> None:
     """Install the packages on every machine of the lab and set those up that are alone."""
-    for machine in lab.machines.values():
+
+    def on_node(machine: Machine) -> None:
         install(lab, machine, packages)
         if machine.host.data_gib:
             enrol(lab, machine)
+
+    in_parallel([partial(on_node, machine) for machine in lab.machines.values()])
 
 
 def ready(lab: Lab) -> dict[str, str]:
