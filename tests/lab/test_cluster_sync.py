@@ -192,7 +192,7 @@ def test_opennebula_knows_nothing_for_a_while(stage: Stage) -> None:
         with stage.cloud.oned_stopped():
             first.power_off()
             rescued(stage, [vm], [before], second)
-            with pytest.raises(CxmError):
+            with pytest.raises(CxmError, match="does not answer"):
                 stage.cloud.sync()
             towns.await_whole(stage.nodes)
         with scenarios.timer(stage.cloud):
