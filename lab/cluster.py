@@ -18,8 +18,8 @@ from cxm.run import System
 from lab import installed
 from lab.lab import Lab
 from lab.machine import Machine
+from lab.parallel import in_parallel
 from lab.places import Places
-from lab.snapshot import in_parallel
 from lab.spec import BMC_PASSWORD, BMC_USER, SAN_SERIAL, HostSpec
 
 NAME = "lab"

@@ -20,8 +20,8 @@ from lab import keys
 from lab.image import locked
 from lab.lab import Lab
 from lab.machine import Machine
+from lab.parallel import in_parallel
 from lab.places import Places
-from lab.snapshot import in_parallel
 from lab.spec import FRONTEND_ADDRESS
 
 ONEADMIN_KEY = "oneadmin"

@@ -24,6 +24,7 @@ from lab import (
 )
 from lab.machine import Machine, Power, Surroundings
 from lab.namespaces import Namespace
+from lab.parallel import in_parallel
 from lab.places import Places
 from lab.progress import Progress
 from lab.spec import DATA_SERIAL, LabSpec
@@ -113,7 +114,7 @@ class Lab:
         console = machines[0].files.console_log
         usual = f"{_BOOT_ALONE_S * max(1, len(machines) * 0.7):.0f} s"
         with self.progress.step(f"{names}: booting Debian on Xen", console, usual=usual):
-            snapshot.in_parallel([machine.wait_for_ssh for machine in machines])
+            in_parallel([machine.wait_for_ssh for machine in machines])
         for machine in machines:
             with self.progress.step(f"{machine.name}: waiting for its services", machine.files.log):
                 failed = machine.wait_for_services()
@@ -162,18 +163,18 @@ class Lab:
         found.check(self.terms())
         with self.progress.step(f"restoring the snapshot {name}"):
             self._forget_connections()
-            snapshot.in_parallel([machine.end for machine in self.machines.values()])
+            in_parallel([machine.end for machine in self.machines.values()])
             for host in self.machines:
                 faults.heal(self, host)
             try:
                 running = snapshot.restore(found, list(self.machines.values()))
             finally:
                 self.save()
-            snapshot.in_parallel([machine.wait_for_ssh for machine in running])
-            snapshot.in_parallel([machine.set_clock for machine in running])
+            in_parallel([machine.wait_for_ssh for machine in running])
+            in_parallel([machine.set_clock for machine in running])
 
     def _forget_connections(self) -> None:
-        snapshot.in_parallel([machine.forget_connection for machine in self.machines.values()])
+        in_parallel([machine.forget_connection for machine in self.machines.values()])
 
     def snapshot_name(self, label: str) -> str:
         """The name under which programs keep the snapshot ``label`` of a lab like this one."""

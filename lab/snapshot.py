@@ -12,13 +12,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from cxm.errors import NotFoundError, RefusedError, UsageError
 from cxm.run import System
 from lab.image import locked
 from lab.machine import LOAD_S, Machine, Power
+from lab.parallel import in_parallel
 from lab.places import Places, check_name
 from lab.spec import LabSpec
 
@@ -135,16 +135,6 @@ def _first_word(label: str) -> str:
 def check_label(name: str) -> str:
     """Names with a dot are kept for snapshots that are made and pruned by programs."""
     return check_name(name, "the snapshot's name")
-
-
-def in_parallel(work: Sequence[Callable[[], object]]) -> None:
-    """Run functions side by side; raise the first failure when all have ended."""
-    if not work:
-        return
-    with ThreadPoolExecutor(max_workers=len(work)) as pool:
-        futures = [pool.submit(task) for task in work]
-    for future in futures:
-        future.result()
 
 
 def _copy(source: str, target: str) -> None:

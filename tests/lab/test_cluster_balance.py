@@ -23,9 +23,10 @@ from lab.oned import scenarios
 from lab.oned.cloud import Network
 from lab.oned.scenarios import Parts
 from lab.spec import BRIDGE
+from lab.town import FAILOVER_S
 from tests.lab.invariant import watched
 from tests.lab.sites import versions
-from tests.lab.test_cluster import FAILOVER_S, Stage
+from tests.lab.test_cluster import Stage
 from tests.lab.test_cluster_sync import told
 
 _ADDRESSES: Final = tuple(f"10.77.1.{number}" for number in range(150, 156))
