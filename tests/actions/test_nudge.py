@@ -63,7 +63,9 @@ def sender(pair: Pair, node: str, frontends: Frontends, **settings: Any) -> Mach
     machine = xen.machine()
     xen.node.model("ssh", frontends.ssh)
     config = replace(machine.config, **({"one_host": ("front",)} | settings))
-    return replace(machine, config=config)
+    key = xen.node.path("run", "nudge_key")  # a frontend has asked for it
+    Path(key).touch()
+    return replace(machine, config=config, nudge_key=key)
 
 
 class TestSpool:
@@ -149,6 +151,15 @@ class TestSend:
         """The frontend's timer does it."""
         frontends = Frontends(set())
         assert nudge.send(sender(pair, "node1", frontends, one_host=()))
+        assert waiting(pair, "node1") == []
+        assert frontends.argv == []
+
+    def test_no_frontend_has_asked_for_the_key(self, pair: Pair) -> None:
+        """None would listen, so the node does not try for ten minutes."""
+        frontends = Frontends({"oneadmin@front"})
+        machine = sender(pair, "node1", frontends)
+        Path(machine.nudge_key).unlink()
+        assert nudge.send(machine)
         assert waiting(pair, "node1") == []
         assert frontends.argv == []
 

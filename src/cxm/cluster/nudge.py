@@ -105,7 +105,7 @@ def send(machine: Machine) -> bool:
     done = True
     while found := list(_notes(machine)):
         # First: a hook may take its minutes.
-        hosts = machine.config.one_host
+        hosts = _hearers(machine)
         heard = [_nudge(machine, host, found[0][1]) for host in hosts]
         reached = not hosts or any(heard)
         for path, note in found:
@@ -119,6 +119,15 @@ def send(machine: Machine) -> bool:
         if not reached:
             return done
     return done
+
+
+def _hearers(machine: Machine) -> tuple[str, ...]:
+    """The frontends that can be told: none before one of them has asked for this node's key."""
+    hosts = machine.config.one_host
+    if hosts and not os.path.exists(machine.nudge_key):
+        _log.info("no frontend is told: none has asked for this node's key yet")
+        return ()
+    return hosts
 
 
 def _keep_without_hook(path: str, note: Note) -> None:
