@@ -70,6 +70,7 @@ class Watch:
         self._end = threading.Event()
         self._awake = threading.Event()
         self._hosts: dict[int, Host] = {}
+        self._complaints: dict[int, str] = {}  # by datastore; each is said once
         self._listening: list[socket.socket] = []
         self.messages: list[Message] = []
         self._threads: list[threading.Thread] = []
@@ -261,7 +262,11 @@ class Watch:
             with self._lock:
                 store_space(store, outcome.stdout)
         else:
-            _log.warning("datastore %s is not monitored: %s", store.id, outcome.stderr.strip())
+            said = outcome.stderr.strip()
+            if self._complaints.get(store.id) != said:
+                _log.warning("datastore %s is not monitored yet: %s", store.id, said)
+            self._complaints[store.id] = said
             return
+        self._complaints.pop(store.id, None)
         self._after()
         self._end.wait(self._periods.stores)
