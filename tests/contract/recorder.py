@@ -53,9 +53,9 @@ def install(remotes: str, *, im: tuple[str, ...]) -> None:
 
 
 def tools(directory: str) -> str:
-    """A directory for PATH that holds the recording ssh and scp."""
+    """A directory for PATH with the recording ssh and scp, and an rsync that waits its turn."""
     os.makedirs(directory, exist_ok=True)
-    for name in ("ssh", "scp"):
+    for name in ("ssh", "scp", "rsync"):
         shutil.copy(os.path.join(_RECORDING, name), os.path.join(directory, name))
     return directory
 
