@@ -85,16 +85,14 @@ def _play(story: Story, around: Around, *, keep: bool) -> None:
     with ExitStack() as stack:
         for running in (alone, pair):
             stack.enter_context(_ended(running, lambda: kept))
-        # To form a cluster is much waiting, for tokens and for machines that boot.
-        formed = story.beside(lambda aside: demo_cluster.form(aside, pair))
+        # A cluster waits much: for tokens, for machines that boot. So both parts play at once.
+        cluster = story.beside(lambda aside: _on_a_cluster(aside, pair, around))
         _prepare(story, alone)
         with open_standin(alone, "7.4") as cloud:
             _main_job(Stage(alone, cloud, story))
         if not keep:
             alone.down()
-        formed.join()
-        with demo_cluster.prepared(story, pair) as stage, around(pair):
-            demo_cluster.play(story, stage)
+        cluster.join()
         kept = keep
     if keep:
         _invite(alone, pair)
@@ -108,6 +106,11 @@ def _ended(running: Lab, kept: Callable[[], bool]) -> Iterator[None]:
     finally:
         if not kept():
             running.down()
+
+
+def _on_a_cluster(story: Story, pair: Lab, around: Around) -> None:
+    with demo_cluster.prepared(story, pair) as stage, around(pair):
+        demo_cluster.play(story, stage)
 
 
 def _prepare(story: Story, running: Lab) -> None:

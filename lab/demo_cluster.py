@@ -41,18 +41,17 @@ class Stage:
         return first, second
 
 
-def form(story: Story, running: Lab) -> None:
-    """Make two machines that share a disk a cluster."""
+@contextmanager
+def prepared(story: Story, running: Lab) -> Iterator[Stage]:
+    """Make two machines that share a disk a cluster, and deploy a VM on it.
+
+    The frontend is there as long as the block.
+    """
     with story.step("Make two hosts a cluster") as row:
         cluster.bring_up(running)
         shown = running.machine(NODES[0]).run(["cxm", "infos"]).stdout
         _require("2 nodes, quorate" in shown, shown)
         row.happened = "cxm-setup cluster: Corosync, Pacemaker, DLM, lvmlockd, fencing by IPMI"
-
-
-@contextmanager
-def prepared(story: Story, running: Lab) -> Iterator[Stage]:
-    """Deploy a VM on the cluster; the frontend is there as long as the block."""
     with ExitStack() as opened:
         with story.step("Deploy a VM on the cluster") as row:
             cloud = opened.enter_context(
