@@ -164,6 +164,11 @@ class Stream:
         self._dead: Outcome | None = None
         self._read = {"out": 0, "err": 0}
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether its ssh has ended: the host cannot be reached."""
+        return self._dead is not None
+
     def run(self, command: str, stdin: str | None = None) -> Outcome:
         """Run a script on the host; copies the remotes first when it is missing there."""
         self._open()

@@ -15,6 +15,7 @@ from cxm.errors import UsageError
 from lab.oned.drivers import Answer
 from lab.oned.jobs import Jobs
 from lab.oned.model import Host, Vm
+from lab.oned.steps import DriverDiedError
 
 # What a VM at rest is in while its files move.
 _PROLOGS: Final = {
@@ -86,7 +87,10 @@ class Migrations(Jobs):
     # Jobs.
 
     def _migrate_live(self, vm: Vm) -> None:
-        done = self._hypervisor.migrate(vm, vm.say)
+        try:
+            done = self._hypervisor.migrate(vm, vm.say)
+        except DriverDiedError:
+            return
         if vm.state != "MIGRATE":
             vm.say("deploy_success_action, VM in a wrong state", "E")
             return

@@ -15,6 +15,14 @@ from lab.oned.transfer import Transfers
 _DRIVER: Final = "cxm"
 
 
+class DriverDiedError(Exception):
+    """The driver's thread has ended in the middle of an action, and oned is never answered.
+
+    It writes the network step's input to an ssh that has ended since its host cannot be reached
+    (``ssh_stream.rb`` of all versions). A real one loses that race mostly; this one always.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step: of the VMM driver, a network driver, or the TM driver."""
@@ -44,6 +52,10 @@ class Run:
     def place(self, step: Step) -> Host:
         """The host that a step works on."""
         return self.target if step.on_target and self.target else self.host
+
+    def leaves(self, host: Host) -> bool:
+        """Whether the VM moves away from this host while it runs."""
+        return self.target is not None and host is not self.target
 
 
 class Steps:
@@ -141,6 +153,8 @@ class Steps:
                 outcome = self._scripts.local(command, stdin or "")
             else:
                 outcome = run.streams[host.id].run(command, stdin)
+                if run.leaves(host) and stdin is not None and run.streams[host.id].is_dead:
+                    raise DriverDiedError
             done = answer(outcome, self._profile, run.log)
             if not done.ok:
                 named = "" if self._profile.network_driver_of_host else f" {name}: "
@@ -148,4 +162,4 @@ class Steps:
         return Answer(ok=True, info="-")
 
 
-__all__ = ["Run", "Step", "Steps"]
+__all__ = ["DriverDiedError", "Run", "Step", "Steps"]

@@ -557,6 +557,44 @@ class TestNoEffect:
         assert only.kind is Kind.STUCK
         assert "oned refused one.vm.info(7)" in only.sentence
 
+    @pytest.mark.parametrize("world", [V412, V510, V74], indirect=True, ids=str)
+    def test_opennebulas_driver_dies(self, world: Believing) -> None:
+        """It cannot reach the old host, and never answers oned: the move is ended at once."""
+        fail_over(world)
+        world.driver_dies, began = True, world.now
+        assert quietly(world).decisions[0].kind is Kind.AGREED
+        assert world.told == ["migrate node2 live", "recover success"]
+        assert world.belief() == ("RUNNING", "node2")
+        assert 10 < world.now - began < 15
+
+    def test_opennebulas_driver_dies_and_so_does_the_sync(self, world: Believing) -> None:
+        """The next one ends the move, where the old host lives after a minute."""
+        moved(world)
+        claim = claims.Claim(VmId(7), "node2", world.now, confirmed_at=world.now)
+        claims.make(world.here().place, claim)
+        world.state, world.host, world.driver_dies = "MIGRATE", "node2", True
+        assert quietly(world).decisions[0].kind is Kind.LEFT
+        world.now += 61
+        assert quietly(world).decisions[0].kind is Kind.AGREED
+        assert world.told == ["recover success"]
+
+    def test_opennebulas_driver_dies_and_the_vm_goes_on(self, world: Believing) -> None:
+        """What it was confirmed for is not true any more: that is no business of moments."""
+        claim = claims.Claim(VmId(7), "node2", world.now, confirmed_at=world.now)
+        claims.make(world.here().place, claim)
+        world.state, world.host = "MIGRATE", "node2"
+        world.now += 61
+        assert quietly(world).decisions[0].kind is Kind.LEFT
+        assert world.told == []
+
+    @pytest.mark.parametrize("world", [V38], indirect=True, ids=str)
+    def test_3_8_ends_its_moves_itself(self, world: Believing) -> None:
+        """It has no recover, and its network step is done on the frontend."""
+        fail_over(world)
+        world.driver_dies = True
+        assert quietly(world).decisions[0].kind is Kind.WAIT
+        assert world.told == ["migrate node2 live"]
+
     def test_killed_after_the_claim(self, world: Believing) -> None:
         """The next run ends the claim of one that died, and does its work."""
         fail_over(world)

@@ -236,3 +236,18 @@ def test_recreated(world: World) -> None:
     called = [script.partition("@")[0] for script in scripts(world, "recreate")]
     assert called.index("vmm/cancel") < called.index("vmm/deploy")
     assert called.index("tm/delete") < called.index("tm/context") < called.index("vmm/deploy")
+
+
+@since_4
+def test_a_driver_that_cannot_reach_the_old_host_never_answers(world: World) -> None:
+    """Seen with a real 7.4.0: the VM has come, and it is MIGRATE until oned is told otherwise."""
+    dead = Path(world.notes.directory, "dead")
+    world.cloud.settle()
+    dead.write_text(recorder.HOST, encoding="ascii")
+    world.cloud.migrate(0, migrations.OTHER, live=True)
+    world.cloud.settle()
+    assert "Successfully execute vmm operation: migrate" in world.cloud.vm_log(0)
+    assert believed(world) == ("MIGRATE", migrations.OTHER)
+    api(world).recover(VmId(0), success=True)
+    assert believed(world) == ("RUNNING", migrations.OTHER)
+    dead.unlink()

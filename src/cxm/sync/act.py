@@ -17,7 +17,7 @@ from cxm.names import VmId
 from cxm.one import xml
 from cxm.sync import claims, views
 from cxm.sync.claims import Claim
-from cxm.sync.decide import OUR_FAILED_MOVES, RESTING, Call, Decision, Kind, decide
+from cxm.sync.decide import OUR_FAILED_MOVES, RECOVERS, RESTING, Call, Decision, Kind, decide
 from cxm.sync.look import ASK_S, AT_ONCE, Seen, Tools, record_of
 from cxm.sync.memory import Memory
 from cxm.sync.views import Record
@@ -42,7 +42,9 @@ _CLAIMED: Final = ("MIGRATE", *OUR_FAILED_MOVES)
 def judge(tools: Tools, seen: Seen, memory: Memory) -> list[Decision]:
     """What is to be done about each VM, by number; what failed a moment ago waits."""
     now = tools.now()
-    ages = {claim.vm: now - claim.made_at for claim in claims.all_of(tools.place)}
+    claimed = list(claims.all_of(tools.place))
+    owed = {claim.vm for claim in claimed if claim.is_owed(now)}
+    ages = {claim.vm: now - claim.made_at for claim in claimed}
     ages = {vm: age for vm, age in ages.items() if age < claims.LONGEST_S}
     found = []
     for vm, sighting in sorted(seen.world.sightings.items()):
@@ -52,7 +54,14 @@ def judge(tools: Tools, seen: Seen, memory: Memory) -> list[Decision]:
             why = f"the cluster has it{_on(sighting.host)}, and OpenNebula knows no such VM"
             found.append(Decision(unknown, Kind.STUCK, why, sighting.host))
             continue
-        each = decide(record, sighting, seen.hosts, tools.version, claimed_s=ages.get(vm))
+        each = decide(
+            record,
+            sighting,
+            seen.hosts,
+            tools.version,
+            claimed_s=ages.get(vm),
+            is_owed=vm in owed,
+        )
         failed = memory.blocked(vm, key_of(each), now) if each.kind is Kind.ACT else None
         if failed is not None:
             each = replace(each, kind=Kind.STUCK, calls=(), why=f"{each.why}; {failed.why}")
@@ -218,6 +227,7 @@ def _await_running(tools: Tools, decision: Decision) -> None:
 def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[Decision]:
     """Wait until OpenNebula has done what it was told, or the patience is over."""
     waiting = list(begun)
+    ended: set[VmId] = set()
     begun_at = tools.now()
     while waiting:
         still: list[Decision] = []
@@ -231,6 +241,8 @@ def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[
             now = views.record(xml.parse(text, "VM"))
             if not _is_over(now, decision, tools.now() - begun_at):
                 still.append(decision)
+                if decision.record.vm not in ended and _end_for_its_driver(tools, now, decision):
+                    ended.add(decision.record.vm)
                 continue
             yield _verified(tools, decision, now, _error_of(text), memory)
         waiting = still
@@ -241,6 +253,25 @@ def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[
             tools.sleep(_POLL_S)
     for decision in waiting:
         yield replace(decision, kind=Kind.WAIT, why=f"{decision.why}; OpenNebula is still at it")
+
+
+def _end_for_its_driver(tools: Tools, now: Record, decision: Decision) -> bool:
+    """End a move that our driver has confirmed and OpenNebula's does not end; whether that was due.
+
+    Not left to a later turn: it is the usual case where the old host is dead, and others wait.
+    """
+    vm = decision.record.vm
+    if tools.version < RECOVERS or (now.state, now.host) != ("MIGRATE", decision.host):
+        return False
+    try:
+        claim = claims.find(tools.place, vm, tools.now())
+        if claim is None or not claim.is_owed(tools.now()):
+            return False
+        tools.oned.recover(vm, success=True)
+        _log.info("VM %d: OpenNebula's driver does not end its move: %s", vm, Call.RECOVER)
+    except CxmError as error:
+        _log.warning("VM %d: its move is not ended: %s", vm, error.sentence())
+    return True
 
 
 def _is_done(now: Record, decision: Decision) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from cxm import wholefile
@@ -19,6 +19,10 @@ from cxm.errors import RefusedError, UsageError
 from cxm.names import VmId, vm_id
 
 LONGEST_S: Final = 86400.0  # nobody works on a migration that was begun so long ago
+# How long OpenNebula's driver may take for what it owes once the migrate driver has confirmed a
+# move: network steps on both hosts. Where the old host is dead that is one ssh's ConnectTimeout.
+_OWES_S: Final = 60.0
+_OWES_LOST_S: Final = 10.0
 _NAME: Final = "claim-"
 
 
@@ -30,6 +34,17 @@ class Claim:
     host: str
     made_at: float
     lost: bool = False  # the host that it was on is dead: nobody need try to reach it
+    confirmed_at: float = 0.0  # when our driver said that it is there; 0 for not yet
+
+    def is_owed(self, now: float) -> bool:
+        """Whether OpenNebula's driver should have ended by now: it may have died in between.
+
+        It does where it cannot reach the old host: it writes to an ssh that has ended, nothing
+        catches the error, and oned is never answered (``ssh_stream.rb`` of all versions; real
+        7.4.0).
+        """
+        longest_s = _OWES_LOST_S if self.lost else _OWES_S
+        return self.confirmed_at > 0 and now - self.confirmed_at > longest_s
 
 
 def directory(remotes: str) -> str:
@@ -40,8 +55,16 @@ def directory(remotes: str) -> str:
 def make(place: str, claim: Claim) -> None:
     """Claim a VM; an older claim on it goes."""
     path = os.path.join(place, f"{_NAME}{claim.vm}")
-    raw = {"host": claim.host, "made_at": claim.made_at, "lost": claim.lost}
+    raw = asdict(claim)
     wholefile.write(path, json.dumps(raw), directory_mode=0o700, fresh=f"{path}.new", sync=True)
+
+
+def confirm(place: str, claim: Claim, now: float) -> None:
+    """Our driver has confirmed the VM; nothing where the claim is another one meanwhile."""
+    path = os.path.join(place, f"{_NAME}{claim.vm}")
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if _read(path, claim.vm) == claim:
+            make(place, replace(claim, confirmed_at=now))
 
 
 def end(place: str, vm: VmId) -> None:
@@ -53,7 +76,8 @@ def end(place: str, vm: VmId) -> None:
 def _read(path: str, vm: VmId) -> Claim:
     with open(path, encoding="utf-8") as file:
         raw = json.load(file)
-    return Claim(vm, str(raw["host"]), float(raw["made_at"]), raw["lost"] is True)
+    confirmed_at = float(raw.get("confirmed_at", 0.0))
+    return Claim(vm, str(raw["host"]), float(raw["made_at"]), raw["lost"] is True, confirmed_at)
 
 
 def find(place: str, vm: VmId, now: float) -> Claim | None:

@@ -117,8 +117,13 @@ def decide(
     version: OneVersion,
     *,
     claimed_s: float | None = None,
+    is_owed: bool = False,
 ) -> Decision:
-    """What is to be done about a VM that a cluster knows; ``claimed_s`` is the age of our claim."""
+    """What is to be done about a VM that a cluster knows.
+
+    ``claimed_s`` is the age of our claim; ``is_owed`` that OpenNebula's driver, which should have
+    ended a move that ours has confirmed, has not.
+    """
 
     def made(kind: Kind, why: str, *way: Call) -> Decision:
         return Decision(record, kind, why, seen.host, way)
@@ -128,17 +133,23 @@ def decide(
     if record.state in _NOT_RUNNING:
         return made(*_not_running(record, seen, version))
     if record.state not in RESTING:
-        return _under_way(record, seen, version, claimed_s)
+        return _under_way(record, seen, version, claimed_s, is_owed=is_owed)
     if seen.doubt or not seen.host:
         return made(*_unplaced(record, seen))
     return _misplaced(record, seen, hosts, version)
 
 
 def _under_way(
-    record: Record, seen: Sighting, version: OneVersion, claimed_s: float | None
+    record: Record,
+    seen: Sighting,
+    version: OneVersion,
+    claimed_s: float | None,
+    *,
+    is_owed: bool,
 ) -> Decision:
     """About a VM that OpenNebula is at work on, or has left in the middle of it."""
-    if record.state == "MIGRATE" and claimed_s is not None and claimed_s > STUCK_S:
+    is_late = claimed_s is not None and claimed_s > STUCK_S
+    if record.state == "MIGRATE" and (is_late or (is_owed and seen.host == record.host)):
         return _stuck(record, seen, version)
     if record.state in _FAILED_MOVES:
         return _unmoved(record, seen, version, is_ours=claimed_s is not None)

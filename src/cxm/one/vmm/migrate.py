@@ -32,7 +32,8 @@ def run(ctx: Context, call: Call) -> str:
     is_here = frontend.is_frontend(ctx.remotes)
     if is_here and ctx.version.gives_stdin:
         call.input.read()  # the VM's XML: a pipe that nobody reads may hold up oned's driver
-    claim = claims.find(claims.directory(ctx.remotes), vm, time.time()) if is_here else None
+    place = claims.directory(ctx.remotes)
+    claim = claims.find(place, vm, time.time()) if is_here else None
     if claim is None:
         arguments = {"vm": vm, "node": target}
         node = ctx.node(target if is_here else None)
@@ -45,4 +46,5 @@ def run(ctx: Context, call: Call) -> str:
             hint="try it again in a minute",
         )
     ctx.node(target).call("domain-confirm", {"vm": vm}, timeout_s=_CONFIRM_S)
+    claims.confirm(place, claim, time.time())
     return ""
