@@ -71,7 +71,7 @@ class Profile:
     @property
     def network_data_in_argv(self) -> bool:
         """Network drivers get the VM's XML as an argument; since, on standard input."""
-        return self.version < (5, 8)
+        return self.version < (5, 10)
 
     @property
     def network_names_host(self) -> bool:

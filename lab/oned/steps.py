@@ -19,7 +19,7 @@ class DriverDiedError(Exception):
     """The driver's thread has ended in the middle of an action, and oned is never answered.
 
     It writes the network step's input to an ssh that has ended since its host cannot be reached
-    (``ssh_stream.rb`` of all versions). A real one loses that race mostly; this one always.
+    (``ssh_stream.rb``, since 5.10). A real one loses that race mostly; this one always.
     """
 
 

@@ -562,10 +562,37 @@ class TestNoEffect:
         """It cannot reach the old host, and never answers oned: the move is ended at once."""
         fail_over(world)
         world.driver_dies, began = True, world.now
+        # Two cards of a bridge are one driver's business.
+        bridge, vlan = (f"<NIC><VN_MAD>{name}</VN_MAD></NIC>" for name in ("bridge", "802.1Q"))
+        world.cards = f"{bridge}{vlan}{bridge}"
         assert quietly(world).decisions[0].kind is Kind.AGREED
         assert world.told == ["migrate node2 live", "recover success"]
         assert world.belief() == ("RUNNING", "node2")
         assert 10 < world.now - began < 15
+        if world.one < (5, 10):
+            assert world.network.steps == []
+            return
+        steps = [(host, command) for host, command, _text in world.network.steps]
+        assert steps == [
+            ("node2", "/var/tmp/one/vnm/bridge/post web node2"),
+            ("node2", "/var/tmp/one/vnm/802.1Q/post web node2"),
+        ]
+        assert b"<VN_MAD>bridge</VN_MAD>" in world.network.steps[0][2]
+
+    def test_its_network_step_cannot_be_done(self, world: Believing) -> None:
+        """The record is right all the same; the rest is in the log."""
+        fail_over(world)
+        world.driver_dies, world.network.is_cut = True, True
+        world.cards = "<NIC><VN_MAD>bridge</VN_MAD></NIC>"
+        assert quietly(world).decisions[0].kind is Kind.AGREED
+        assert world.belief() == ("RUNNING", "node2")
+
+    def test_a_network_driver_of_a_strange_name(self, world: Believing) -> None:
+        """It would be a command on a node."""
+        fail_over(world)
+        world.driver_dies, world.cards = True, "<NIC><VN_MAD>x;reboot</VN_MAD></NIC>"
+        quietly(world)
+        assert world.network.steps == []
 
     def test_opennebulas_driver_dies_and_so_does_the_sync(self, world: Believing) -> None:
         """The next one ends the move, where the old host lives after a minute."""
@@ -575,8 +602,10 @@ class TestNoEffect:
         world.state, world.host, world.driver_dies = "MIGRATE", "node2", True
         assert quietly(world).decisions[0].kind is Kind.LEFT
         world.now += 61
+        world.cards = "<NIC><VN_MAD>bridge</VN_MAD></NIC>"
         assert quietly(world).decisions[0].kind is Kind.AGREED
         assert world.told == ["recover success"]
+        assert [step[0] for step in world.network.steps] == ["node2"]
 
     def test_opennebulas_driver_dies_and_the_vm_goes_on(self, world: Believing) -> None:
         """What it was confirmed for is not true any more: that is no business of moments."""

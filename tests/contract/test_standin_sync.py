@@ -71,7 +71,8 @@ def bring_in_line(world: World, memory: Memory | None = None) -> Decision:
 
     place = claims.directory(world.cloud.place.here(world.cloud.place.remotes))
     tools = Tools(
-        oned, node, lambda _vm_mad: True, place, world.cloud.version, time.time, time.sleep
+        oned, node, lambda _vm_mad: True, lambda _text, _host: None, place, world.cloud.version,
+        time.time, time.sleep,
     )  # fmt: skip
     hosts = {host.name: host for host in views.hosts(oned.hosts_info())}
     record = record_of(tools, VmId(0))

@@ -7,9 +7,10 @@ as its version does: states, history records and the order of the drivers' actio
 protocol reference. A driver reaches a node as over ssh: one that is dead does not answer.
 """
 
+import base64
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from cxm.names import CloudId, VmId
 from cxm.node.client import Node
 from cxm.one.action import Call, Context, load
 from cxm.one.version import OneVersion
-from cxm.run import System
+from cxm.run import Result, System
 from cxm.sync.main import sync
 from cxm.sync.turns import Here, Turn
 from lab.oned import states
@@ -72,6 +73,28 @@ class _Front(Context):
         return False
 
 
+class Network(System):
+    """What the frontend itself runs on hosts, by ssh: network steps, and nothing else."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, str, bytes]] = []  # host, command, decoded input
+        self.is_cut = False
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        timeout_s: float = 60.0,
+        ok: Sequence[int] = (0,),
+    ) -> Result:
+        host, _dashes, command = argv[-3:]
+        if self.is_cut:
+            raise UnreachableError(f"{host} cannot be reached by ssh")
+        self.steps.append((host, command, base64.b64decode(stdin or b"")))
+        return Result(tuple(argv), 0, "", "", 0.0)
+
+
 class Believing:
     """The frontend, and the oned on it; a :class:`cxm.one.api.Recorder`."""
 
@@ -95,6 +118,8 @@ class Believing:
         self.refuses = ""  # what it answers to a call that changes something
         self.hosts: dict[str, int] = dict.fromkeys(_HOSTS, 2)  # their states
         self.cut_off: set[str] = set()
+        self.network = Network()
+        self.cards = ""  # the VM's, as XML
         self.told: list[str] = []  # the calls that change something
         self.asked: list[tuple[str, str]] = []
         self.actions: list[str] = []
@@ -111,7 +136,8 @@ class Believing:
     def config(self, arguments: str) -> None:
         """The settings that oned runs with; these are the VM driver's arguments."""
         vector = f"ARGUMENTS={arguments},EXECUTABLE=one_vmm_exec,NAME=vmm_cxm,TYPE=xml"
-        text = f"PORT=2633\nVM_MAD=ARGUMENTS=-l save kvm,NAME=kvm\nVM_MAD={vector}\n"
+        other = "VM_MAD=ARGUMENTS=-l save kvm,NAME=kvm"
+        text = f"PORT=2633\nSCRIPTS_REMOTE_DIR=/var/tmp/one\n{other}\nVM_MAD={vector}\n"
         (self.remotes.parent / "config").write_text(text, encoding="ascii")
 
     def here(self) -> Here:
@@ -124,7 +150,7 @@ class Believing:
             return PairClient(self, host)
 
         return Here(
-            str(self.remotes), System(), {}, lambda: self.now, self.sleep, oned, node,
+            str(self.remotes), self.network, {}, lambda: self.now, self.sleep, oned, node,
             str(self.home),
         )  # fmt: skip
 
@@ -189,6 +215,7 @@ class Believing:
             records = f"{before}{records}"
         return (
             f"<VM><ID>7</ID><NAME>web</NAME><STATE>{state}</STATE><LCM_STATE>{lcm}</LCM_STATE>{lock}"
+            f"<DEPLOY_ID>web</DEPLOY_ID><TEMPLATE>{self.cards}</TEMPLATE>"
             f"<USER_TEMPLATE><ERROR>{self.error}</ERROR></USER_TEMPLATE>"
             f"<HISTORY_RECORDS>{records}</HISTORY_RECORDS></VM>"
         )

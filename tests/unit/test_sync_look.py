@@ -50,8 +50,8 @@ class World:
         self.asked.clear()
         oned: Any = Oned()
         tools = Tools(
-            oned, self.node, lambda _vm_mad: True, "", OneVersion(7, 4), lambda: 0.0,
-            lambda _seconds: None,
+            oned, self.node, lambda _vm_mad: True, lambda _text, _host: None, "",
+            OneVersion(7, 4), lambda: 0.0, lambda _seconds: None,
         )  # fmt: skip
         return look(tools, memory, everybody=everybody)
 

@@ -14,7 +14,7 @@ from typing import Final
 from cxm import together
 from cxm.errors import CxmError, DataError, NotFoundError, UnreachableError
 from cxm.names import VmId
-from cxm.one import xml
+from cxm.one import vnm, xml
 from cxm.sync import claims, views
 from cxm.sync.claims import Claim
 from cxm.sync.decide import OUR_FAILED_MOVES, RECOVERS, RESTING, Call, Decision, Kind, decide
@@ -189,6 +189,8 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
             if call is not decision.calls[0]:
                 _await_running(tools, decision)
             _call(tools, seen, call, vm, decision.host)
+        if decision.record.state == "MIGRATE" and decision.calls == (Call.RECOVER,):
+            _connect(tools, vm, decision.host)
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
     except CxmError as error:
@@ -269,9 +271,21 @@ def _end_for_its_driver(tools: Tools, now: Record, decision: Decision) -> bool:
             return False
         tools.oned.recover(vm, success=True)
         _log.info("VM %d: OpenNebula's driver does not end its move: %s", vm, Call.RECOVER)
+        _connect(tools, vm, decision.host)
     except CxmError as error:
         _log.warning("VM %d: its move is not ended: %s", vm, error.sentence())
     return True
+
+
+def _connect(tools: Tools, vm: VmId, host: str) -> None:
+    """What OpenNebula's driver would have done next: its security groups are on this host now."""
+    if tools.version < vnm.SINCE:
+        return
+    try:
+        tools.connect(tools.oned.vm_info(vm), host)
+    except CxmError as error:
+        what = "its network's step 'post' is not done, so it may lack its security groups"
+        _log.warning("VM %d on %s: %s: %s", vm, host, what, error.sentence())
 
 
 def _is_done(now: Record, decision: Decision) -> bool:

@@ -40,8 +40,8 @@ class Claim:
         """Whether OpenNebula's driver should have ended by now: it may have died in between.
 
         It does where it cannot reach the old host: it writes to an ssh that has ended, nothing
-        catches the error, and oned is never answered (``ssh_stream.rb`` of all versions; real
-        7.4.0).
+        catches the error, and oned is never answered (5.10 to 7.4, ``ssh_stream.rb``; seen with
+        a real 7.4.0).
         """
         longest_s = _OWES_LOST_S if self.lost else _OWES_S
         return self.confirmed_at > 0 and now - self.confirmed_at > longest_s

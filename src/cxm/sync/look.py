@@ -32,6 +32,7 @@ class Tools:
     oned: Recorder
     node: Callable[[str], Node]  # by OpenNebula's name of the host
     confirms: Callable[[str], bool]  # whether a VM driver's migrate runs on the frontend
+    connect: Callable[[str, str], None]  # by VM's XML and host: its network step, cxm.one.vnm
     place: str  # of claims
     version: OneVersion
     now: Callable[[], float]

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cxm import config, lock
-from cxm.errors import CxmError
+from cxm.errors import CxmError, NotFoundError
 from cxm.names import CloudId, VmId
 from cxm.node.client import Node, RemoteNode
-from cxm.one import frontend
+from cxm.one import frontend, vnm
 from cxm.one import version as one_version
 from cxm.one.api import Recorder, of_this_machine
 from cxm.one.version import OneVersion
@@ -66,7 +66,14 @@ class Here:
             return frontend.runs_here(self.remotes, vm_mad, "migrate") is True
 
         version = _version(oned, self.remotes)
-        return Tools(oned, reached, confirms, self.place, version, self.now, self.sleep)
+
+        def connect(text: str, host: str) -> None:
+            remotes = frontend.setting(self.remotes, "SCRIPTS_REMOTE_DIR")
+            if remotes is None:
+                raise NotFoundError("oned's settings do not name SCRIPTS_REMOTE_DIR")
+            vnm.post(self.runner, remotes, text, host)
+
+        return Tools(oned, reached, confirms, connect, self.place, version, self.now, self.sleep)
 
 
 def _version(oned: Recorder, remotes: str) -> OneVersion:
