@@ -595,13 +595,13 @@ class TestNoEffect:
         assert world.network.steps == []
 
     def test_opennebulas_driver_dies_and_so_does_the_sync(self, world: Believing) -> None:
-        """The next one ends the move, where the old host lives after a minute."""
+        """The next one ends the move, where the old host lives after half a minute."""
         moved(world)
         claim = claims.Claim(VmId(7), "node2", world.now, confirmed_at=world.now)
         claims.make(world.here().place, claim)
         world.state, world.host, world.driver_dies = "MIGRATE", "node2", True
         assert quietly(world).decisions[0].kind is Kind.LEFT
-        world.now += 61
+        world.now += 31
         world.cards = "<NIC><VN_MAD>bridge</VN_MAD></NIC>"
         assert quietly(world).decisions[0].kind is Kind.AGREED
         assert world.told == ["recover success"]

@@ -21,7 +21,7 @@ from cxm.names import VmId, vm_id
 LONGEST_S: Final = 86400.0  # nobody works on a migration that was begun so long ago
 # How long OpenNebula's driver may take for what it owes once the migrate driver has confirmed a
 # move: network steps on both hosts. Where the old host is dead that is one ssh's ConnectTimeout.
-_OWES_S: Final = 60.0
+_OWES_S: Final = 30.0
 _OWES_LOST_S: Final = 10.0
 _NAME: Final = "claim-"
 
