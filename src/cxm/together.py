@@ -2,20 +2,21 @@
 # Copyright The cxm for OpenNebula authors
 """Owns how several machines are asked at the same time, so that a dozen cost the time of one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
 from cxm.errors import CxmError
 
+_K = TypeVar("_K", bound=Hashable)
 _T = TypeVar("_T")
 
 
 def ask(
-    names: Iterable[str], question: Callable[[str], _T], *, at_once: int
-) -> dict[str, _T | CxmError]:
+    names: Iterable[_K], question: Callable[[_K], _T], *, at_once: int
+) -> dict[_K, _T | CxmError]:
     """What each of them answers, in their order, or why one does not."""
 
-    def one(name: str) -> _T | CxmError:
+    def one(name: _K) -> _T | CxmError:
         try:
             return question(name)
         except CxmError as error:

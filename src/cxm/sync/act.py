@@ -190,7 +190,7 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
                 _await_running(tools, decision)
             _call(tools, seen, call, vm, decision.host)
         if decision.record.state == "MIGRATE" and decision.calls == (Call.RECOVER,):
-            _connect(tools, vm, decision.host)
+            _connect(tools, {vm: decision.host})
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
     except CxmError as error:
@@ -229,7 +229,7 @@ def _await_running(tools: Tools, decision: Decision) -> None:
 def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[Decision]:
     """Wait until OpenNebula has done what it was told, or the patience is over."""
     waiting = list(begun)
-    ended: set[VmId] = set()
+    owed: dict[VmId, str] = {}
     begun_at = tools.now()
     while waiting:
         still: list[Decision] = []
@@ -243,8 +243,8 @@ def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[
             now = views.record(xml.parse(text, "VM"))
             if not _is_over(now, decision, tools.now() - begun_at):
                 still.append(decision)
-                if decision.record.vm not in ended and _end_for_its_driver(tools, now, decision):
-                    ended.add(decision.record.vm)
+                if now.vm not in owed and _end_for_its_driver(tools, now, decision):
+                    owed[now.vm] = decision.host
                 continue
             yield _verified(tools, decision, now, _error_of(text), memory)
         waiting = still
@@ -253,6 +253,7 @@ def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[
             break
         if waiting:
             tools.sleep(_POLL_S)
+    _connect(tools, owed)
     for decision in waiting:
         yield replace(decision, kind=Kind.WAIT, why=f"{decision.why}; OpenNebula is still at it")
 
@@ -271,21 +272,24 @@ def _end_for_its_driver(tools: Tools, now: Record, decision: Decision) -> bool:
             return False
         tools.oned.recover(vm, success=True)
         _log.info("VM %d: OpenNebula's driver does not end its move: %s", vm, Call.RECOVER)
-        _connect(tools, vm, decision.host)
     except CxmError as error:
         _log.warning("VM %d: its move is not ended: %s", vm, error.sentence())
     return True
 
 
-def _connect(tools: Tools, vm: VmId, host: str) -> None:
-    """What OpenNebula's driver would have done next: its security groups are on this host now."""
+def _connect(tools: Tools, hosts: Mapping[VmId, str]) -> None:
+    """What OpenNebula's driver would have done next for VMs: they get their security groups."""
     if tools.version < vnm.SINCE:
         return
-    try:
-        tools.connect(tools.oned.vm_info(vm), host)
-    except CxmError as error:
-        what = "its network's step 'post' is not done, so it may lack its security groups"
-        _log.warning("VM %d on %s: %s: %s", vm, host, what, error.sentence())
+
+    def one(vm: VmId) -> None:
+        tools.connect(tools.oned.vm_info(vm), hosts[vm])
+
+    answers = together.ask(hosts, one, at_once=AT_ONCE)
+    what = "its network's step 'post' is not done, so it may lack its security groups"
+    for vm, answer in answers.items():
+        if isinstance(answer, CxmError):
+            _log.warning("VM %d on %s: %s: %s", vm, hosts[vm], what, answer.sentence())
 
 
 def _is_done(now: Record, decision: Decision) -> bool:
