@@ -10,7 +10,7 @@ protocol reference. A driver reaches a node as over ssh: one that is dead does n
 import base64
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +21,13 @@ from cxm.names import CloudId, VmId
 from cxm.node.client import Node
 from cxm.one.action import Call, Context, load
 from cxm.one.version import OneVersion
-from cxm.run import Result, System
+from cxm.run import System
 from cxm.sync.main import sync
 from cxm.sync.turns import Here, Turn
 from lab.oned import states
 from tests.fakes.answering import NoTransfers
 from tests.fakes.domains import guest
-from tests.fakes.machine import CLOUD
+from tests.fakes.machine import CLOUD, FakeNode, Outcome
 from tests.fakes.pair import Pair
 
 _HOSTS: Final = ("node1", "node2")
@@ -73,28 +73,6 @@ class _Front(Context):
         return False
 
 
-class Network(System):
-    """What the frontend itself runs on hosts, by ssh: network steps, and nothing else."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[str, str, bytes]] = []  # host, command, decoded input
-        self.is_cut = False
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | None = None,
-        timeout_s: float = 60.0,
-        ok: Sequence[int] = (0,),
-    ) -> Result:
-        host, _dashes, command = argv[-3:]
-        if self.is_cut:
-            raise UnreachableError(f"{host} cannot be reached by ssh")
-        self.steps.append((host, command, base64.b64decode(stdin or b"")))
-        return Result(tuple(argv), 0, "", "", 0.0)
-
-
 class Believing:
     """The frontend, and the oned on it; a :class:`cxm.one.api.Recorder`."""
 
@@ -118,7 +96,10 @@ class Believing:
         self.refuses = ""  # what it answers to a call that changes something
         self.hosts: dict[str, int] = dict.fromkeys(_HOSTS, 2)  # their states
         self.cut_off: set[str] = set()
-        self.network = Network()
+        self.network: list[tuple[str, str, bytes]] = []  # steps: host, command, decoded input
+        self.is_network_cut = False
+        self._runner = FakeNode(str(root / "frontend"))
+        self._runner.model("ssh", self._ssh)
         self.cards = ""  # the VM's, as XML
         self.told: list[str] = []  # the calls that change something
         self.asked: list[tuple[str, str]] = []
@@ -150,7 +131,7 @@ class Believing:
             return PairClient(self, host)
 
         return Here(
-            str(self.remotes), self.network, {}, lambda: self.now, self.sleep, oned, node,
+            str(self.remotes), self._runner, {}, lambda: self.now, self.sleep, oned, node,
             str(self.home),
         )  # fmt: skip
 
@@ -159,6 +140,14 @@ class Believing:
         done = sync(self.here(), nudged=nudged)
         assert done is not None
         return done
+
+    def _ssh(self, argv: tuple[str, ...], data: bytes) -> Outcome:
+        """What the frontend itself runs on hosts: network steps, and nothing else."""
+        host, _dashes, command = argv[-3:]
+        if self.is_network_cut:
+            return Outcome(stderr=f"ssh: connect to host {host}: No route to host\n", code=255)
+        self.network.append((host, command, base64.b64decode(data)))
+        return Outcome()
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
