@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,11 @@ def _files(*tops: str, suffix: str = "") -> Iterator[tuple[str, str]]:
 
 def _trees(*tops: str) -> Iterator[tuple[str, ast.Module]]:
     for path, text in _files(*tops, suffix=".py"):
-        yield path, ast.parse(text)
+        yield path, _parsed(text)
+
+
+# Five rules read the same trees.
+_parsed = cache(ast.parse)
 
 
 def _imports(tree: ast.AST) -> set[str]:
