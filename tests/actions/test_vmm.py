@@ -192,6 +192,18 @@ class TestLife:
         text = vm_xml() if version.gives_stdin else xen_file(oned)
         assert deploy(oned, text, number=1) == name
 
+    @pytest.mark.parametrize("action", ["shutdown", "save", "reset"])
+    def test_without_a_list_of_local_actions(
+        self, xen: FakeXen, version: OneVersion, action: str
+    ) -> None:
+        """An oned.conf without ``-l`` has the host do it, with the same outcome."""
+        oned, name, data = self.started(xen, version)
+        oned = Oned(xen, version, is_local=False)
+        path = (f"{oned.directory()}/checkpoint",) if action == "save" else ()
+        assert oned.run(action, name, *path, "solo1", stdin=data) == ""
+        domain = xen.of_vm(7)
+        assert (domain is None) == (action != "reset")
+
     def test_cancel_without_a_name(self, xen: FakeXen, version: OneVersion) -> None:
         """A VM that never got a deployment id is cancelled all the same."""
         oned, _name, data = self.started(xen, version)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""Owns how tests run a VMM action as oned does on a node: arguments, input, and the real helper."""
+"""Owns how tests run a VMM action as oned does: arguments, input, place, and the real helper."""
 
 import io
 import os
@@ -11,10 +11,13 @@ from cxm import config
 from cxm.node.client import Node
 from cxm.one.action import Call, Context, load
 from cxm.one.version import OneVersion
+from cxm.setup import parts
 from tests.fakes.answering import NoTransfers
 from tests.fakes.call import ask
 from tests.fakes.machine import CLOUD
 from tests.fakes.xen import FakeXen
+
+HOST = "solo1"
 
 
 class LocalNode(NoTransfers):
@@ -36,7 +39,7 @@ class _Here(Context):
     xen: FakeXen = field(kw_only=True)
 
     def node(self, host: str | None) -> Node:
-        assert host is None, "a VMM action runs on the node"
+        assert host == (HOST if self.remotes.startswith(f"{self.xen.node.root}-") else None)
         return LocalNode(self.xen)
 
 
@@ -50,11 +53,22 @@ class Stream(io.StringIO):
 
 
 class Oned:
-    """An oned of one version that runs VMM actions on a modelled node."""
+    """An oned of one version that runs VMM actions for a modelled node.
 
-    def __init__(self, xen: FakeXen, version: OneVersion, **settings: Any) -> None:
+    Those that cxm-setup puts into the list ``-l`` run on the frontend, unless ``is_local`` is off.
+    """
+
+    def __init__(
+        self, xen: FakeXen, version: OneVersion, *, is_local: bool = True, **settings: Any
+    ) -> None:
         self.xen = xen
         self.version = version
+        self._local = parts.local_actions(version) if is_local else []
+        frontend = f"{xen.node.root}-frontend"
+        self._remotes = os.path.join(frontend, "remotes")
+        os.makedirs(self._remotes, exist_ok=True)
+        with open(os.path.join(frontend, "config"), "w", encoding="utf-8"):
+            pass
         given: dict[str, Any] = {"cloud_id": CLOUD, "shutdown_timeout": 60}
         self.config = config.FrontendConfig(**given | settings)
 
@@ -66,8 +80,10 @@ class Oned:
         """Run an action with its own arguments; oned adds the VM's id and the host."""
         sent = io.StringIO(stdin) if stdin is not None else Stream()
         words = tuple(word for word in argv if word or self.version >= (4, 4))
-        context = _Here(
-            self.config, self.version, self.xen.node, "/var/tmp/one", os.environ, xen=self.xen
-        )
-        call = Call("vmm", action, (*words, str(vm), "solo1"), sent)
-        return load("vmm", action).run(context, call)
+        remotes = self._remotes if action in self._local else "/var/tmp/one"
+        context = _Here(self.config, self.version, self.xen.node, remotes, os.environ, xen=self.xen)
+        call = Call("vmm", action, (*words, str(vm), HOST), sent)
+        result = load("vmm", action).run(context, call)
+        # oned's driver may wait for whoever does not take it.
+        assert action not in self._local or sent.tell() == len(stdin or "")
+        return result

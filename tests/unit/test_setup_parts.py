@@ -119,7 +119,8 @@ def test_administrators_choices_stay() -> None:
     )
     text, changes = _oned(V74, mine)
     driver = _vectors(text, "VM_MAD")["vmm_cxm"]
-    assert (driver.get("ARGUMENTS"), driver.get("COST")) == ("-t 40 -l migrate cxm", "3")
+    assert driver.get("ARGUMENTS") == "-t 40 -l migrate,shutdown,cancel,save,reboot,reset cxm"
+    assert driver.get("COST") == "3"
     assert driver.get("TYPE") == "xml"
     assert "VM_MAD 'vmm_cxm': TYPE set" in changes
 
@@ -159,17 +160,17 @@ def test_slow_monitoring_is_named_where_oned_has_to_ask() -> None:
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (OneVersion(3, 6), "migrate,pre,post,clean"),
-        (OneVersion(3, 8), "migrate,clean"),
-        (OneVersion(4, 0), "migrate"),
-        (V74, "migrate"),
+        (OneVersion(3, 6), ",pre,post,clean"),
+        (OneVersion(3, 8), ",clean"),
+        (OneVersion(4, 0), ""),
+        (V74, ""),
     ],
 )
-def test_a_move_is_recorded_without_its_source(version: OneVersion, words: str) -> None:
+def test_no_dead_host_is_needed(version: OneVersion, words: str) -> None:
     """What oned would run on a host that is dead runs on the frontend."""
     text, _changes = _oned(version, ONED)
     arguments = _vectors(text, "VM_MAD")["vmm_cxm"].get("ARGUMENTS") or ""
-    assert arguments.endswith(f" -l {words} cxm")
+    assert arguments.endswith(f" -l migrate,shutdown,cancel,save,reboot,reset{words} cxm")
     assert _oned(version, text)[0] == text
 
 

@@ -29,6 +29,8 @@ _TM_CONF: Final = (4, 4)  # TM_MAD_CONF, INHERIT_IMAGE_ATTR
 _SHARED_MONITOR: Final = (5, 0)  # space of a shared system datastore by the transfer driver
 XML_DOMAINS: Final = (5, 0)  # the VM's XML on every action's input, so no deployment file is needed
 MONITORD: Final = (5, 12)
+# What asks a host for one verb, and needs nothing that oned would put on it.
+_ANYWHERE: Final = ("migrate", "shutdown", "cancel", "save", "reboot", "reset")
 
 
 class Part(Protocol):
@@ -182,14 +184,16 @@ class LocalActions:
 
 
 def local_actions(version: OneVersion) -> list[str]:
-    """What runs on the frontend, so that a dead source keeps nothing from being recorded.
+    """What runs on the frontend, so that a dead host keeps nothing from being recorded or told.
 
-    Before 4.0 a failing clean-up of the source's network fails the migration; before 3.8 a local
-    migrate leaves no connection for the other network steps. Both are right for ``dummy`` networks.
+    On a host that cannot be reached oned's own driver (5.10 to 7.4) may die of an action, and the
+    VM stays in the midst of it. Before 4.0 a failing clean-up of the source's network fails a
+    migration; before 3.8 a local action leaves no connection for the network steps. Both are right
+    for ``dummy`` networks.
     """
     if version < (3, 8):
-        return ["migrate", "pre", "post", "clean"]
-    return ["migrate", "clean"] if version < (4, 0) else ["migrate"]
+        return [*_ANYWHERE, "pre", "post", "clean"]
+    return [*_ANYWHERE, "clean"] if version < (4, 0) else list(_ANYWHERE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 """``save`` and ``restore``: a VM's memory goes into its checkpoint volume and comes back.
 
 oned's checkpoint file only tells the VM's directory: the memory is in a volume (docs/design/0004).
+oned runs ``save`` on the frontend, and ``restore`` on the host.
 """
 
 import logging
@@ -12,7 +13,7 @@ from cxm import names
 from cxm.errors import CxmError
 from cxm.names import VmId
 from cxm.one.action import Call, Context
-from cxm.one.vmm.request import directory_of, guest_of, last_deployment, vm_of
+from cxm.one.vmm.request import directory_of, guest_of, last_deployment, node_of, vm_of
 from cxm.xen.guest import GuestSpec
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def run(ctx: Context, call: Call) -> str:
     """Save or restore the VM's memory."""
     vm = vm_of(call)
     if call.action == "save":
-        ctx.node(None).call("domain-save", {"vm": vm}, timeout_s=_TIMEOUT_S)
+        node_of(ctx, call).call("domain-save", {"vm": vm}, timeout_s=_TIMEOUT_S)
         return ""
     directory = directory_of(call, vm)
     spec = _guest(ctx, call, vm, directory)

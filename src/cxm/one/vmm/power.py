@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The cxm for OpenNebula authors
-"""``shutdown``, ``cancel``, ``reboot`` and ``reset``: a running VM is stopped or started anew."""
+"""``shutdown``, ``cancel``, ``reboot`` and ``reset``: a running VM is stopped or started anew.
+
+oned runs them on the frontend (``-l``): so they fail with a sentence where the host is dead.
+"""
 
 from typing import Any
 
 from cxm.one.action import Call, Context
-from cxm.one.vmm.request import vm_of
+from cxm.one.vmm.request import node_of, vm_of
 
 # Beyond the time that a guest gets: to destroy it, and to wait for others that Xen works on.
 _PATIENCE_S = 600.0
@@ -23,5 +26,5 @@ def run(ctx: Context, call: Call) -> str:
         verb = "domain-stop"
     else:
         verb = f"domain-{call.action}"
-    ctx.node(None).call(verb, args, timeout_s=timeout_s)
+    node_of(ctx, call).call(verb, args, timeout_s=timeout_s)
     return ""

@@ -14,7 +14,8 @@ from typing import Final
 from cxm import names
 from cxm.errors import CxmError, DataError, UsageError
 from cxm.names import VmId
-from cxm.one import xml
+from cxm.node.client import Node
+from cxm.one import frontend, xml
 from cxm.one.action import Call, Context
 from cxm.xen import from_xen, from_xml
 from cxm.xen.guest import GuestSpec
@@ -30,6 +31,18 @@ def vm_of(call: Call) -> VmId:
     if len(call.argv) < _LEAST:
         raise UsageError(f"{call.action} takes at least the id of a VM and a host: {call.argv}")
     return names.vm_id(call.argv[-2])
+
+
+def node_of(ctx: Context, call: Call) -> Node:
+    """The VM's host: this machine, or by ssh where oned runs the action on the frontend (``-l``).
+
+    Not for an action that needs its input.
+    """
+    if not frontend.is_frontend(ctx.remotes):
+        return ctx.node(None)
+    if ctx.version.gives_stdin:
+        call.input.read()  # the VM's XML: a pipe that nobody reads may hold up oned's driver
+    return ctx.node(call.argv[-1])
 
 
 def directory_of(call: Call, vm: VmId) -> str:
