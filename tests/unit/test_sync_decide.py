@@ -27,7 +27,7 @@ HOSTS: Final = {
 }
 STATES: Final = (
     "PENDING", "HOLD", "PROLOG", "BOOT", "RUNNING", "MIGRATE", "UNKNOWN", "POWEROFF", "SUSPENDED",
-    "STOPPED", "UNDEPLOYED", "FAILED", "DONE", "LCM 18", "LCM 60", "BOOT_FAILURE",
+    "STOPPED", "UNDEPLOYED", "FAILED", "DONE", "LCM 10", "LCM 60", "BOOT_FAILURE",
     "BOOT_MIGRATE_FAILURE", "PROLOG_FAILURE", "PROLOG_MIGRATE_FAILURE",
     "PROLOG_MIGRATE_POWEROFF_FAILURE", "PROLOG_MIGRATE_SUSPEND_FAILURE",
     "PROLOG_MIGRATE_UNKNOWN_FAILURE",
@@ -97,12 +97,32 @@ def test_a_driver_that_could_move_it(state: str) -> None:
     assert found.calls == (Call.RECOVER,)
 
 
-@pytest.mark.parametrize("state", ["PROLOG", "BOOT", "MIGRATE", "LCM 18", "LCM 60"])
+@pytest.mark.parametrize("state", ["PROLOG", "BOOT", "MIGRATE", "LCM 10", "LCM 60"])
 def test_opennebulas_own_operation_is_left_alone(state: str) -> None:
     """Whatever the cluster says meanwhile."""
     found = judged(state)
     assert (found.kind, found.calls) == (Kind.LEFT, ())
     assert f"OpenNebula is at work on it ({state})" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        ("BOOT", "failure"),
+        ("SHUTDOWN", "failure"),
+        ("SAVE_MIGRATE", "failure"),
+        ("CLEANUP", "success"),
+        ("CLEANUP_DELETE", "success"),
+    ],
+)
+def test_the_way_out_of_an_operation_on_a_dead_host(state: str, word: str) -> None:
+    """OpenNebula's own driver may never answer; a human is told what ends it."""
+    way = f"on a, and it runs on b: if that does not end, 'onevm recover --{word} 7' ends it"
+    assert judged(state).sentence.endswith(way)
+    for other in (judged(state, V38), judged(state, host="b")):
+        assert "recover" not in other.sentence
+    doubted = judged(state, seen=replace(SEEN, doubt="node2 waits to be fenced"))
+    assert "recover" not in doubted.sentence
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state != "DONE"])

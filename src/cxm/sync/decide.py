@@ -38,6 +38,8 @@ _FAILED_MOVES: Final = (
 )  # fmt: skip
 # States in which OpenNebula is not at work on a VM: it takes it to be on a host, or not to run.
 RESTING: Final = ("RUNNING", "UNKNOWN", *_AT_REST, *_FAILED_BOOTS)
+# What a VM driver does on a host: oned's own (5.10 to 7.4) may never answer where that is dead.
+_ON_A_HOST: Final = ("BOOT", "SAVE_", "SHUTDOWN", "CLEANUP")
 _NOT_RUNNING: Final = ("PENDING", "HOLD", "STOPPED", "UNDEPLOYED", "FAILED", "PROLOG_FAILURE")
 
 
@@ -153,8 +155,17 @@ def _under_way(
         return _stuck(record, seen, version)
     if record.state in _FAILED_MOVES:
         return _unmoved(record, seen, version, is_ours=claimed_s is not None)
-    why = f"OpenNebula is at work on it ({record.state})"
-    return Decision(record, Kind.LEFT, why, seen.host)
+    return Decision(record, Kind.LEFT, _at_work(record, seen, version), seen.host)
+
+
+def _at_work(record: Record, seen: Sighting, version: OneVersion) -> str:
+    what = f"OpenNebula is at work on it ({record.state})"
+    is_elsewhere = seen.host not in ("", record.host) and not seen.doubt
+    if not is_elsewhere or version < RECOVERS or not record.state.startswith(_ON_A_HOST):
+        return what
+    word = "success" if record.state.startswith("CLEANUP") else "failure"
+    what = f"{what} on {record.host}, and it runs on {seen.host}"
+    return f"{what}: if that does not end, 'onevm recover --{word} {record.vm}' ends it"
 
 
 def _not_running(record: Record, seen: Sighting, version: OneVersion) -> tuple[Kind, str]:
