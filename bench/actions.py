@@ -21,9 +21,10 @@ _EMPTY_CALLS: Final = 3  # of each baseline in a round
 _PROBES: Final = ("host/monitor/probe", "vm/monitor/probe", "vm/status/probe")
 
 HEADING = """\
-Every action of the drivers, called as oned 7.4 calls it (TM on the frontend, VMM and IM on
-the host inside of oned's own ssh). Milliseconds: median (min-max) of the rounds.
-  ssh        connections that the action itself makes
+Every action of the drivers, called as oned 7.4 calls it: TM, and what cxm-setup lists with -l, on
+the frontend; the others on the host, inside of oned's own ssh. Milliseconds: median (min-max) of
+the rounds.
+  ssh        connections that the action itself makes; none where it runs on the host
   start-up   from the shell's start of the action to its first command; an action that asks oned
              for the VM first has that in it. Compare with an empty interpreter, below.
   overhead   the action's time from its start to its end, less the time in which other programs did
@@ -230,8 +231,8 @@ class Report:
         self._bare = bare
         self._rows = rows
 
-    def _interpreter(self, action: str) -> Series:
-        return self._bare[f"python3, {'frontend' if action.startswith('tm') else 'host'}"]
+    def _interpreter(self, ssh: int) -> Series:
+        return self._bare[f"python3, {'frontend' if ssh else 'host'}"]
 
     def text(self) -> str:
         heads = ("action", "ssh", "start-up", "x python3", "overhead", "in all")
@@ -240,7 +241,7 @@ class Report:
                 name,
                 str(ssh),
                 startup.shown(),
-                f"{startup.median / self._interpreter(name).median:.1f}",
+                f"{startup.median / self._interpreter(ssh).median:.1f}",
                 overhead.shown(),
                 wall.shown(),
             )
@@ -258,7 +259,7 @@ class Report:
                 name: {
                     "ssh": ssh,
                     "startup": startup.to_json(),
-                    "startup_ratio": round(startup.median / self._interpreter(name).median, 2),
+                    "startup_ratio": round(startup.median / self._interpreter(ssh).median, 2),
                     "overhead": overhead.to_json(),
                     "wall": wall.to_json(),
                 }

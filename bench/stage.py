@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from bench.timed import TimedScripts
 from cxm.errors import CxmError
 from cxm.run import System
+from cxm.setup import parts
 from lab import guest_image, installed, keys, lab
 from lab.guest_image import GuestImage
 from lab.lab import Lab
@@ -117,7 +118,8 @@ def opened(name: str) -> Iterator[Stage]:
             scripts = TimedScripts(System(), standin.place, standin.profile)
             documents = Documents(standin.profile, standin.place)
             transfers = Transfers(scripts)
-            hypervisor = Hypervisor(scripts, documents, transfers, [])
+            local = parts.local_actions(standin.version)
+            hypervisor = Hypervisor(scripts, documents, transfers, [], local)
             yield Stage(
                 running,
                 machine,
