@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cxm.cluster import claims, nodes, relocate, whereabouts
+from cxm.cluster import claims, nodes, poweredoff, relocate, whereabouts
 from cxm.cluster.cib import Resource
 from cxm.cluster.pacemaker import Fencing, Node, Placed, Status
 from cxm.cluster.whereabouts import Face, Seat
@@ -392,6 +392,38 @@ class TestVouching:
         assert not pair.move("node2", "node2").result["moved"]
         self._later(pair)
         assert pair.observe("node1") == {}
+
+    def test_in_the_gap_between_two_steps_of_a_move(self, pair: Pair) -> None:
+        """Pacemaker still calls it Started on the source, whose domain has gone: it should run."""
+        assert pair.observe("node1") == {NAME: "running"}
+        pair.xens["node1"].guest(7, "vanished")
+        self._later(pair)
+        assert pair.observe("node1") == {NAME: "running"}
+        self._later(pair)
+        assert pair.observe("node1") == {NAME: "vanished"}
+
+    def test_not_of_one_that_was_not_here(self, pair: Pair) -> None:
+        """After a boot nobody knows whether it will be started here."""
+        pair.xens["node1"].guest(7, "vanished")
+        assert pair.observe("node1") == {}
+
+    @pytest.mark.parametrize(
+        ("placed", "is_elsewhere"),
+        [
+            # As crm_mon of Pacemaker 2.1.5 says it, from the first step of a move to its last.
+            (Placed(RID, "Migrating"), True),
+            (Placed(RID, "Started", ("node1",)), False),
+            (Placed(RID, "Migrating", ("node1",)), True),
+            (Placed(RID, "Started", ("node2",)), True),
+            (Placed(RID, "Stopping", ("node2",)), True),
+            (Placed(RID, "Stopped"), False),
+        ],
+    )
+    def test_what_pacemaker_calls_a_move(self, placed: Placed, is_elsewhere: bool) -> None:
+        """Of VM 7, which leaves node1 for node2."""
+        seen = status(resources={RID: placed})
+        found = poweredoff.run_elsewhere([VmId(7)], CloudId(CLOUD), seen, "node1")
+        assert found == ([7] if is_elsewhere else [])
 
     def test_not_after_opennebulas_own_move(self, pair: Pair) -> None:
         """It knows."""

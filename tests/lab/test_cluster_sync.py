@@ -147,6 +147,7 @@ def test_an_operator_moves_vms(stage: Stage) -> None:
         second.run(["cxm", "eject", "--back", second.name], timeout_s=120.0)
         assert stage.answers().boot == boot
         assert stage.cloud.vm(vm).host == first.name
+        assert "UNKNOWN" not in stage.cloud.vm_log(vm)
     scenarios.ended(stage.cloud, [vm])
     assert stage.left() == []
 
@@ -180,6 +181,7 @@ def test_a_node_nudges(stage: Stage) -> None:
         first.wait_until(["sh", "-c", "! ls /run/cxm/nudge | grep -q ."], timeout_s=FAILOVER_S)
         told(stage, [vm], first, timeout_s=_NUDGED_S)
         assert stage.answers().boot == boot
+        assert "UNKNOWN" not in stage.cloud.vm_log(vm)
     scenarios.ended(stage.cloud, [vm])
     assert stage.left() == []
 

@@ -55,7 +55,11 @@ def answered_for(ours: Iterable[Resource]) -> list[Resource]:
 
 
 def run_elsewhere(ours: Iterable[VmId], cloud: CloudId, status: Status, node: str) -> list[int]:
-    """Those that run on another healthy node, or are on their way to one."""
+    """Those that run on another healthy node, or are on their way to one.
+
+    The last step of a migration is a stop on the source, and Pacemaker calls the VM Stopping, on
+    the target (seen).
+    """
     if not status.quorate:
         return []
     up = {each.name for each in status.nodes if each.online and not each.unclean} - {node}
@@ -65,7 +69,7 @@ def run_elsewhere(ours: Iterable[VmId], cloud: CloudId, status: Status, node: st
         if placed is None:
             continue
         is_moving = "Migrating" in (placed.role, placed.pending)
-        if is_moving or (placed.role == "Started" and set(placed.nodes) & up):
+        if is_moving or (placed.role in ("Started", "Stopping") and set(placed.nodes) & up):
             found.append(int(vm))
     return found
 

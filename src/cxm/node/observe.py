@@ -118,13 +118,16 @@ def _known(
     """What is known of guests besides their domains: each one's name, and what became of it.
 
     A standalone host has its records. In a cluster that is what the cluster says: a record would
-    not be true any more once another node has started the guest.
+    not be true any more once another node has started the guest. One that should run, and was here
+    at the last look, is between two lives, or on its way to another node.
     """
     if machine.in_cluster:
         from cxm.cluster import poweredoff  # noqa: PLC0415 - most nodes are in no cluster
 
         off = poweredoff.look(machine, cloud, memory.off)
-        return {VmId(vm): (name, records.Life.OFF) for vm, name in off.items()}
+        wanted = [row for row in memory.off.ours.items() if row[0] in memory.guests]
+        known = {VmId(vm): (name, records.Life.RUNNING) for vm, name in wanted}
+        return known | {VmId(vm): (name, records.Life.OFF) for vm, name in off.items()}
     found = records.read_all(machine)[0]
     return {guest.vm: (guest.name, guest.life) for guest in found if guest.cloud == cloud}
 
