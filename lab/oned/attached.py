@@ -215,7 +215,8 @@ def _adapt(lab: Lab, one: Installed) -> None:
         wanted |= {
             "MANAGER_TIMER": "15",
             "HOST_MONITORING_INTERVAL": "30",
-            "VM_POLLING_INTERVAL": "30",
+            # Each VM is asked for by itself, on a node that takes seconds for an answer.
+            "VM_POLLING_INTERVAL": "60",
         }
     elif version < (5, 12):
         wanted["MONITORING_INTERVAL" if version < (5, 10) else "MONITORING_INTERVAL_HOST"] = "20"

@@ -85,9 +85,19 @@ class Steps:
                 stream.close()
         return Answer(ok, run.answers.get(action, "-") if ok else run.reason)
 
-    def script(self, action: str) -> str:
-        """Where the script of an action is on the hosts."""
+    def direct(self, action: str, words: str, host: str, log: Log) -> Answer:
+        """Run an action by an ssh of its own, or on the frontend, without any input."""
+        if action in self._local:
+            outcome = self._scripts.local(f"{self._here(action)} {words}")
+        else:
+            outcome = self._scripts.remote(host, f"{self._there(action)} {words}")
+        return answer(outcome, self._profile, log)
+
+    def _there(self, action: str) -> str:
         return f"{self._scripts.place.remote_dir}/vmm/{_DRIVER}/{action}"
+
+    def _here(self, action: str) -> str:
+        return f"{self._scripts.place.remotes}/vmm/{_DRIVER}/{action}"
 
     def _all(self, run: Run, steps: Sequence[Step]) -> bool:
         for step in steps:
@@ -115,20 +125,19 @@ class Steps:
             return self._network(run, step, words)
         host = run.place(step)
         if step.driver == "vmm" and step.action in self._local:
-            return self._here(run, step, words, host)
+            return self._on_frontend(run, step, words, host)
         if step.driver == "shell":
             command = f"{step.action} {' '.join(words)}"
         else:
-            command = f"{self.script(step.action)} {' '.join(words)} {run.vm.id} {host.name}"
+            command = f"{self._there(step.action)} {' '.join(words)} {run.vm.id} {host.name}"
         stdin = step.stdin
         if stdin is None and self._profile.gives_stdin:
             stdin = run.message
         return answer(run.streams[host.id].run(command, stdin), self._profile, run.log)
 
-    def _here(self, run: Run, step: Step, words: Sequence[str], host: Host) -> Answer:
+    def _on_frontend(self, run: Run, step: Step, words: Sequence[str], host: Host) -> Answer:
         """Run the step's script on the frontend; up to 4.14 without any input."""
-        script = f"{self._scripts.place.remotes}/vmm/{_DRIVER}/{step.action}"
-        command = f"{script} {' '.join(words)} {run.vm.id} {host.name}"
+        command = f"{self._here(step.action)} {' '.join(words)} {run.vm.id} {host.name}"
         data = self._scripts.local_data(run.message if step.stdin is None else step.stdin)
         return answer(self._scripts.local(command, data), self._profile, run.log)
 

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 from cxm.errors import CxmError
 from lab.oned import deployment
 from lab.oned.documents import Documents
-from lab.oned.drivers import MISSING, Answer, Log, Scripts, answer
+from lab.oned.drivers import MISSING, Answer, Log, Scripts
 from lab.oned.model import History, Host, Vm
 from lab.oned.steps import Run, Step, Steps
 from lab.oned.templates import Template
@@ -134,10 +134,9 @@ class Hypervisor:
         return self.direct(vm, action, log)
 
     def direct(self, vm: Vm, action: str, log: Log) -> Answer:
-        """Run an action by an ssh of its own, as poll and the oldest reboot do."""
+        """Run an action by itself, as poll and the oldest reboot do."""
         host = vm.history.host.name
-        command = f"{self._steps.script(action)} {vm.deploy_id} {host} {vm.id} {host}"
-        return answer(self._scripts.remote(host, command), self._profile, log)
+        return self._steps.direct(action, f"{vm.deploy_id} {host} {vm.id} {host}", host, log)
 
     def cleanup(self, vm: Vm, log: Log) -> Answer:
         """Remove a VM from its host, whatever is left of it; never fails."""

@@ -160,9 +160,10 @@ def test_slow_monitoring_is_named_where_oned_has_to_ask() -> None:
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (OneVersion(3, 6), ",pre,post,clean"),
-        (OneVersion(3, 8), ",clean"),
-        (OneVersion(4, 0), ""),
+        (OneVersion(3, 6), ",poll,pre,post,clean"),
+        (OneVersion(3, 8), ",poll,clean"),
+        (OneVersion(4, 2), ",poll"),
+        (OneVersion(4, 4), ""),
         (V74, ""),
     ],
 )
