@@ -8,13 +8,14 @@ The kernel drops such a lock when its holder dies, so none is ever left behind.
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from cxm.errors import LockTimeoutError
 
 _POLL_S: Final = 0.05
+_TURN_S: Final = 0.2
 
 
 def _try(path: str) -> int | None:
@@ -51,9 +52,35 @@ def hold(directory: str, name: str, *, timeout_s: float) -> Iterator[None]:
     try:
         yield
     finally:
-        # Only a holder may do this: whoever has opened the file meanwhile finds it nameless.
-        os.unlink(path)
-        os.close(fd)
+        _leave(path, fd)
+
+
+def _leave(path: str, fd: int) -> None:
+    # Only a holder may do this: whoever has opened the file meanwhile finds it nameless.
+    os.unlink(path)
+    os.close(fd)
+
+
+@contextmanager
+def turn(directory: str, name: str, places: int, *, patience_s: float) -> Iterator[None]:
+    """Run the block when one of so many places is free; who has waited for long goes ahead."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    paths = [os.path.join(directory, f"{name}-{place}.lock") for place in range(places)]
+    deadline = time.monotonic() + patience_s
+    while (taken := _first(paths)) is None and time.monotonic() < deadline:
+        time.sleep(_TURN_S)
+    try:
+        yield
+    finally:
+        if taken is not None:
+            _leave(*taken)
+
+
+def _first(paths: Iterable[str]) -> tuple[str, int] | None:
+    for path in paths:
+        if (fd := _try(path)) is not None:
+            return path, fd
+    return None
 
 
 def is_held(directory: str, name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cxm import lock
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
 from cxm.names import DomainName, VmId
 from cxm.node import configs, guests
@@ -28,7 +29,7 @@ from tests.fakes.domains import (
     stop,
 )
 from tests.fakes.filesteps import watched
-from tests.fakes.machine import CLOUD, Fault, How, KilledError
+from tests.fakes.machine import CLOUD, Fault, How, KilledError, Outcome
 from tests.fakes.xen import FakeXen
 
 
@@ -130,6 +131,20 @@ class TestStart:
             assert domain is not None
             assert domain.volumes == (f"lv-one-{vm}-1", f"lv-one-{vm}-10")
         assert active(xen) == ["lv-one-10-1", "lv-one-10-10", "lv-one-11-1", "lv-one-11-10"]
+
+    def test_when_it_is_its_turn(self, xen: FakeXen) -> None:
+        """Not more at a time than dom0 has processors."""
+        places = range(xen.machine().cpus)
+        locks, taken = os.path.join(xen.machine().run_dir, "lock"), []
+
+        def create(argv: tuple[str, ...], data: bytes) -> Outcome:
+            taken.append([place for place in places if lock.is_held(locks, f"launch-{place}")])
+            return xen._xl(argv[argv.index("--") + 1 :], data)
+
+        xen.node.model("systemd-run", create)
+        start(xen)
+        assert taken == [[0]]
+        assert not lock.is_held(locks, "launch-0")
 
 
 class TestRefusedStart:

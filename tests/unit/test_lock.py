@@ -52,6 +52,41 @@ def test_one_holder_though_files_come_and_go(tmp_path: Path) -> None:
     assert overlaps == []
 
 
+def test_as_many_as_there_are_places_and_then_whoever_has_waited_for_long(tmp_path: Path) -> None:
+    """The third waits for its turn, but not for ever; no file stays."""
+    directory = str(tmp_path)
+    with (
+        lock.turn(directory, "launch", 2, patience_s=60),
+        lock.turn(directory, "launch", 2, patience_s=60),
+    ):
+        began = time.monotonic()
+        with lock.turn(directory, "launch", 2, patience_s=0.3):
+            assert time.monotonic() - began >= 0.3
+            assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_left_is_the_next_ones(tmp_path: Path) -> None:
+    """At no time are there more than places."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _round in range(3):
+            with lock.turn(str(tmp_path), "launch", 2, patience_s=60):
+                inside.append(number)
+                most.append(len(inside))
+                time.sleep(0.01)
+                inside.remove(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert max(most) <= 2
+
+
 def test_a_held_lock_is_seen_without_taking_it(tmp_path: Path) -> None:
     """Held while somebody holds it, and only then; to ask leaves no file behind."""
     assert not lock.is_held(str(tmp_path), "vm-1")

@@ -23,7 +23,7 @@ from cxm.node import volumes as store
 from cxm.node.guests import Life
 from cxm.node.life import Vm, end, running, settled
 from cxm.node.machine import Machine
-from cxm.node.starting import activated, drop_checkpoint, launched, release, usable
+from cxm.node.starting import activated, create, drop_checkpoint, launched, release, usable
 from cxm.node.volumes import Owner
 from cxm.xen import xl
 from cxm.xen.xl import Domain
@@ -105,7 +105,7 @@ def start(vm: Vm, limit_s: float) -> Ocf:
     drop_checkpoint(vm, group)
     with (
         activated(vm, group, owned),
-        launched(vm, lambda: xl.create(vm.machine.runner, path)) as domain,
+        launched(vm, lambda: create(vm, path)) as domain,
     ):
         _log.info("VM %d was started as %s", vm.vm, domain.name)
     nudge.spool(vm.machine, resource.name)

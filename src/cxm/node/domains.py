@@ -15,7 +15,15 @@ from cxm.node import plan as plans
 from cxm.node.guests import Life
 from cxm.node.life import Vm, end, note, note_running, running, settled
 from cxm.node.machine import Machine
-from cxm.node.starting import activated, drop_checkpoint, launched, release, start_stored, usable
+from cxm.node.starting import (
+    activated,
+    create,
+    drop_checkpoint,
+    launched,
+    release,
+    start_stored,
+    usable,
+)
 from cxm.node.verbs import Call
 from cxm.node.volumes import Owner
 from cxm.xen import xl
@@ -59,7 +67,7 @@ def _start_cold(vm: Vm, spec: GuestSpec, directory: str) -> dict[str, Any]:
         drop_checkpoint(vm, group)
         with (
             activated(vm, group, owned),
-            launched(vm, lambda: xl.create(vm.machine.runner, path)) as domain,
+            launched(vm, lambda: create(vm, path)) as domain,
         ):
             note_running(vm, domain.name, "OpenNebula started it")
     _log.info("VM %d was started as %s: %s", vm.vm, domain.name, plan.choice.reason)

@@ -22,6 +22,7 @@ from cxm.run import Runner, System
 # A verb of another action on the same VM may be saving a large memory: wait for it, not for ever.
 _LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.5
+_LAUNCH_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Machine:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     silence_s: float = wire.SILENCE_S  # of an upload, after which its sender counts as dead
+    cpus: int = os.cpu_count() or 1
 
     def device(self, lv: LvName) -> str:
         """The device of an active volume: ``/dev/VG/LV``, never a link in a VM's directory."""
@@ -83,6 +85,15 @@ class Machine:
     def order_busy(self, cloud: CloudId, vm: VmId) -> bool:
         """Whether an order about a VM is at work on this node, waiting for the cluster perhaps."""
         return lock.is_held(os.path.join(self.run_dir, "lock"), f"order-{cloud}-{vm}")
+
+    def launching(self) -> AbstractContextManager[None]:
+        """A turn to make a domain: as many at a time as dom0 has processors.
+
+        Xen ends a block script after 40 s. A node that takes over the guests of another starts so
+        many at the same time that a small dom0 needs longer for each of them, and for all.
+        """
+        directory = os.path.join(self.run_dir, "lock")
+        return lock.turn(directory, "launch", self.cpus, patience_s=_LAUNCH_S)
 
     @property
     def in_cluster(self) -> bool:

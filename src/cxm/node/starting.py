@@ -101,6 +101,12 @@ def release(vm: Vm) -> None:
         note_released(vm)
 
 
+def create(vm: Vm, path: str) -> None:
+    """Make the domain that a configuration describes, when it is its turn on this node."""
+    with vm.machine.launching():
+        xl.create(vm.machine.runner, path)
+
+
 @contextmanager
 def launched(vm: Vm, make: Callable[[], None]) -> Iterator[Domain]:
     """Run ``make``, which makes the VM's domain, and give the domain.
@@ -151,7 +157,7 @@ def start_stored(vm: Vm, reason: str, *, falls: tuple[float, ...] = ()) -> str:
     drop_checkpoint(vm, group)
     with (
         activated(vm, group, owned),
-        launched(vm, lambda: xl.create(vm.machine.runner, entry.path)),
+        launched(vm, lambda: create(vm, entry.path)),
     ):
         note_running(vm, entry.stored.name, reason, falls=falls)
     return entry.stored.name
