@@ -223,11 +223,11 @@ def _any(directory: Path, seed: int) -> int:
 
 def test_pacemaker_moves_nothing_but_what_a_plan_moves(tmp_path: Path) -> None:
     """Whatever the constraints are; some of the plans have moves."""
-    assert sum(_any(tmp_path, seed) for seed in range(6)) > 0
+    assert sum(_any(tmp_path, seed) for seed in range(2)) > 0
 
 
 @pytest.mark.extensive
-@pytest.mark.parametrize("seed", range(100, 200))
+@pytest.mark.parametrize("seed", [*range(2, 6), *range(100, 200)])
 def test_pacemaker_moves_nothing_but_what_many_plans_move(tmp_path: Path, seed: int) -> None:
     """The same of many more."""
     _any(tmp_path, seed)
