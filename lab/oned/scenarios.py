@@ -277,13 +277,13 @@ def await_failure(cloud: Cloud, vm: int) -> VmView:
         raise
 
 
-def in_line(cloud: Cloud, vm: int, host: str) -> VmView:
-    """What OpenNebula says of a VM after a turn of ``cxm-sync``; raises unless it is right."""
+def in_line(cloud: Cloud, vms: Sequence[int], host: str) -> None:
+    """Raise CxmError unless OpenNebula says, after a turn of ``cxm-sync``, that VMs run there."""
     said = cloud.sync()
-    view = cloud.vm(vm)
-    if (view.host, view.state) != (host, "RUNNING"):
-        raise CxmError(f"VM {vm} is {view.state} on {view.host}, not RUNNING on {host}: {said}")
-    return view
+    for vm in vms:
+        view = cloud.vm(vm)
+        if (view.host, view.state) != (host, "RUNNING"):
+            raise CxmError(f"VM {vm} is {view.state} on {view.host}, not RUNNING on {host}: {said}")
 
 
 @contextmanager
