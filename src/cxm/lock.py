@@ -8,7 +8,7 @@ The kernel drops such a lock when its holder dies, so none is ever left behind.
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -35,24 +35,20 @@ def _try(path: str) -> int | None:
         os.close(fd)
 
 
-@contextmanager
-def hold(directory: str, name: str, *, timeout_s: float) -> Iterator[None]:
-    """Hold the lock ``name`` of ``directory`` while the block runs; its file goes afterwards.
-
-    Raises LockTimeoutError when somebody else holds it for longer than ``timeout_s``.
-    """
+def _await(
+    directory: str, names: Sequence[str], seconds: float, every_s: float
+) -> tuple[str, int] | None:
+    """Take the first of these locks that is free; path and open file, or None after the time."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    path = os.path.join(directory, f"{name}.lock")
-    deadline = time.monotonic() + timeout_s
-    while (fd := _try(path)) is None:
+    deadline = time.monotonic() + seconds
+    while True:
+        for name in names:
+            path = os.path.join(directory, f"{name}.lock")
+            if (fd := _try(path)) is not None:
+                return path, fd
         if time.monotonic() >= deadline:
-            message = f"another action holds the lock '{name}' for more than {timeout_s:g} s"
-            raise LockTimeoutError(message, hint="run the action again")
-        time.sleep(_POLL_S)
-    try:
-        yield
-    finally:
-        _leave(path, fd)
+            return None
+        time.sleep(every_s)
 
 
 def _leave(path: str, fd: int) -> None:
@@ -62,25 +58,31 @@ def _leave(path: str, fd: int) -> None:
 
 
 @contextmanager
+def hold(directory: str, name: str, *, timeout_s: float) -> Iterator[None]:
+    """Hold the lock ``name`` of ``directory`` while the block runs; its file goes afterwards.
+
+    Raises LockTimeoutError when somebody else holds it for longer than ``timeout_s``.
+    """
+    taken = _await(directory, [name], timeout_s, _POLL_S)
+    if taken is None:
+        message = f"another action holds the lock '{name}' for more than {timeout_s:g} s"
+        raise LockTimeoutError(message, hint="run the action again")
+    try:
+        yield
+    finally:
+        _leave(*taken)
+
+
+@contextmanager
 def turn(directory: str, name: str, places: int, *, patience_s: float) -> Iterator[None]:
     """Run the block when one of so many places is free; who has waited for long goes ahead."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    paths = [os.path.join(directory, f"{name}-{place}.lock") for place in range(places)]
-    deadline = time.monotonic() + patience_s
-    while (taken := _first(paths)) is None and time.monotonic() < deadline:
-        time.sleep(_TURN_S)
+    names = [f"{name}-{place}" for place in range(places)]
+    taken = _await(directory, names, patience_s, _TURN_S)
     try:
         yield
     finally:
         if taken is not None:
             _leave(*taken)
-
-
-def _first(paths: Iterable[str]) -> tuple[str, int] | None:
-    for path in paths:
-        if (fd := _try(path)) is not None:
-            return path, fd
-    return None
 
 
 def is_held(directory: str, name: str) -> bool:

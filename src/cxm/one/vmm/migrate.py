@@ -12,9 +12,8 @@ import time
 from typing import Final
 
 from cxm.errors import RefusedError, UsageError
-from cxm.one import frontend
 from cxm.one.action import Call, Context
-from cxm.one.vmm.request import vm_of
+from cxm.one.vmm.request import on_frontend, vm_of
 from cxm.sync import claims
 
 # deploy_id target source vmid source; up to 4.0 an empty deploy_id leaves no trace.
@@ -29,9 +28,7 @@ def run(ctx: Context, call: Call) -> str:
     if len(call.argv) < _LEAST:
         raise UsageError(f"migrate takes a deployment id, two hosts, a VM and a host: {call.argv}")
     vm, target = vm_of(call), call.argv[-4]
-    is_here = frontend.is_frontend(ctx.remotes)
-    if is_here and ctx.version.gives_stdin:
-        call.input.read()  # the VM's XML: a pipe that nobody reads may hold up oned's driver
+    is_here = on_frontend(ctx, call)
     place = claims.directory(ctx.remotes)
     claim = claims.find(place, vm, time.time()) if is_here else None
     if claim is None:

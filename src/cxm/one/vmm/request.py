@@ -33,16 +33,20 @@ def vm_of(call: Call) -> VmId:
     return names.vm_id(call.argv[-2])
 
 
-def node_of(ctx: Context, call: Call) -> Node:
-    """The VM's host: this machine, or by ssh where oned runs the action on the frontend (``-l``).
+def on_frontend(ctx: Context, call: Call) -> bool:
+    """Whether oned runs the action on the frontend (``-l``); its input is read away there.
 
     Not for an action that needs its input.
     """
-    if not frontend.is_frontend(ctx.remotes):
-        return ctx.node(None)
-    if ctx.version.gives_stdin:
+    is_here = frontend.is_frontend(ctx.remotes)
+    if is_here and ctx.version.gives_stdin:
         call.input.read()  # the VM's XML: a pipe that nobody reads may hold up oned's driver
-    return ctx.node(call.argv[-1])
+    return is_here
+
+
+def node_of(ctx: Context, call: Call) -> Node:
+    """The VM's host: this machine, or by ssh from the frontend (:func:`on_frontend`)."""
+    return ctx.node(call.argv[-1] if on_frontend(ctx, call) else None)
 
 
 def directory_of(call: Call, vm: VmId) -> str:
