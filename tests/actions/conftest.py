@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from cxm import interrupt
+from cxm.one.version import OneVersion
+from cxm.sync import claims
+from tests.fakes.believing import Believing
 from tests.fakes.domains import new_xen
 from tests.fakes.hosts import FRONTEND, Cloud
 from tests.fakes.machine import FakeNode
+from tests.fakes.pair import Pair
 from tests.fakes.transfers import new_cloud
 from tests.fakes.xen import FakeXen
 
@@ -51,3 +55,14 @@ def cloud_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cloud(cloud_root: Path) -> Cloud:
     """A frontend and two standalone hosts; oned knows VM 42 and its images."""
     return new_cloud(cloud_root)
+
+
+@pytest.fixture(params=[OneVersion(7, 4)], ids=str)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]:
+    """VM 7 runs on node1, and an oned of the version that the test names, or the newest, knows."""
+    pair = Pair()
+    pair.start("node1")
+    made = Believing(tmp_path, pair, request.param)
+    yield made
+    # No claim may stay that nobody ends.
+    assert made.state == "MIGRATE" or not list(claims.all_of(str(made.here().place)))

@@ -6,9 +6,6 @@ What is never to happen is looked for after each run: a VM started, moved or end
 that OpenNebula has no way out of.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cxm.cluster import relocate
@@ -21,28 +18,11 @@ from cxm.sync.decide import Kind
 from cxm.sync.turns import Turn
 from tests.fakes.believing import Believing
 from tests.fakes.machine import CLOUD
-from tests.fakes.pair import Pair
 
 V38, V412, V510, V74 = (
     OneVersion(3, 8), OneVersion(4, 12), OneVersion(5, 10), OneVersion(7, 4),
 )  # fmt: skip
 ALL = [V38, V412, V510, V74]
-
-
-def believing(tmp_path: Path, version: OneVersion) -> Iterator[Believing]:
-    """VM 7 runs on node1, and OpenNebula knows."""
-    pair = Pair()
-    pair.start("node1")
-    made = Believing(tmp_path, pair, version)
-    yield made
-    # No claim may stay that nobody ends.
-    assert made.state == "MIGRATE" or not list(claims.all_of(str(made.here().place)))
-
-
-@pytest.fixture(params=[V74], ids=str)
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]:
-    """Of the version that the test names, or of the newest."""
-    yield from believing(tmp_path, request.param)
 
 
 every_version = pytest.mark.parametrize("world", ALL, indirect=True, ids=str)

@@ -2,22 +2,13 @@
 # Copyright The cxm for OpenNebula authors
 """OpenNebula's driver dies in a move that ours has confirmed: ``cxm-sync`` ends the move."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cxm.names import VmId
 from cxm.sync import claims
 from cxm.sync.decide import Kind
-from tests.actions.test_sync import V38, V74, V412, V510, believing, fail_over, moved, quietly
+from tests.actions.test_sync import V38, V74, V412, V510, fail_over, moved, quietly
 from tests.fakes.believing import Believing
-
-
-@pytest.fixture(params=[V74], ids=str)
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]:
-    """Of the version that the test names, or of the newest."""
-    yield from believing(tmp_path, request.param)
 
 
 @pytest.mark.parametrize("world", [V412, V510, V74], indirect=True, ids=str)

@@ -2,7 +2,6 @@
 # Copyright The cxm for OpenNebula authors
 """Whatever happens while ``cxm-sync`` acts: the VM moves on, a user acts first, a program dies."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,8 @@ from cxm.errors import DataError, UnreachableError
 from cxm.names import VmId
 from cxm.sync import claims, turns
 from cxm.sync.decide import Kind
-from tests.actions.test_sync import (
-    V74,
-    believing,
-    fail_over,
-    moved,
-    quietly,
-    starts,
-)
+from tests.actions.test_sync import fail_over, moved, quietly, starts
 from tests.fakes.believing import Believing
-
-
-@pytest.fixture(params=[V74], ids=str)
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Believing]:
-    """Of the version that the test names, or of the newest."""
-    yield from believing(tmp_path, request.param)
 
 
 class TestNoEffect:

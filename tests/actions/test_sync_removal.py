@@ -3,8 +3,6 @@
 """``cxm-sync`` and what OpenNebula's deletions have left: volumes that were in use then."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,15 +13,9 @@ from cxm.names import VmId
 from cxm.sync import main, memory, turns
 from cxm.sync.memory import Memory
 from cxm.sync.turns import Here, Turn
-from tests.actions.test_sync import V74, believing, fail_over, quietly
+from tests.actions.test_sync import fail_over, quietly
 from tests.fakes.believing import Believing
 from tests.fakes.pair import DISK, RID
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[Believing]:
-    """VM 7 runs on node1, and OpenNebula knows."""
-    yield from believing(tmp_path, V74)
 
 
 class TestRemoval:

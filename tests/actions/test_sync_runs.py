@@ -5,7 +5,6 @@
 import json
 import os
 from argparse import Namespace
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,8 @@ from cxm import lock
 from cxm.errors import BY_NAME, LockTimeoutError, RefusedError, UsageError
 from cxm.names import VmId
 from cxm.sync import main, memory
-from tests.actions.test_sync import V74, believing, fail_over, moved, quietly
+from tests.actions.test_sync import fail_over, moved, quietly
 from tests.fakes.believing import Believing
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[Believing]:
-    """VM 7 runs on node1, and OpenNebula knows."""
-    yield from believing(tmp_path, V74)
 
 
 class TestNudges:
