@@ -8,8 +8,8 @@ The kernel drops such a lock when its holder dies, so none is ever left behind.
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from cxm.errors import LockTimeoutError
@@ -18,43 +18,38 @@ _POLL_S: Final = 0.05
 _TURN_S: Final = 0.2
 
 
-def _try(path: str) -> int | None:
+def _lock(fd: int) -> bool:
+    """Lock an open file, unless somebody else has."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _take(path: str) -> int | None:
     """Take the lock if nobody has it; returns its open file, or None."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(path)):
-                return fd
-        except BlockingIOError:
+        if not _lock(fd):
             os.close(fd)
             return None
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
         # Its last holder has removed the file since it was opened here.
         os.close(fd)
 
 
-def _await(
-    directory: str, names: Sequence[str], seconds: float, every_s: float
-) -> tuple[str, int] | None:
-    """Take the first of these locks that is free; path and open file, or None after the time."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+def _await(take: Callable[[], int | None], seconds: float, every_s: float) -> int | None:
+    """The open file that ``take`` gives at last, or None after the time."""
     deadline = time.monotonic() + seconds
     while True:
-        for name in names:
-            path = os.path.join(directory, f"{name}.lock")
-            if (fd := _try(path)) is not None:
-                return path, fd
+        if (fd := take()) is not None:
+            return fd
         if time.monotonic() >= deadline:
             return None
         time.sleep(every_s)
-
-
-def _leave(path: str, fd: int) -> None:
-    # Only a holder may do this: whoever has opened the file meanwhile finds it nameless.
-    os.unlink(path)
-    os.close(fd)
 
 
 @contextmanager
@@ -63,26 +58,33 @@ def hold(directory: str, name: str, *, timeout_s: float) -> Iterator[None]:
 
     Raises LockTimeoutError when somebody else holds it for longer than ``timeout_s``.
     """
-    taken = _await(directory, [name], timeout_s, _POLL_S)
-    if taken is None:
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    path = os.path.join(directory, f"{name}.lock")
+    fd = _await(lambda: _take(path), timeout_s, _POLL_S)
+    if fd is None:
         message = f"another action holds the lock '{name}' for more than {timeout_s:g} s"
         raise LockTimeoutError(message, hint="run the action again")
     try:
         yield
     finally:
-        _leave(*taken)
+        # Only a holder may do this: whoever has opened the file meanwhile finds it nameless.
+        os.unlink(path)
+        os.close(fd)
 
 
 @contextmanager
-def turn(directory: str, name: str, places: int, *, patience_s: float) -> Iterator[None]:
-    """Run the block when one of so many places is free; who has waited for long goes ahead."""
-    names = [f"{name}-{place}" for place in range(places)]
-    taken = _await(directory, names, patience_s, _TURN_S)
+def turn(places: Sequence[str], *, patience_s: float) -> Iterator[None]:
+    """Run the block when one of the places is free; who has waited for long goes ahead.
+
+    A place is a file or a directory that is there anyway: nothing is left when a holder is killed.
+    """
+    opened = [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in places]
     try:
+        _await(lambda: next(filter(_lock, opened), None), patience_s, _TURN_S)
         yield
     finally:
-        if taken is not None:
-            _leave(*taken)
+        for fd in opened:
+            os.close(fd)
 
 
 def is_held(directory: str, name: str) -> bool:

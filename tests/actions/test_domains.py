@@ -2,13 +2,13 @@
 # Copyright The cxm for OpenNebula authors
 """The verbs that start and stop domains: what is there after each of them."""
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cxm import lock
 from cxm.errors import CxmError, NotFoundError, RefusedError, UsageError
 from cxm.names import DomainName, VmId
 from cxm.node import configs, guests
@@ -134,17 +134,26 @@ class TestStart:
 
     def test_when_it_is_its_turn(self, xen: FakeXen) -> None:
         """Not more at a time than dom0 has processors."""
-        places = range(xen.machine().cpus)
-        locks, taken = os.path.join(xen.machine().run_dir, "lock"), []
+        cpu = xen.node.path("sys/devices/system/cpu/cpu0")
+        free = []
+
+        def look() -> None:
+            fd = os.open(cpu, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free.append(True)
+            except BlockingIOError:
+                free.append(False)
+            os.close(fd)
 
         def create(argv: tuple[str, ...], data: bytes) -> Outcome:
-            taken.append([place for place in places if lock.is_held(locks, f"launch-{place}")])
+            look()
             return xen._xl(argv[argv.index("--") + 1 :], data)
 
         xen.node.model("systemd-run", create)
         start(xen)
-        assert taken == [[0]]
-        assert not lock.is_held(locks, "launch-0")
+        look()
+        assert free == [False, True]
 
 
 class TestRefusedStart:

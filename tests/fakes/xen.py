@@ -80,7 +80,8 @@ class FakeXen:
         self.listens = True  # guests acknowledge and obey requests
         self.free_mib = 2048
         self.save_fails = False
-        for name in ("proc", "state", "sys/class/net/xenbr0", "kernels", "xendomains"):
+        there = ("sys/class/net/xenbr0", "sys/devices/system/cpu/cpu0")
+        for name in ("proc", "state", "kernels", "xendomains", *there):
             os.makedirs(node.path(name), exist_ok=True)
         for name in ("grub-i386-xen_pvh.bin", "grub-x86_64-xen.bin"):
             with open(node.path("kernels", name), "wb") as file:

@@ -2,6 +2,8 @@
 # Copyright The cxm for OpenNebula authors
 """One holder at a time, and nothing left when the holder is gone."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -61,24 +63,41 @@ def test_one_holder_though_files_come_and_go(tmp_path: Path) -> None:
     assert set(_crowd(lambda: lock.hold(str(tmp_path), "vm-1", timeout_s=60), 50)) == {1}
 
 
+def _places(directory: Path) -> list[str]:
+    places = [directory / "cpu0", directory / "cpu1"]
+    for place in places:
+        place.mkdir()
+    return [str(place) for place in places]
+
+
 def test_as_many_as_there_are_places_and_then_whoever_has_waited_for_long(tmp_path: Path) -> None:
-    """The third waits for its turn, but not for ever; no file stays."""
-    directory = str(tmp_path)
-    with (
-        lock.turn(directory, "launch", 2, patience_s=60),
-        lock.turn(directory, "launch", 2, patience_s=60),
-    ):
+    """The third waits for its turn, but not for ever."""
+    places = _places(tmp_path)
+    with lock.turn(places, patience_s=60), lock.turn(places, patience_s=60):
         began = time.monotonic()
-        with lock.turn(directory, "launch", 2, patience_s=0.3):
+        with lock.turn(places, patience_s=0.3):
             assert time.monotonic() - began >= 0.3
-            assert len(list(tmp_path.iterdir())) == 2
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_is_left_is_the_next_ones(tmp_path: Path) -> None:
     """At no time are there more than places."""
-    seen = _crowd(lambda: lock.turn(str(tmp_path), "launch", 2, patience_s=60), 3, stay_s=0.01)
+    places = _places(tmp_path)
+    seen = _crowd(lambda: lock.turn(places, patience_s=60), 3, stay_s=0.01)
     assert max(seen) <= 2
+
+
+def test_a_turn_leaves_nothing_when_its_holder_is_killed(tmp_path: Path) -> None:
+    """A child that dies in its turn frees its place, and no file tells of it."""
+    places = _places(tmp_path)[:1]
+    child = os.fork()
+    if not child:
+        with lock.turn(places, patience_s=60):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    began = time.monotonic()
+    with lock.turn(places, patience_s=60):
+        assert time.monotonic() - began < 30
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cpu0", "cpu1"]
 
 
 def test_a_held_lock_is_seen_without_taking_it(tmp_path: Path) -> None:
