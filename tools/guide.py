@@ -10,9 +10,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 
 from cxm.config import FrontendConfig, NodeConfig
+from cxm.one.version import OneVersion
+from cxm.setup import oneconf
+from cxm.setup import parts as setup
 from cxm.sync import decide
 from cxm.xen import options
 from lab.story import Row, Story
@@ -21,6 +25,13 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SYNC = ROOT / "docs/sync.md"
 _ROWS = ROOT / "build/demo.json"
+# What cxm-setup adds to.
+_ONED = """\
+TM_MAD = [ EXECUTABLE = "one_tm", ARGUMENTS = "" ]
+DATASTORE_MAD = [ EXECUTABLE = "one_datastore", ARGUMENTS = "" ]
+"""
+_MINORS = {3: (6, 8), 4: range(0, 15, 2), 5: range(0, 13, 2), 6: range(0, 11, 2), 7: range(0, 5, 2)}
+_VERSIONS = [OneVersion(major, minor) for major in _MINORS for minor in _MINORS[major]]
 _PART = re.compile(r"(<!-- (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,9 +67,25 @@ def renewed(text: str, parts: Mapping[str, str | None]) -> str:
     return _PART.sub(one, text)
 
 
+def vm_arguments(version: OneVersion) -> str:
+    """ARGUMENTS of cxm's VM_MAD in an oned.conf that cxm-setup has written."""
+    text, _changes = setup.apply(_ONED, "oned.conf", setup.of_oned(version, setup.Choices()))
+    drivers = [each for each in oneconf.parse(text, "oned.conf") if each.name == "VM_MAD"]
+    return drivers[-1].get("ARGUMENTS") or ""
+
+
+def drivers() -> str:
+    """The table of these arguments, a row for versions that have the same."""
+    rows = ["| OpenNebula | ARGUMENTS |", "|---|---|"]
+    for arguments, group in groupby(_VERSIONS, vm_arguments):
+        first, *later = [f"{each.major}.{each.minor}" for each in group]
+        rows.append(f"| {' to '.join([first, *later[-1:]])} | `{arguments}` |")
+    return "\n".join(rows) + "\n"
+
+
 def sync_parts() -> dict[str, str | None]:
     """The parts of docs/sync.md."""
-    return {"sync calls": decide.table()}
+    return {"sync calls": decide.table(), "vm driver": drivers()}
 
 
 def parts() -> dict[str, str | None]:

@@ -18,7 +18,7 @@ from cxm.setup import cluster, corosync, jointoken, sbd
 from cxm.setup.cluster import Options
 from cxm.setup.corosync import CONF
 from tests.actions.test_cluster_setup import GIVEN, Pair
-from tests.actions.test_setup import Said
+from tests.fakes.administration import Said
 from tests.fakes.clusternode import SBD, FakeClusterNode
 
 THREE: Final = replace(

@@ -14,7 +14,7 @@ from cxm.cluster.pacemaker import Failure
 from cxm.errors import CxmError, RefusedError
 from cxm.setup import cluster
 from tests.actions.test_cluster_setup import GIVEN, Pair
-from tests.actions.test_setup import Said
+from tests.fakes.administration import Said
 from tests.fakes.machine import Outcome
 
 

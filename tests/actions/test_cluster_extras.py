@@ -17,7 +17,7 @@ from cxm.setup import cluster, clusterargs, clustercheck, jointoken, sbd, shared
 from cxm.setup.cluster import Options
 from cxm.setup.install import Account
 from tests.actions.test_cluster_setup import GIVEN, Pair, _files
-from tests.actions.test_setup import Said
+from tests.fakes.administration import Said
 from tests.fakes.clusternode import DEVICE, SBD, SBD_HEADER, running_sbd
 from tests.fakes.machine import Outcome
 

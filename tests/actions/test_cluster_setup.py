@@ -15,7 +15,7 @@ from cxm.cluster import basis, nodes
 from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.setup import cluster, clustercheck, corosync, forming, jointoken, main
 from cxm.setup.cluster import Options
-from tests.actions.test_setup import Said
+from tests.fakes.administration import Said
 from tests.fakes.clusternode import DEVICE, SBD_HEADER, FakeClusterNode, FakePacemaker, San
 
 GIVEN = Options(

@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """Owns the model of what cxm-setup asks of the world: oned's administration, and a node's tools."""
 
+import base64
 import os
 import re
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ pubkeyauthentication yes
 authorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2
 subsystem sftp /usr/lib/openssh/sftp-server
 """
+_RAW = (11).to_bytes(4, "big") + b"ssh-ed25519" + (32).to_bytes(4, "big") + b"k" * 32
+KEY = f"ssh-ed25519 {base64.b64encode(_RAW).decode()}"
 
 
 @dataclass(slots=True)
@@ -211,3 +214,24 @@ class FakeXenHost:
     def _ruby(self, argv: tuple[str, ...], _in: bytes) -> Outcome:
         missing = re.search("load_opennebula_paths", argv[-1]) and not self.ruby_paths
         return Outcome(code=3 if missing else 0)
+
+
+class Said:
+    """What a command printed."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, text: str) -> None:
+        self.text += f"{text}\n"
+
+
+def files_of(top: str) -> dict[str, bytes]:
+    """The files below a directory, with what is in them."""
+    found = {}
+    for directory, _names, files in os.walk(top):
+        for name in files:
+            path = os.path.join(directory, name)
+            with open(path, "rb") as file:
+                found[path] = file.read()
+    return found

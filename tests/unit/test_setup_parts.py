@@ -134,6 +134,16 @@ def test_name_of_another_driver_is_not_taken_by_accident() -> None:
     assert _vectors(text, "VM_MAD")["qemu"].get("TYPE") == "xml"
     assert "VM_MAD 'qemu' taken over from other drivers" in changes
     assert _oned(V74, text, vm_mad="qemu") == (text, [])
+    assert parts.vm_mad(text, "oned.conf") == "qemu"
+
+
+def test_the_name_that_the_driver_has() -> None:
+    """Once it has a name, that need not be given again; it is not looked for among others'."""
+    assert parts.vm_mad(ONED, "oned.conf") == "vmm_cxm"
+    assert parts.vm_mad(_oned(V74)[0], "oned.conf") == "vmm_cxm"
+    other, _changes = _oned(V74, vm_mad="xen")
+    assert parts.vm_mad(other, "oned.conf") == "xen"
+    assert parts.vm_mad(_oned(V74, other)[0], "oned.conf") == "vmm_cxm"
 
 
 def test_device_prefix_is_changed_only_for_a_cloud_of_xen() -> None:

@@ -97,7 +97,7 @@ def test_a_driver_that_could_move_it(state: str) -> None:
     assert found.calls == (Call.RECOVER,)
 
 
-@pytest.mark.parametrize("state", ["PROLOG", "BOOT", "MIGRATE", "LCM 10", "LCM 60"])
+@pytest.mark.parametrize("state", ["PROLOG", "HOTPLUG", "MIGRATE", "LCM 10", "LCM 60"])
 def test_opennebulas_own_operation_is_left_alone(state: str) -> None:
     """Whatever the cluster says meanwhile."""
     found = judged(state)
@@ -118,11 +118,13 @@ def test_opennebulas_own_operation_is_left_alone(state: str) -> None:
 def test_the_way_out_of_an_operation_on_a_dead_host(state: str, word: str) -> None:
     """OpenNebula's own driver may never answer; a human is told what ends it."""
     way = f"on a, and it runs on b: if that does not end, 'onevm recover --{word} 7' ends it"
-    assert judged(state).sentence.endswith(way)
-    for other in (judged(state, V38), judged(state, host="b")):
-        assert "recover" not in other.sentence
+    found = judged(state)
+    assert (found.kind, found.calls) == (Kind.STUCK, ())
+    assert found.sentence.endswith(way)
     doubted = judged(state, seen=replace(SEEN, doubt="node2 waits to be fenced"))
-    assert "recover" not in doubted.sentence
+    for other in (judged(state, V38), judged(state, host="b"), doubted):
+        assert other.kind is Kind.LEFT
+        assert "recover" not in other.sentence
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state != "DONE"])

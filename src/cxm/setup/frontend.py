@@ -51,7 +51,7 @@ class Options:
 
     one_location: str | None = None
     name: str | None = None
-    vm_mad: str = parts.VM_MAD
+    vm_mad: str = ""  # as it is in oned.conf, if it is
     take_over: bool = False
     xen_only: bool = False
     apply: bool = False
@@ -118,8 +118,14 @@ def _conf(
     return files.plan(path, text, mode=0o640), [f"{name}: {each}" for each in changes]
 
 
+def _vm_mad(one: Installation, options: Options) -> str:
+    path = one.path("oned.conf")
+    return options.vm_mad or parts.vm_mad(files.read(path) or "", path)
+
+
 def _own_files(one: Installation, options: Options) -> tuple[list[FileChange], list[str]]:
-    choices = Choices(vm_mad=options.vm_mad, take_over=options.take_over, xen_only=options.xen_only)
+    vm_mad = _vm_mad(one, options)
+    choices = Choices(vm_mad=vm_mad, take_over=options.take_over, xen_only=options.xen_only)
     planned = [_conf(one, "oned.conf", parts.of_oned(one.version, choices))]
     if one.version >= parts.MONITORD:
         planned.append(_conf(one, "monitord.conf", parts.of_monitord(one.version)))
@@ -170,7 +176,8 @@ def _put_drivers(world: World, one: Installation, plan: remotes.Plan, say: Say) 
     say(f"drivers: {len(plan.add)} files put into {one.remotes}")
     if plan.move:
         say(f"drivers: {len(plan.move)} files that were not cxm's moved to {backup}")
-    say("drivers: copy them to hosts that exist already: onehost sync --force")
+    force = " --force" if one.version >= parts.PUSHED_PROBES else ""
+    say(f"drivers: copy them to hosts that exist already: onehost sync{force}")
 
 
 def _put_settings(world: World, plan: _Plan, say: Say) -> None:
@@ -306,7 +313,7 @@ def _next_steps(one: Installation, options: Options, *, to_apply: bool, line: st
     if not options.datastores:
         steps += [restart, "cxm-setup frontend --datastores"]
     cluster = datastores.LOCAL.name
-    create = f"onehost create HOST --im {parts.IM_MAD} --vm {options.vm_mad}{net}"
+    create = f"onehost create HOST --im {parts.IM_MAD} --vm {_vm_mad(one, options)}{net}"
     install_node = "apt install ./cxm-common_*.deb ./cxm-node_*.deb"
     steps += [
         f"on each Xen host, as root: {install_node}\n     {line}",

@@ -58,7 +58,10 @@ def _frontend_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="with --datastores: cluster and system datastore of hosts that share a SAN",
     )
     parser.add_argument(
-        "--vm-mad", default=parts.VM_MAD, metavar="NAME", help="name of the VM driver (%(default)s)"
+        "--vm-mad",
+        default="",
+        metavar="NAME",
+        help=f"name of the VM driver (the one it has in oned.conf, else {parts.VM_MAD})",
     )
     parser.add_argument(
         "--take-over", action="store_true", help="replace another VM driver of that name"

@@ -24,7 +24,10 @@ TM_LOCAL: Final = "cxm_local"
 _COMMENT: Final = "cxm (written by cxm-setup)"
 
 # From these versions on OpenNebula has what the name says.
-_PUSHED_PROBES: Final = (4, 4)  # probes in a directory of their own, beside a pushing client
+PUSHED_PROBES: Final = (
+    4,
+    4,
+)  # probes apart, beside a pushing client; onehost sync --force
 _TM_CONF: Final = (4, 4)  # TM_MAD_CONF, INHERIT_IMAGE_ATTR
 _SHARED_MONITOR: Final = (5, 0)  # space of a shared system datastore by the transfer driver
 XML_DOMAINS: Final = (5, 0)  # the VM's XML on every action's input, so no deployment file is needed
@@ -191,7 +194,7 @@ def local_actions(version: OneVersion) -> list[str]:
     Before 4.0 a failing clean-up of the source's network fails a migration; before 3.8 a local
     action leaves no connection for the network steps. Both are right for ``dummy`` networks.
     """
-    found = [*_ANYWHERE, "poll"] if version < _PUSHED_PROBES else list(_ANYWHERE)
+    found = [*_ANYWHERE, "poll"] if version < PUSHED_PROBES else list(_ANYWHERE)
     if version < (3, 8):
         return [*found, "pre", "post", "clean"]
     return [*found, "clean"] if version < (4, 0) else found
@@ -281,7 +284,7 @@ def _vm_mad(version: OneVersion, choices: Choices) -> Driver:
 
 def _im_arguments(version: OneVersion) -> str:
     """See docs/design/0006: which directory a version runs, and which options it knows."""
-    if version < _PUSHED_PROBES:
+    if version < PUSHED_PROBES:
         return "-r 0 -t 15 cxm"
     if version < MONITORD:
         waits = " -w 90" if version >= (5, 4) else ""
@@ -297,6 +300,16 @@ def _im_mad(version: OneVersion) -> Driver:
     if version >= MONITORD:
         pairs |= {"THREADS": "0"}
     return Driver("IM_MAD", pairs, ["EXECUTABLE"])
+
+
+def vm_mad(text: str, source: str) -> str:
+    """The name that cxm's VM driver has in oned.conf, or the one that it gets."""
+    names = [
+        entry.get("NAME") or ""
+        for entry in _vectors(text, source, "VM_MAD")
+        if (entry.get("ARGUMENTS") or "").split()[-1:] == ["cxm"]
+    ]
+    return VM_MAD if VM_MAD in names or not names else names[-1]
 
 
 def of_oned(version: OneVersion, choices: Choices) -> list[Part]:

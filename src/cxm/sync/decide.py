@@ -155,17 +155,18 @@ def _under_way(
         return _stuck(record, seen, version)
     if record.state in _FAILED_MOVES:
         return _unmoved(record, seen, version, is_ours=claimed_s is not None)
-    return Decision(record, Kind.LEFT, _at_work(record, seen, version), seen.host)
+    return _at_work(record, seen, version)
 
 
-def _at_work(record: Record, seen: Sighting, version: OneVersion) -> str:
+def _at_work(record: Record, seen: Sighting, version: OneVersion) -> Decision:
     what = f"OpenNebula is at work on it ({record.state})"
     is_elsewhere = seen.host not in ("", record.host) and not seen.doubt
     if not is_elsewhere or version < RECOVERS or not record.state.startswith(_ON_A_HOST):
-        return what
+        return Decision(record, Kind.LEFT, what, seen.host)
     word = "success" if record.state.startswith("CLEANUP") else "failure"
     what = f"{what} on {record.host}, and it runs on {seen.host}"
-    return f"{what}: if that does not end, 'onevm recover --{word} {record.vm}' ends it"
+    what = f"{what}: if that does not end, 'onevm recover --{word} {record.vm}' ends it"
+    return Decision(record, Kind.STUCK, what, seen.host)
 
 
 def _not_running(record: Record, seen: Sighting, version: OneVersion) -> tuple[Kind, str]:
