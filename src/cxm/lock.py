@@ -73,18 +73,39 @@ def hold(directory: str, name: str, *, timeout_s: float) -> Iterator[None]:
 
 
 @contextmanager
-def turn(places: Sequence[str], *, patience_s: float) -> Iterator[None]:
-    """Run the block when one of the places is free; who has waited for long goes ahead.
+def turn(directory: str, places: int, *, patience_s: float, longest_s: float) -> Iterator[None]:
+    """Run the block when one of so many places is free.
 
-    A place is a file or a directory that is there anyway: nothing is left when a holder is killed.
+    Who has waited for long goes ahead: when no place has changed hands for ``patience_s``, and
+    after ``longest_s`` in any case. The places are files that stay.
     """
-    opened = [os.open(place, os.O_RDONLY | os.O_CLOEXEC) for place in places]
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    paths = [os.path.join(directory, str(place)) for place in range(places)]
+    opened = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for path in paths]
     try:
-        _await(lambda: next(filter(_lock, opened), None), patience_s, _TURN_S)
+        _take_turn(opened, patience_s, longest_s)
         yield
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _take_turn(places: Sequence[int], patience_s: float, longest_s: float) -> None:
+    def taken() -> list[int]:
+        return [os.fstat(fd).st_mtime_ns for fd in places]
+
+    def place() -> int | None:
+        return next(filter(_lock, places), None)
+
+    known, last = taken(), time.monotonic() + longest_s
+    while True:
+        free = _await(place, min(patience_s, last - time.monotonic()), _TURN_S)
+        if free is not None:
+            os.utime(free)
+            return
+        before, known = known, taken()
+        if known == before or time.monotonic() >= last:
+            return
 
 
 def is_held(directory: str, name: str) -> bool:

@@ -194,6 +194,22 @@ class TestNoLonger:
         later(pair)
         assert told(pair) == {"node1": {NAME: "elsewhere"}, "node2": {NAME: "running"}}
 
+    def test_not_running_yet(self, pair: Pair) -> None:
+        """An operator has it started elsewhere: until it runs, nobody says so."""
+        switch_off(pair)
+        assert told(pair)["node1"] == OFF
+        seen: list[dict[str, str]] = []
+        act = pair.pacemaker._act
+
+        def start(order: Order) -> tuple[int, str]:
+            seen.append(pair.observe("node1"))
+            return act(order)
+
+        pair.pacemaker._act = start
+        orders.begin(call(pair, "node2"), vm=VmId(7), node="node2", reason="root started it")
+        assert seen
+        assert not any(seen)
+
     def test_start_that_failed(self, pair: Pair) -> None:
         """An operator's leaves it off, and that is still said."""
         switch_off(pair)

@@ -4,6 +4,7 @@
 
 import pytest
 
+from cxm.errors import UnreachableError
 from cxm.names import VmId
 from cxm.sync import claims
 from cxm.sync.decide import Kind
@@ -73,6 +74,72 @@ def test_opennebulas_driver_dies_and_the_vm_goes_on(world: Believing) -> None:
     world.now += 61
     assert quietly(world).decisions[0].kind is Kind.LEFT
     assert world.told == []
+
+
+def test_it_dies_and_oned_refuses_once(world: Believing) -> None:
+    """Seconds later it is asked again: what is due does not wait for a quarter of an hour."""
+    fail_over(world)
+    world.driver_dies, began = True, world.now
+
+    def busy(call: str) -> None:
+        world.refuses = "try again" if world.told.count(call + " success") == 1 else ""
+
+    world.before_call = busy
+    kind = quietly(world).decisions[0].kind
+    while kind is Kind.WAIT:
+        kind = quietly(world).decisions[0].kind
+    assert kind is Kind.AGREED
+    assert world.told == ["migrate node2 live", "recover success", "recover success"]
+    assert world.now - began < 30
+
+
+def test_it_dies_and_so_does_the_sync_and_oned_refuses_once(world: Believing) -> None:
+    """The claim stays as it is: the next turn finds that the end of the move is due."""
+    moved(world)
+    claim = claims.Claim(VmId(7), "node2", world.now, confirmed_at=world.now)
+    claims.make(world.here().place, claim)
+    world.state, world.host, world.driver_dies = "MIGRATE", "node2", True
+    world.now += 31
+    world.refuses = "try again"
+    assert quietly(world).decisions[0].kind is Kind.STUCK
+    world.refuses = ""
+    world.now += 11
+    assert quietly(world).decisions[0].kind is Kind.AGREED
+    assert world.belief() == ("RUNNING", "node2")
+
+
+def test_its_network_step_is_done_though_oned_is_away_then(world: Believing) -> None:
+    """Nobody would know of it later."""
+    fail_over(world)
+    world.driver_dies = True
+    world.cards = "<NIC><VN_MAD>bridge</VN_MAD></NIC>"
+    recover = world.recover
+
+    def recover_and_fall(vm: VmId, *, success: bool) -> None:
+        recover(vm, success=success)
+        world.is_up = False
+
+    world.recover = recover_and_fall  # type: ignore[method-assign]  # oned dies right after it
+    with pytest.raises(UnreachableError):
+        quietly(world)
+    assert [step[0] for step in world.network] == ["node2"]
+    world.is_up = True
+    world.now += 31
+    assert quietly(world).decisions[0].kind is Kind.AGREED
+
+
+def test_a_users_own_migration_is_ended(world: Believing) -> None:
+    """There is no claim on it; five minutes are enough for whoever may be at work on it."""
+    moved(world)
+    world.state, world.host = "MIGRATE", "node2"
+    world.cards = "<NIC><VN_MAD>bridge</VN_MAD></NIC>"
+    assert quietly(world).decisions[0].kind is Kind.LEFT
+    world.now += 299
+    assert quietly(world).decisions[0].kind is Kind.LEFT
+    world.now += 10
+    assert quietly(world).decisions[0].kind is Kind.AGREED
+    assert world.told == ["recover success"]
+    assert [step[0] for step in world.network] == ["node2"]
 
 
 @pytest.mark.parametrize("world", [V38], indirect=True, ids=str)

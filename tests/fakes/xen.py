@@ -80,8 +80,7 @@ class FakeXen:
         self.listens = True  # guests acknowledge and obey requests
         self.free_mib = 2048
         self.save_fails = False
-        there = ("sys/class/net/xenbr0", "sys/devices/system/cpu/cpu0")
-        for name in ("proc", "state", "kernels", "xendomains", *there):
+        for name in ("proc", "state", "sys/class/net/xenbr0", "kernels", "xendomains"):
             os.makedirs(node.path(name), exist_ok=True)
         for name in ("grub-i386-xen_pvh.bin", "grub-x86_64-xen.bin"):
             with open(node.path("kernels", name), "wb") as file:

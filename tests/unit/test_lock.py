@@ -63,41 +63,60 @@ def test_one_holder_though_files_come_and_go(tmp_path: Path) -> None:
     assert set(_crowd(lambda: lock.hold(str(tmp_path), "vm-1", timeout_s=60), 50)) == {1}
 
 
-def _places(directory: Path) -> list[str]:
-    places = [directory / "cpu0", directory / "cpu1"]
-    for place in places:
-        place.mkdir()
-    return [str(place) for place in places]
-
-
-def test_as_many_as_there_are_places_and_then_whoever_has_waited_for_long(tmp_path: Path) -> None:
-    """The third waits for its turn, but not for ever."""
-    places = _places(tmp_path)
-    with lock.turn(places, patience_s=60), lock.turn(places, patience_s=60):
-        began = time.monotonic()
-        with lock.turn(places, patience_s=0.3):
-            assert time.monotonic() - began >= 0.3
+def _turn(directory: Path, patience_s: float = 60.0) -> AbstractContextManager[None]:
+    return lock.turn(str(directory), 2, patience_s=patience_s, longest_s=60.0)
 
 
 def test_a_place_that_is_left_is_the_next_ones(tmp_path: Path) -> None:
     """At no time are there more than places."""
-    places = _places(tmp_path)
-    seen = _crowd(lambda: lock.turn(places, patience_s=60), 3, stay_s=0.01)
+    seen = _crowd(lambda: _turn(tmp_path), 3, stay_s=0.01)
     assert max(seen) <= 2
 
 
-def test_a_turn_leaves_nothing_when_its_holder_is_killed(tmp_path: Path) -> None:
-    """A child that dies in its turn frees its place, and no file tells of it."""
-    places = _places(tmp_path)[:1]
+class _Clock:
+    """Time as who waits has it; meanwhile a place may change hands, every so many seconds."""
+
+    def __init__(self, place: Path, every_s: float) -> None:
+        self.now = 0.0
+        self._place, self._every_s, self._next = place, every_s, every_s
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= self._next:
+            os.utime(self._place, ns=(0, int(self.now * 1e9)))
+            self._next += self._every_s
+
+
+@pytest.mark.parametrize(("every_s", "waited_s"), [(1000.0, 40.0), (30.0, 120.0)])
+def test_who_has_waited_for_long_goes_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float, waited_s: float
+) -> None:
+    """For longer where places change hands, but not for ever; who has a place goes at once."""
+    clock = _Clock(tmp_path / "0", every_s)
+    monkeypatch.setattr(lock, "time", clock)
+
+    def take() -> AbstractContextManager[None]:
+        return lock.turn(str(tmp_path), 1, patience_s=40.0, longest_s=120.0)
+
+    with take():
+        assert clock.now == 0
+        with take():
+            assert clock.now == pytest.approx(waited_s, abs=1)
+
+
+def test_a_turn_ends_with_its_holder(tmp_path: Path) -> None:
+    """A child that is killed in its turn frees its place."""
     child = os.fork()
     if not child:
-        with lock.turn(places, patience_s=60):
+        with lock.turn(str(tmp_path), 1, patience_s=60.0, longest_s=60.0):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     began = time.monotonic()
-    with lock.turn(places, patience_s=60):
+    with lock.turn(str(tmp_path), 1, patience_s=60.0, longest_s=60.0):
         assert time.monotonic() - began < 30
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cpu0", "cpu1"]
 
 
 def test_a_held_lock_is_seen_without_taking_it(tmp_path: Path) -> None:

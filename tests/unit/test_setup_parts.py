@@ -125,6 +125,26 @@ def test_administrators_choices_stay() -> None:
     assert "VM_MAD 'vmm_cxm': TYPE set" in changes
 
 
+@pytest.mark.parametrize(
+    ("version", "before", "after"),
+    [
+        (V38, "migrate,clean,pre", "migrate,clean,shutdown,cancel,save,reboot,reset,poll"),
+        (V74, "pre,post,clean,migrate", "migrate,shutdown,cancel,save,reboot,reset"),
+        (V74, "save=mine,deploy,clean", "save=mine,deploy,migrate,shutdown,cancel,reboot,reset"),
+    ],
+)
+def test_network_steps_of_an_older_version_go(version: OneVersion, before: str, after: str) -> None:
+    """An oned.conf that has come along with OpenNebula; other words of its owner's stay."""
+    mine = ONED + (
+        'VM_MAD = [ NAME = "vmm_cxm", EXECUTABLE = "one_vmm_exec", '
+        f'ARGUMENTS = "-t 15 -l {before} -r 0 cxm", TYPE = "xml" ]\n'
+    )
+    text, _changes = _oned(version, mine)
+    arguments = _vectors(text, "VM_MAD")["vmm_cxm"].get("ARGUMENTS")
+    assert arguments == f"-t 15 -l {after} -r 0 cxm"
+    assert _oned(version, text) == (text, [])
+
+
 def test_name_of_another_driver_is_not_taken_by_accident() -> None:
     """A stock driver is replaced only when that is asked for, and then whole."""
     with pytest.raises(ConfigError, match="named 'qemu' for other drivers"):

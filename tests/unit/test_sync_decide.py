@@ -38,10 +38,16 @@ SEEN: Final = Sighting(VmId(7), "b")
 
 
 def judged(
-    state: str = "RUNNING", version: OneVersion = V74, *, seen: Sighting = SEEN, host: str = "a"
+    state: str = "RUNNING",
+    version: OneVersion = V74,
+    *,
+    seen: Sighting = SEEN,
+    host: str = "a",
+    unchanged_s: float = 0.0,
 ) -> Decision:
     """The decision about VM 7, which OpenNebula believes on host a."""
-    return decide(replace(RECORD, state=state, host=host), seen, HOSTS, version)
+    record = replace(RECORD, state=state, host=host)
+    return decide(record, seen, HOSTS, version, unchanged_s=unchanged_s)
 
 
 @pytest.mark.parametrize(
@@ -108,23 +114,53 @@ def test_opennebulas_own_operation_is_left_alone(state: str) -> None:
 @pytest.mark.parametrize(
     ("state", "word"),
     [
-        ("BOOT", "failure"),
+        ("BOOT", "success"),
+        ("BOOT_STOPPED", "success"),
         ("SHUTDOWN", "failure"),
-        ("SAVE_MIGRATE", "failure"),
+        ("CANCEL", "failure"),
+        ("SAVE_SUSPEND", "failure"),
         ("CLEANUP", "success"),
         ("CLEANUP_DELETE", "success"),
     ],
 )
 def test_the_way_out_of_an_operation_on_a_dead_host(state: str, word: str) -> None:
-    """OpenNebula's own driver may never answer; a human is told what ends it."""
-    way = f"on a, and it runs on b: if that does not end, 'onevm recover --{word} 7' ends it"
-    found = judged(state)
+    """OpenNebula's own driver may never answer; a human is told what ends it, after a while."""
+    way = f"on a, and it runs on b: that does not end by itself, 'onevm recover --{word} 7' ends it"
+    found = judged(state, unchanged_s=301)
     assert (found.kind, found.calls) == (Kind.STUCK, ())
     assert found.sentence.endswith(way)
-    doubted = judged(state, seen=replace(SEEN, doubt="node2 waits to be fenced"))
-    for other in (judged(state, V38), judged(state, host="b"), doubted):
+    at_home = judged(state, host="b", unchanged_s=301)
+    doubted = judged(state, seen=replace(SEEN, doubt="node2 waits to be fenced"), unchanged_s=301)
+    for other in (judged(state), judged(state, V38, unchanged_s=301), at_home, doubted):
         assert other.kind is Kind.LEFT
         assert "recover" not in other.sentence
+
+
+def test_a_large_memory_is_saved_to_be_moved() -> None:
+    """For hours, where it comes from: whoever ends that has the guest end without its memory."""
+    found = judged("SAVE_MIGRATE", unchanged_s=7200)
+    assert found.kind is Kind.LEFT
+    assert "recover" not in found.sentence
+
+
+def test_a_users_own_migration_is_not_ended() -> None:
+    """OpenNebula's driver has died of the old host: there is no claim, and nothing changes."""
+    found = judged("MIGRATE", host="b", unchanged_s=301)
+    assert (found.kind, found.calls) == (Kind.ACT, (Call.RECOVER,))
+    # On its way for long, or just there.
+    assert judged("MIGRATE", host="a", unchanged_s=7200).kind is Kind.LEFT
+    assert judged("MIGRATE", host="b", unchanged_s=299).kind is Kind.LEFT
+    # One of ours has times of its own.
+    record = replace(RECORD, state="MIGRATE", host="b")
+    ours = decide(record, SEEN, HOSTS, V74, claimed_s=310, unchanged_s=301)
+    assert ours.kind is Kind.LEFT
+
+
+def test_a_confirmed_move_is_doubted() -> None:
+    """Another node has died meanwhile: that passes, and needs nobody."""
+    record, seen = replace(RECORD, state="MIGRATE", host="b"), replace(SEEN, doubt="no quorum")
+    found = decide(record, seen, HOSTS, V74, claimed_s=20, is_owed=True)
+    assert (found.kind, found.calls) == (Kind.WAIT, ())
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state != "DONE"])

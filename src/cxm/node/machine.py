@@ -7,7 +7,6 @@ directory and whose runner is a model.
 """
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -23,8 +22,9 @@ from cxm.run import Runner, System
 # A verb of another action on the same VM may be saving a large memory: wait for it, not for ever.
 _LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.5
-_LAUNCH_S = 60.0
-_CPU = re.compile("cpu[0-9]+")
+# A start waits behind others for less than Pacemaker gives it, together with its locks and itself.
+_LAUNCH_S = 40.0
+_LAUNCH_LONGEST_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Machine:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     silence_s: float = wire.SILENCE_S  # of an upload, after which its sender counts as dead
+    cpus: int = os.cpu_count() or 1
 
     def device(self, lv: LvName) -> str:
         """The device of an active volume: ``/dev/VG/LV``, never a link in a VM's directory."""
@@ -93,9 +94,8 @@ class Machine:
         Xen ends a block script after 40 s. A node that takes over the guests of another starts so
         many at the same time that a small dom0 needs longer for each of them, and for all.
         """
-        cpus = os.path.join(self.sys_dir, "devices/system/cpu")
-        places = [os.path.join(cpus, name) for name in os.listdir(cpus) if _CPU.fullmatch(name)]
-        return lock.turn(places, patience_s=_LAUNCH_S)
+        directory = os.path.join(self.run_dir, "launch")
+        return lock.turn(directory, self.cpus, patience_s=_LAUNCH_S, longest_s=_LAUNCH_LONGEST_S)
 
     @property
     def in_cluster(self) -> bool:

@@ -99,10 +99,12 @@ def _guests(
         domain, (recorded, life) = ours.get(vm), known.get(vm, ("", None))
         # A domain without a name is being made or taken apart.
         nameless = domain is not None and domain.name == "(null)"
+        seen = memory.guests.setdefault(vm, sight.Seen())
+        seen.here = domain is not None or (seen.here and life is not records.Life.OFF)
         state = sight.judge(
             domain,
             life,
-            memory.guests.setdefault(vm, sight.Seen()),
+            seen,
             busy=nameless or machine.vm_busy(cloud, vm) or machine.order_busy(cloud, vm),
             now=now,
         )
@@ -119,13 +121,14 @@ def _known(
 
     A standalone host has its records. In a cluster that is what the cluster says: a record would
     not be true any more once another node has started the guest. One that should run, and was here
-    at the last look, is between two lives, or on its way to another node.
+    when it last ran, is between two lives, or on its way to another node.
     """
     if machine.in_cluster:
         from cxm.cluster import poweredoff  # noqa: PLC0415 - most nodes are in no cluster
 
         off = poweredoff.look(machine, cloud, memory.off)
-        wanted = [row for row in memory.off.ours.items() if row[0] in memory.guests]
+        here = {vm for vm, seen in memory.guests.items() if seen.here}
+        wanted = [(vm, name) for vm, name in memory.off.ours.items() if vm in here]
         known = {VmId(vm): (name, records.Life.RUNNING) for vm, name in wanted}
         return known | {VmId(vm): (name, records.Life.OFF) for vm, name in off.items()}
     found = records.read_all(machine)[0]

@@ -48,6 +48,7 @@ class Seen:
 
     odd: str = ""  # "busy", "paused", "gap" or nothing; busy was last seen at ``since``
     since: float = 0.0
+    here: bool = False  # it has had a domain on this node since it was last off
 
 
 @dataclass(slots=True)
@@ -159,7 +160,8 @@ def load(path: str) -> Memory:
         with open(path, encoding="utf-8") as file:
             raw = json.load(file)
         guests = {
-            int(vm): Seen(str(odd), float(since)) for vm, (odd, since) in raw["guests"].items()
+            int(vm): Seen(str(odd), float(since), here is True)
+            for vm, (odd, since, here) in raw["guests"].items()
         }
         samples = [
             Sample(float(at), {str(key): float(used) for key, used in seconds.items()})
@@ -189,7 +191,9 @@ def _off(raw: dict[str, Any]) -> Off:
 def store(path: str, memory: Memory) -> None:
     """Replace what is remembered in one step; a full ``/run`` only makes us forgetful."""
     raw = {
-        "guests": {str(vm): (seen.odd, seen.since) for vm, seen in memory.guests.items()},
+        "guests": {
+            str(vm): (seen.odd, seen.since, seen.here) for vm, seen in memory.guests.items()
+        },
         "samples": [(sample.at, sample.seconds) for sample in memory.samples],
         "off": asdict(memory.off),
     }

@@ -32,6 +32,7 @@ _TM_CONF: Final = (4, 4)  # TM_MAD_CONF, INHERIT_IMAGE_ATTR
 _SHARED_MONITOR: Final = (5, 0)  # space of a shared system datastore by the transfer driver
 XML_DOMAINS: Final = (5, 0)  # the VM's XML on every action's input, so no deployment file is needed
 MONITORD: Final = (5, 12)
+_NETWORK_STEPS: Final = ("pre", "post", "clean")
 # What asks a host for one verb, and needs nothing that oned would put on it.
 _ANYWHERE: Final = ("migrate", "shutdown", "cancel", "save", "reboot", "reset")
 
@@ -181,9 +182,12 @@ class LocalActions:
             # The last word is the directory of the scripts.
             before, _blank, last = value.rpartition(" ")
             return f"{before} -l {','.join(self.words)} {last}".strip()
-        have = {word.partition("=")[0] for word in match[1].split(",")}
-        lacking = [word for word in self.words if word not in have]
-        return value[: match.end()] + "".join(f",{word}" for word in lacking) + value[match.end() :]
+        # A word may have the name of another script: save=mine. What an older version had made of
+        # the network's steps would leave a newer one's hosts without their networks.
+        had = [(word, word.partition("=")[0]) for word in match[1].split(",")]
+        kept = [word for word, name in had if name in self.words or name not in _NETWORK_STEPS]
+        lacking = [word for word in self.words if word not in {name for _word, name in had}]
+        return value[: match.start(1)] + ",".join([*kept, *lacking]) + value[match.end(1) :]
 
 
 def local_actions(version: OneVersion) -> list[str]:
@@ -196,7 +200,7 @@ def local_actions(version: OneVersion) -> list[str]:
     """
     found = [*_ANYWHERE, "poll"] if version < PUSHED_PROBES else list(_ANYWHERE)
     if version < (3, 8):
-        return [*found, "pre", "post", "clean"]
+        return [*found, *_NETWORK_STEPS]
     return [*found, "clean"] if version < (4, 0) else found
 
 

@@ -8,7 +8,7 @@ does, and here, for the drivers that oned is about to call (:mod:`cxm.sync.claim
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cxm import together
@@ -46,6 +46,7 @@ def judge(tools: Tools, seen: Seen, memory: Memory) -> list[Decision]:
     owed = {claim.vm for claim in claimed if claim.is_owed(now)}
     ages = {claim.vm: now - claim.made_at for claim in claimed}
     ages = {vm: age for vm, age in ages.items() if age < claims.LONGEST_S}
+    lasts = memory.lasts(_said_of(seen), now)
     found = []
     for vm, sighting in sorted(seen.world.sightings.items()):
         record = seen.records.get(vm)
@@ -61,12 +62,23 @@ def judge(tools: Tools, seen: Seen, memory: Memory) -> list[Decision]:
             tools.version,
             claimed_s=ages.get(vm),
             is_owed=vm in owed,
+            unchanged_s=lasts[vm],
         )
         failed = memory.blocked(vm, key_of(each), now) if each.kind is Kind.ACT else None
         if failed is not None:
             each = replace(each, kind=Kind.STUCK, calls=(), why=f"{each.why}; {failed.why}")
         found.append(each)
     return found
+
+
+def _said_of(seen: Seen) -> dict[int, str]:
+    """What both views say of each VM, so that it can be compared with what they said before."""
+    known = ((vm, seen.records.get(vm), each) for vm, each in seen.world.sightings.items())
+    return {
+        vm: f"{record.state} {record.host} {each.host} {each.doubt}"
+        for vm, record, each in known
+        if record is not None
+    }
 
 
 def _on(host: str) -> str:
@@ -176,9 +188,12 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
     """Claim the VM here and make the calls; what kept that from being done, or None."""
     vm = decision.record.vm
     lost = decision.record.host in seen.world.away
-    claims.make(tools.place, Claim(vm, decision.host, tools.now(), lost))
+    # What ends a migration calls no driver, and is tried again while its claim says that it is due.
+    if decision.record.state not in _CLAIMED:
+        claims.make(tools.place, Claim(vm, decision.host, tools.now(), lost))
     try:
-        now = record_of(tools, vm)
+        text = tools.oned.vm_info(vm)
+        now = views.record(xml.parse(text, "VM"))
         # A migration's own two records are open until it has ended.
         begins = now.moving and now.state != "MIGRATE"
         if begins or (now.state, now.host) != (decision.record.state, decision.record.host):
@@ -190,7 +205,7 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
                 _await_running(tools, decision)
             _call(tools, seen, call, vm, decision.host)
         if decision.record.state == "MIGRATE" and decision.calls == (Call.RECOVER,):
-            _connect(tools, {vm: decision.host})
+            _connect(tools, {vm: _Owed(decision.host, text)})
     except UnreachableError:
         raise  # nobody knows whether oned has heard it: the claim stays
     except CxmError as error:
@@ -226,70 +241,91 @@ def _await_running(tools: Tools, decision: Decision) -> None:
         tools.sleep(_SOON_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """A VM whose migration OpenNebula's driver has not ended, and so did not connect."""
+
+    host: str
+    text: str  # the VM, as its driver would have been told of it
+
+
 def _ended(tools: Tools, begun: Sequence[Decision], memory: Memory) -> Iterator[Decision]:
     """Wait until OpenNebula has done what it was told, or the patience is over."""
     waiting = list(begun)
-    owed: dict[VmId, str] = {}
+    recovered: dict[VmId, _Owed] = {}
     begun_at = tools.now()
     while waiting:
-        still: list[Decision] = []
-        for decision in waiting:
-            try:
-                text = tools.oned.vm_info(decision.record.vm)
-            except NotFoundError as error:
-                claims.end(tools.place, decision.record.vm)
-                yield replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {error.sentence()}")
-                continue
-            now = views.record(xml.parse(text, "VM"))
-            if not _is_over(now, decision, tools.now() - begun_at):
-                still.append(decision)
-                if now.vm not in owed and _end_for_its_driver(tools, now, decision):
-                    owed[now.vm] = decision.host
-                continue
-            yield _verified(tools, decision, now, _error_of(text), memory)
-        waiting = still
+        known, seconds = set(recovered), tools.now() - begun_at
+        try:
+            looked = [_looked(tools, each, seconds, recovered, memory) for each in waiting]
+        finally:
+            # Now, and whatever becomes of the others: later nobody would know that it is due.
+            _connect(tools, {vm: owed for vm, owed in recovered.items() if vm not in known})
+        yield from (done for done in looked if done is not None)
+        waiting = [each for each, done in zip(waiting, looked, strict=True) if done is None]
         # A clock that was set back must not make it wait for longer.
         if waiting and not 0 <= tools.now() - begun_at < _PATIENCE_S:
             break
         if waiting:
             tools.sleep(_POLL_S)
-    _connect(tools, owed)
     for decision in waiting:
         yield replace(decision, kind=Kind.WAIT, why=f"{decision.why}; OpenNebula is still at it")
 
 
-def _end_for_its_driver(tools: Tools, now: Record, decision: Decision) -> bool:
-    """End a move that our driver has confirmed and OpenNebula's does not end; whether that was due.
+def _looked(
+    tools: Tools,
+    decision: Decision,
+    seconds: float,
+    recovered: dict[VmId, _Owed],
+    memory: Memory,
+) -> Decision | None:
+    """What came of a decision, or None for nothing yet; what is owed is in ``recovered``."""
+    vm = decision.record.vm
+    try:
+        text = tools.oned.vm_info(vm)
+    except NotFoundError as error:
+        claims.end(tools.place, vm)
+        return replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {error.sentence()}")
+    now = views.record(xml.parse(text, "VM"))
+    if _is_over(now, decision, seconds):
+        return _verified(tools, decision, now, _error_of(text), memory)
+    try:
+        if vm not in recovered and _ends_for_its_driver(tools, now, decision):
+            recovered[vm] = _Owed(decision.host, text)
+    except CxmError as error:
+        return replace(decision, kind=Kind.WAIT, why=f"{decision.why}; {error.sentence()}")
+    return None
+
+
+def _ends_for_its_driver(tools: Tools, now: Record, decision: Decision) -> bool:
+    """End a move that our driver has confirmed and OpenNebula's does not end, where that is due.
 
     Not left to a later turn: it is the usual case where the old host is dead, and others wait.
     """
     vm = decision.record.vm
     if tools.version < RECOVERS or (now.state, now.host) != ("MIGRATE", decision.host):
         return False
-    try:
-        claim = claims.find(tools.place, vm, tools.now())
-        if claim is None or not claim.is_owed(tools.now()):
-            return False
-        tools.oned.recover(vm, success=True)
-        _log.info("VM %d: OpenNebula's driver does not end its move: %s", vm, Call.RECOVER)
-    except CxmError as error:
-        _log.warning("VM %d: its move is not ended: %s", vm, error.sentence())
+    claim = claims.find(tools.place, vm, tools.now())
+    if claim is None or not claim.is_owed(tools.now()):
+        return False
+    tools.oned.recover(vm, success=True)
+    _log.info("VM %d: OpenNebula's driver does not end its move: %s", vm, Call.RECOVER)
     return True
 
 
-def _connect(tools: Tools, hosts: Mapping[VmId, str]) -> None:
+def _connect(tools: Tools, owed: Mapping[VmId, _Owed]) -> None:
     """What OpenNebula's driver would have done next for VMs: they get their security groups."""
     if tools.version < vnm.SINCE:
         return
 
     def one(vm: VmId) -> None:
-        tools.connect(tools.oned.vm_info(vm), hosts[vm])
+        tools.connect(owed[vm].text, owed[vm].host)
 
-    answers = together.ask(hosts, one, at_once=AT_ONCE)
+    answers = together.ask(owed, one, at_once=AT_ONCE)
     what = "its network's step 'post' is not done, so it may lack its security groups"
     for vm, answer in answers.items():
         if isinstance(answer, CxmError):
-            _log.warning("VM %d on %s: %s: %s", vm, hosts[vm], what, answer.sentence())
+            _log.warning("VM %d on %s: %s: %s", vm, owed[vm].host, what, answer.sentence())
 
 
 def _is_done(now: Record, decision: Decision) -> bool:

@@ -25,6 +25,9 @@ _HEARD: Final = {"POWEROFF": OneVersion(4, 10), "SUSPENDED": OneVersion(5, 12)}
 # How long a migration of our own may take before it counts as one that nobody works on any more:
 # oned was restarted meanwhile, for example.
 STUCK_S: Final = 900.0
+# How long nothing may change about a VM that OpenNebula is at work on where it is not, or whose
+# migration has come to its host, until nobody works on that any more.
+IDLE_S: Final = 300.0
 
 _FAILED_BOOTS: Final = (
     "BOOT_FAILURE", "BOOT_MIGRATE_FAILURE", "BOOT_UNDEPLOY_FAILURE", "BOOT_STOPPED_FAILURE",
@@ -39,7 +42,10 @@ _FAILED_MOVES: Final = (
 # States in which OpenNebula is not at work on a VM: it takes it to be on a host, or not to run.
 RESTING: Final = ("RUNNING", "UNKNOWN", *_AT_REST, *_FAILED_BOOTS)
 # What a VM driver does on a host: oned's own (5.10 to 7.4) may never answer where that is dead.
-_ON_A_HOST: Final = ("BOOT", "SAVE_", "SHUTDOWN", "CLEANUP")
+# Not what is saved to be moved: that runs where it comes from.
+_ON_A_HOST: Final = ("BOOT", "SAVE_S", "SHUTDOWN", "CANCEL", "CLEANUP")
+# Of these a success is told, by which the VM is RUNNING, or deleted; of the others a failure.
+_SUCCEEDS: Final = ("BOOT", "CLEANUP")
 _NOT_RUNNING: Final = ("PENDING", "HOLD", "STOPPED", "UNDEPLOYED", "FAILED", "PROLOG_FAILURE")
 
 
@@ -120,11 +126,13 @@ def decide(
     *,
     claimed_s: float | None = None,
     is_owed: bool = False,
+    unchanged_s: float = 0.0,
 ) -> Decision:
     """What is to be done about a VM that a cluster knows.
 
     ``claimed_s`` is the age of our claim; ``is_owed`` that OpenNebula's driver, which should have
-    ended a move that ours has confirmed, has not.
+    ended a move that ours has confirmed, has not; ``unchanged_s`` for how long both views have been
+    as they are.
     """
 
     def made(kind: Kind, why: str, *way: Call) -> Decision:
@@ -135,7 +143,8 @@ def decide(
     if record.state in _NOT_RUNNING:
         return made(*_not_running(record, seen, version))
     if record.state not in RESTING:
-        return _under_way(record, seen, version, claimed_s, is_owed=is_owed)
+        is_idle = unchanged_s > IDLE_S
+        return _under_way(record, seen, version, claimed_s, is_owed=is_owed, is_idle=is_idle)
     if seen.doubt or not seen.host:
         return made(*_unplaced(record, seen))
     return _misplaced(record, seen, hosts, version)
@@ -148,24 +157,28 @@ def _under_way(
     claimed_s: float | None,
     *,
     is_owed: bool,
+    is_idle: bool,
 ) -> Decision:
     """About a VM that OpenNebula is at work on, or has left in the middle of it."""
     is_late = claimed_s is not None and claimed_s > STUCK_S
-    if record.state == "MIGRATE" and (is_late or (is_owed and seen.host == record.host)):
-        return _stuck(record, seen, version)
+    # A user's own migration may have lost its driver as ours may.
+    is_left = is_owed or (is_idle and claimed_s is None)
+    if record.state == "MIGRATE" and (is_late or (is_left and seen.host == record.host)):
+        return _stuck(record, seen, version, is_late=is_late)
     if record.state in _FAILED_MOVES:
         return _unmoved(record, seen, version, is_ours=claimed_s is not None)
-    return _at_work(record, seen, version)
+    return _at_work(record, seen, version, is_idle=is_idle)
 
 
-def _at_work(record: Record, seen: Sighting, version: OneVersion) -> Decision:
+def _at_work(record: Record, seen: Sighting, version: OneVersion, *, is_idle: bool) -> Decision:
     what = f"OpenNebula is at work on it ({record.state})"
     is_elsewhere = seen.host not in ("", record.host) and not seen.doubt
-    if not is_elsewhere or version < RECOVERS or not record.state.startswith(_ON_A_HOST):
+    is_stuck = is_idle and is_elsewhere and record.state.startswith(_ON_A_HOST)
+    if not is_stuck or version < RECOVERS:
         return Decision(record, Kind.LEFT, what, seen.host)
-    word = "success" if record.state.startswith("CLEANUP") else "failure"
+    word = "success" if record.state.startswith(_SUCCEEDS) else "failure"
     what = f"{what} on {record.host}, and it runs on {seen.host}"
-    what = f"{what}: if that does not end, 'onevm recover --{word} {record.vm}' ends it"
+    what = f"{what}: that does not end by itself, 'onevm recover --{word} {record.vm}' ends it"
     return Decision(record, Kind.STUCK, what, seen.host)
 
 
@@ -259,12 +272,13 @@ def _refusal(record: Record, host: Host, *, same_host: bool) -> str:
     return ""
 
 
-def _stuck(record: Record, seen: Sighting, version: OneVersion) -> Decision:
-    """About a migration of ours that does not end: what it came to is what is true."""
+def _stuck(record: Record, seen: Sighting, version: OneVersion, *, is_late: bool) -> Decision:
+    """About a migration that does not end: what it came to is what is true."""
     says = "OpenNebula has been recording its move for too long"
     if version < RECOVERS or seen.doubt or not seen.host:
         why = seen.doubt or f"OpenNebula {version} has no recover"
-        return Decision(record, Kind.STUCK, f"{says}: {why}", seen.host)
+        kind = Kind.WAIT if seen.doubt and not is_late else Kind.STUCK
+        return Decision(record, kind, f"{says}: {why}", seen.host)
     way = Call.RECOVER if seen.host == record.host else Call.FAIL
     return Decision(record, Kind.ACT, f"{says}, it runs on {seen.host}: {way}", seen.host, (way,))
 

@@ -34,6 +34,14 @@ class Failure:
         return self.key != key or not 0 <= now - self.at < pause
 
 
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What has been said of a VM, by both views, and since when."""
+
+    key: str
+    since: float
+
+
 @dataclass(slots=True)
 class Memory:
     """All that is remembered."""
@@ -45,6 +53,17 @@ class Memory:
     said: list[str] = field(default_factory=list)  # what was logged and still holds
     said_around: list[str] = field(default_factory=list)  # the same of the last look around
     around_at: float = 0.0  # when the last look around began (:mod:`cxm.sync.around`)
+    lasting: dict[int, Lasting] = field(default_factory=dict)  # of VMs
+
+    def lasts(self, keys: Mapping[int, str], now: float) -> dict[int, float]:
+        """For how long what is said of VMs has been the same; of others nothing is kept."""
+        kept = {}
+        for vm, key in keys.items():
+            known = self.lasting.get(vm)
+            same = known is not None and known.key == key and known.since <= now
+            kept[vm] = known if known is not None and same else Lasting(key, now)
+        self.lasting = kept
+        return {vm: now - each.since for vm, each in kept.items()}
 
     def failed(self, vm: int, key: str, now: float, why: str) -> None:
         """Something could not be done; each time in a row the pause is longer."""
@@ -72,6 +91,10 @@ def load(place: str) -> Memory:
             [str(each) for each in raw["said"]],
             [str(each) for each in raw["said_around"]],
             float(raw["around_at"]),
+            {
+                int(vm): Lasting(str(row["key"]), float(row["since"]))
+                for vm, row in raw["lasting"].items()
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Memory()
