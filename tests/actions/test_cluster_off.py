@@ -56,6 +56,19 @@ def switch_off(pair: Pair) -> None:
     later(pair)
 
 
+def said_meanwhile(pair: Pair) -> list[dict[str, str]]:
+    """What node1 says at each thing that Pacemaker is about to do from now on."""
+    said: list[dict[str, str]] = []
+    act = pair.pacemaker._act
+
+    def say_and_act(order: Order) -> tuple[int, str]:
+        said.append(pair.observe("node1"))
+        return act(order)
+
+    pair.pacemaker._act = say_and_act
+    return said
+
+
 def call(pair: Pair, node: str) -> Call:
     """What ``cxm`` orders on a node."""
     return Call(pair.xens[node].machine(), CLOUD)
@@ -198,14 +211,7 @@ class TestNoLonger:
         """An operator has it started elsewhere: until it runs, nobody says so."""
         switch_off(pair)
         assert told(pair)["node1"] == OFF
-        seen: list[dict[str, str]] = []
-        act = pair.pacemaker._act
-
-        def start(order: Order) -> tuple[int, str]:
-            seen.append(pair.observe("node1"))
-            return act(order)
-
-        pair.pacemaker._act = start
+        seen = said_meanwhile(pair)
         orders.begin(call(pair, "node2"), vm=VmId(7), node="node2", reason="root started it")
         assert seen
         assert not any(seen)
@@ -224,14 +230,7 @@ class TestNoLonger:
         pair.fail("node1")
         pair.come_back("node1")
         assert pair.runs_on() == ["node2"]
-        seen: list[dict[str, str]] = []
-        act = pair.pacemaker._act
-
-        def stop(order: Order) -> tuple[int, str]:
-            seen.append(pair.observe("node1"))
-            return act(order)
-
-        pair.pacemaker._act = stop
+        seen = said_meanwhile(pair)
         ordered_off(pair, "node1", "destroy")
         assert seen == [{}]
         assert told(pair) == {"node1": OFF, "node2": {}}
