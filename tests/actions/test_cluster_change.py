@@ -17,9 +17,9 @@ from cxm.errors import RefusedError
 from cxm.setup import cluster, corosync, jointoken, sbd
 from cxm.setup.cluster import Options
 from cxm.setup.corosync import CONF
-from tests.actions.test_cluster_setup import GIVEN, Pair
 from tests.fakes.administration import Said
 from tests.fakes.clusternode import SBD, FakeClusterNode
+from tests.fakes.forming import GIVEN, Pair
 
 THREE: Final = replace(
     GIVEN,

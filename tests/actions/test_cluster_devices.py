@@ -13,8 +13,8 @@ from cxm.cluster import nodes
 from cxm.cluster.pacemaker import Failure
 from cxm.errors import CxmError, RefusedError
 from cxm.setup import cluster
-from tests.actions.test_cluster_setup import GIVEN, Pair
 from tests.fakes.administration import Said
+from tests.fakes.forming import GIVEN, Pair
 from tests.fakes.machine import Outcome
 
 

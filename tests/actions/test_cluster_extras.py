@@ -16,9 +16,9 @@ from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.setup import cluster, clusterargs, clustercheck, jointoken, sbd, sharedfs
 from cxm.setup.cluster import Options
 from cxm.setup.install import Account
-from tests.actions.test_cluster_setup import GIVEN, Pair, _files
-from tests.fakes.administration import Said
+from tests.fakes.administration import Said, files_of
 from tests.fakes.clusternode import DEVICE, SBD, SBD_HEADER, running_sbd
+from tests.fakes.forming import GIVEN, Pair
 from tests.fakes.machine import Outcome
 
 DIRECTORY = "/var/lib/one/datastores/100"
@@ -112,7 +112,7 @@ def test_another_disk_is_no_fence_device_while_the_old_one_is_read(pair: Pair) -
     pair.form()
     for node in pair.nodes:
         node.write(OTHER, "")
-    before = _files(pair.first.node.root)
+    before = files_of(pair.first.node.root)
     with pytest.raises(RefusedError, match=rf"read {SBD}, so a message on {OTHER} would kill no"):
         pair.run(pair.first, replace(BY_DISK, sbd=OTHER))
     token = jointoken.unpack(pair.token())
@@ -123,7 +123,7 @@ def test_another_disk_is_no_fence_device_while_the_old_one_is_read(pair: Pair) -
     )
     with pytest.raises(RefusedError, match="kill nobody"):
         pair.run(pair.second, Options(join=jointoken.pack(other)))
-    assert _files(pair.first.node.root) == before
+    assert files_of(pair.first.node.root) == before
     assert f'SBD_DEVICE="{SBD}"' in pair.second.text("etc/default/sbd")
     assert _values(pair, "fence-sbd")["devices"] == SBD
 
@@ -137,10 +137,10 @@ def test_another_disk_is_refused_where_pacemaker_does_not_run(pair: Pair) -> Non
     pair.first.write(OTHER, "")
     pair.first.active -= {"pacemaker.service", "corosync.service", "sbd.service"}
     pair.pacemaker.answers = False
-    before = _files(pair.first.node.root)
+    before = files_of(pair.first.node.root)
     with pytest.raises(RefusedError, match=rf"read {SBD}, so a message on {OTHER} would kill no"):
         pair.run(pair.first, replace(BY_DISK, sbd=OTHER))
-    assert _files(pair.first.node.root) == before
+    assert files_of(pair.first.node.root) == before
     assert "sbd.service" not in pair.first.active
 
 
@@ -249,11 +249,11 @@ def test_failed_check_changes_nothing(
 ) -> None:
     """Whatever is on a disk stays, and no file of a VM is hidden."""
     fault(pair)
-    before, times, told = _files(pair.first.node.root), pair.san.sbd, Said()
+    before, times, told = files_of(pair.first.node.root), pair.san.sbd, Said()
     with pytest.raises(RefusedError):
         cluster.work(pair.first.world(pair.pacemaker, told), given)
     assert said in told.text
-    assert (_files(pair.first.node.root), pair.san.sbd) == (before, times)
+    assert (files_of(pair.first.node.root), pair.san.sbd) == (before, times)
 
 
 def test_disk_is_made_by_what_the_check_saw(pair: Pair) -> None:

@@ -15,82 +15,17 @@ from cxm.cluster import basis, nodes
 from cxm.errors import CxmError, RefusedError, UsageError
 from cxm.setup import cluster, clustercheck, corosync, forming, jointoken, main
 from cxm.setup.cluster import Options
-from tests.fakes.administration import Said
-from tests.fakes.clusternode import DEVICE, SBD_HEADER, FakeClusterNode, FakePacemaker, San
+from tests.fakes.administration import Said, files_of
+from tests.fakes.clusternode import DEVICE, SBD_HEADER
+from tests.fakes.forming import GIVEN, Pair
 
-GIVEN = Options(
-    name="lab",
-    nodes=["node1=10.0.0.1", "node2=10.0.0.2"],
-    device=DEVICE,
-    fencing=[f"node{n}=fence_ipmilan,ip=10.0.1.{n},username=u,password=secret{n}" for n in (1, 2)],
-)
 LOCKS = {"cxm-dlm", "cxm-lvmlockd", "cxm-lockspace"}
-FENCES = {"fence-node1", "fence-node2"}
-
-
-class Pair:
-    """Two machines, the disk they share, and the cluster they become."""
-
-    def __init__(self, top: Path) -> None:
-        self.san = San()
-        self.given = GIVEN
-        self.pacemaker = FakePacemaker()
-        self.nodes = [
-            FakeClusterNode(str(top / f"node{n}"), f"node{n}", f"10.0.0.{n}", self.san)
-            for n in (1, 2)
-        ]
-        self.first, self.second = self.nodes
-
-    def run(self, node: FakeClusterNode, options: Options, *steps: Callable[[], None]) -> str:
-        """One call; the steps happen while it waits."""
-        said = Said()
-        node.steps = list(steps)
-        cluster.work(node.world(self.pacemaker, said), options)
-        assert not node.steps
-        return said.text
-
-    def form(self, *later: Callable[[], None]) -> str:
-        """The first node's call, the second's in the middle of it; ``later`` are its last steps."""
-        come = self.pacemaker.come
-        token: list[str] = []
-
-        def joins() -> None:
-            # What the first node has said so far is not known here: the token is packed again.
-            token.append(self.token())
-            self.run(self.second, Options(join=token[0]), lambda: come("node2"))
-
-        def starts(*names: str) -> Callable[[], None]:
-            return lambda: self.pacemaker.started.update(names)
-
-        steps = (
-            lambda: come("node1"),
-            joins,
-            starts("cxm-dlm", "cxm-lvmlockd"),
-            lambda: None,  # LVM starts what is common to all groups
-            starts("cxm-lockspace"),
-            starts(*FENCES, "fence-sbd"),
-            *later,
-        )
-        return self.run(self.first, self.given, *steps)
-
-    def token(self) -> str:
-        """What the first node's secrets make."""
-        membership, _told = cluster._first(self.first.host(), self.given)
-        return jointoken.pack(cluster._with_secrets(self.first.host(), membership))
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:
     """Two machines with the packages installed, Corosync's example as Debian leaves it."""
     return Pair(tmp_path)
-
-
-def _files(top: str) -> dict[str, bytes]:
-    return {
-        os.path.join(directory, name): Path(directory, name).read_bytes()
-        for directory, _names, files in os.walk(top)
-        for name in files
-    }
 
 
 def test_two_machines_become_a_cluster(pair: Pair) -> None:
@@ -136,14 +71,14 @@ def test_two_machines_become_a_cluster(pair: Pair) -> None:
 def test_second_run_changes_nothing_and_says_so(pair: Pair) -> None:
     """On either node; no token is shown any more."""
     pair.form()
-    before = [_files(node.node.root) for node in pair.nodes]
+    before = [files_of(node.node.root) for node in pair.nodes]
     token = pair.token()
     first = pair.run(pair.first, GIVEN)
     second = pair.run(pair.second, Options(join=token))
     assert "Nothing to change: node1 is a node of lab." in first
     assert "Nothing to change: node2 is a node of lab." in second
     assert "--join" not in first
-    assert [_files(node.node.root) for node in pair.nodes] == before
+    assert [files_of(node.node.root) for node in pair.nodes] == before
 
 
 def test_second_run_puts_a_nodes_memory_right(pair: Pair) -> None:
@@ -178,9 +113,9 @@ def test_dry_run_changes_nothing_and_shows_no_secret(pair: Pair) -> None:
     """Files as diffs, services, what goes."""
     pair.first.write("var/lib/pacemaker/cib/cib.xml", "<cib/>")
     pair.first.active |= {"corosync.service", "pacemaker.service"}
-    before = _files(pair.first.node.root)
+    before = files_of(pair.first.node.root)
     said = pair.run(pair.first, replace(GIVEN, dry_run=True))
-    assert _files(pair.first.node.root) == before
+    assert files_of(pair.first.node.root) == before
     assert "+    cluster_name: lab" in said
     assert "systemctl mask xendomains.service" in said
     assert "  + properties: stonith-enabled true, " in said
@@ -349,13 +284,13 @@ def test_failed_check_changes_nothing(
 ) -> None:
     """The table says what is wrong and what to do."""
     fault(pair)
-    before, said = _files(pair.first.node.root), Said()
+    before, said = files_of(pair.first.node.root), Said()
     with pytest.raises(RefusedError) as failure:
         cluster.work(pair.first.world(pair.pacemaker, said), GIVEN)
     assert failure.value.message.endswith(names)
     assert "FAILED" in said.text
     assert "->" in said.text
-    assert _files(pair.first.node.root) == before
+    assert files_of(pair.first.node.root) == before
 
 
 def test_other_settings_of_a_formed_cluster_are_refused(pair: Pair) -> None:
@@ -400,11 +335,11 @@ def test_wrong_arguments_are_one_sentence(
     pair: Pair, changes: dict[str, object], message: str
 ) -> None:
     """Nothing is changed."""
-    before = _files(pair.first.node.root)
+    before = files_of(pair.first.node.root)
     with pytest.raises(UsageError, match=message) as failure:
         pair.run(pair.first, replace(GIVEN, **changes))  # type: ignore[arg-type]  # a test's shorthand
     assert "password" not in failure.value.message
-    assert _files(pair.first.node.root) == before
+    assert files_of(pair.first.node.root) == before
 
 
 @pytest.mark.parametrize("token", ["", "cxm1-", "cxm1-AAAA", "nonsense", "cxm2-eJwDAAAAAAE="])
