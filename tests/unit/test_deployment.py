@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """From a deployment file of oned to the configuration of a domain, as data and as whole files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,7 @@ class TestXml:
         """In 3.6 the context disk follows the others."""
         disk = "<DISK><DISK_ID>0</DISK_ID><TARGET>hda</TARGET></DISK>"
         spec = self.parse(disk + "<CONTEXT><TARGET>hdb</TARGET></CONTEXT>")
-        assert spec.disks[1] == Disk("1", "hdb", readonly=True)
+        assert spec.disks[1] == Disk("1", "hdb", readonly=True, cdrom=True)
 
     @pytest.mark.parametrize(
         ("template", "more", "expected"),
@@ -252,6 +253,15 @@ class TestWords:
         assert guest_type("PVH") is GuestType.PVH
 
 
+CONTEXT = Disk("9", "sda", readonly=True, cdrom=True)
+
+
+def _listed(text: str, key: str) -> tuple[str, ...]:
+    found = cfgtext.parse(text, "x").get(key)
+    assert isinstance(found, tuple)
+    return found
+
+
 class TestConfiguration:
     """The stored configuration."""
 
@@ -284,6 +294,38 @@ class TestConfiguration:
         disks = (Disk("0", "xvda"), Disk("1", "hda"))
         with pytest.raises(UsageError, match="disks 0 and 1 are both xvda"):
             render(GuestSpec(memory_mib=64, disks=disks))
+
+    @pytest.mark.parametrize(
+        ("disks", "names"),
+        [
+            # Linux has one name for both, and its drivers refuse the second.
+            ((Disk("0", "xvda"), CONTEXT), ["xvda,w", "hdd:cdrom,r"]),
+            ((Disk("0", "hda"), CONTEXT), ["hda,w", "hdd:cdrom,r"]),
+            ((Disk("0", "xvda"), replace(CONTEXT, target="hdb")), ["xvda,w", "hdb:cdrom,r"]),
+            ((Disk("0", "xvda"), Disk("9", "sda", readonly=True)), ["xvda,w", "xvde,r"]),
+        ],
+    )
+    def test_a_pc_has_its_context_in_a_cd_drive(
+        self, disks: tuple[Disk, ...], names: list[str]
+    ) -> None:
+        """Whatever oned calls it; a disk that is no CD and cannot be written is a disk."""
+        text = render(GuestSpec(memory_mib=64, disks=disks, guest_type=GuestType.HVM))
+        found = [disk.partition(",")[2] for disk in _listed(text, "disk")]
+        assert found == names
+
+    def test_a_pc_with_two_names_of_one_disk(self) -> None:
+        """Both by IDE, or both the same to Linux."""
+        for target in ("hda", "sda"):
+            disks = (Disk("0", "xvda"), Disk("1", target))
+            with pytest.raises(UsageError, match=f"disks 0 and 1 are both {target}"):
+                render(GuestSpec(memory_mib=64, disks=disks, guest_type=GuestType.HVM))
+
+    def test_a_pc_without_room_for_a_cd(self) -> None:
+        """Four disks that qemu emulates leave none."""
+        disks = tuple(Disk(str(n), f"xvd{letter}") for n, letter in enumerate("abcd"))
+        spec = GuestSpec(memory_mib=64, disks=(*disks, CONTEXT), guest_type=GuestType.HVM)
+        with pytest.raises(UsageError, match="CDs as hda to hdd only, and all four are taken"):
+            render(spec)
 
     def test_a_fifth_ide_disk(self) -> None:
         """A real IDE bus has four disks."""

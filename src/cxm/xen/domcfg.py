@@ -23,7 +23,7 @@ from cxm.xen.options import Value
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-_LAST_IDE: Final = "d"
+_IDE: Final = "abcd"  # the disks that a PC of qemu has, hda to hdd
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def _target(disk: Disk, guest_type: GuestType) -> str:
     """
     name, letter = disk.target[:2], disk.target[2]
     if guest_type is GuestType.HVM:
-        if name == "hd" and letter > _LAST_IDE:
+        if name == "hd" and letter not in _IDE:
             raise UsageError(
                 f"disk {disk.disk}: an HVM guest has no {disk.target}, only hda to hdd",
                 hint="set DEV_PREFIX to xvd",
@@ -53,10 +53,31 @@ def _target(disk: Disk, guest_type: GuestType) -> str:
     return f"xvd{disk.target[2:]}" if name in ("hd", "sd") else disk.target
 
 
-def _free(taken: Iterable[str]) -> str:
-    """A name that no disk of the guest has."""
-    used = {target[3] for target in taken if target.startswith("xvd")}
-    return f"xvd{next(letter for letter in 'edcbafghijklmnopqrstuvwxyz' if letter not in used)}"
+def _unit(target: str) -> str:
+    """What tells disks apart, without its prefix: hda, sda and xvda are one to a guest.
+
+    To Linux with Xen's drivers; and hda and xvda are one to qemu, which emulates both by IDE.
+    """
+    return target[3 if target.startswith("xvd") else 2 :]
+
+
+def _moved(disk: Disk, target: str, used: Iterable[str], guest_type: GuestType) -> str:
+    """The name of a disk that cannot be written, whose own is another's or no name of a CD drive.
+
+    A CD drive of an HVM guest is on the IDE bus.
+    """
+    is_drive = disk.cdrom and guest_type is GuestType.HVM
+    taken = set(used)
+    fits = not is_drive or (_unit(target) in _IDE and not target.startswith("sd"))
+    if fits and _unit(target) not in taken:
+        return target
+    for letter in reversed(_IDE) if is_drive else "edcbafghijklmnopqrstuvwxyz":
+        if letter not in taken:
+            return f"hd{letter}" if is_drive else f"xvd{letter}"
+    raise UsageError(
+        f"disk {disk.disk}: an HVM guest has CDs as hda to hdd only, and all four are taken",
+        hint="set TARGET of a disk of the VM to xvde or later",
+    )
 
 
 def _targets(spec: GuestSpec, guest_type: GuestType) -> dict[str, str]:
@@ -67,17 +88,19 @@ def _targets(spec: GuestSpec, guest_type: GuestType) -> dict[str, str]:
     """
     wanted = {disk.disk: _target(disk, guest_type) for disk in spec.disks}
     owners: dict[str, str] = {}
+    found = {}
     for disk in sorted(spec.disks, key=lambda disk: disk.readonly):
         target = wanted[disk.disk]
-        if target in owners and disk.readonly and guest_type is not GuestType.HVM:
-            target = _free([*wanted.values(), *owners])
-        if target in owners:
+        if disk.readonly:
+            target = _moved(disk, target, owners, guest_type)
+        if _unit(target) in owners:
             raise UsageError(
-                f"disks {owners[target]} and {disk.disk} are both {target} to the guest",
+                f"disks {owners[_unit(target)]} and {disk.disk} are both {target} to the guest",
                 hint="set DEV_PREFIX or TARGET to xvd for all of them",
             )
-        owners[target] = disk.disk
-    return {disk: target for target, disk in owners.items()}
+        owners[_unit(target)] = disk.disk
+        found[disk.disk] = target
+    return found
 
 
 def _disks(spec: GuestSpec, devices: Mapping[str, str], guest_type: GuestType) -> Iterator[str]:

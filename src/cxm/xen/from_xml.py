@@ -68,7 +68,7 @@ def _disks(template: ET.Element) -> tuple[Disk, ...]:
     if context is not None and _text(context, "TARGET"):
         # 3.6 gives it no number of its own: it follows the others.
         number = _text(context, "DISK_ID") or str(len(elements))
-        found.append(Disk(number, _text(context, "TARGET"), readonly=True))
+        found.append(Disk(number, _text(context, "TARGET"), readonly=True, cdrom=True))
     return tuple(found)
 
 
