@@ -120,6 +120,18 @@ class TestDeletion:
                 )  # fmt: skip
         assert self._tags(rescued) == before
 
+    def test_nor_is_that_of_a_vm_that_is_off(self, pair: Pair) -> None:
+        """It has run in the cluster: a VM that is made anew must not boot what the old one left."""
+        pair.stop("node1")
+        before = self._tags(pair)
+        for node in pair.xens:
+            with pytest.raises(RefusedError, match="VM 7 has run with it; its content is kept"):
+                pair.ask(
+                    node, "disk-blank", vm=7, disk=0, dir=pair.directory(node), name=NAME,
+                    size_mib=4, format="raw",
+                )  # fmt: skip
+        assert self._tags(pair) == before
+
     def test_nor_removed_before_it_is_rescued(self, pair: Pair) -> None:
         """Between the fencing and its start it is nowhere."""
 

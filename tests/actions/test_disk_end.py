@@ -99,6 +99,13 @@ class TestRead:
         head, _answer = read(node, "tar.gz", fstype="xfs")
         assert head.meta["content"] == "tar.gz"
 
+    def test_btrfs_is_sent_whole(self, node: FakeNode) -> None:
+        """Its subvolumes are file systems of their own: an archive would lack them."""
+        write(node, section(FILES), content="tar", fstype="btrfs")
+        head, answer = read(node, "tar.gz", fstype="btrfs")
+        assert head.meta["content"] == "gzip"
+        assert gzip.decompress(content_of(answer)) == node.content("lv-one-42-0")
+
     def test_round_trip(self, node: FakeNode) -> None:
         """What was read makes the same disk again."""
         write(node, section(FILES), content="tar", fstype="ext4")

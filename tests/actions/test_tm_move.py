@@ -126,8 +126,35 @@ def test_the_place_that_is_moved_from_is_the_truth(cloud: Cloud, source: str, ta
         else:
             volume(cloud, place, content=content)
     run(cloud, "mv", *between(source, target, "disk.0")(cloud))
+    if source == FRONTEND:
+        assert len(has(cloud, DISK)) == 2  # the frontend keeps it until all of the VM has arrived
+        run(cloud, "mv", *between(source, target)(cloud))
     assert len(has(cloud, DISK)) == 1
     assert not has(cloud, old)
+
+
+def test_a_resume_that_fails_half_way_goes_on_elsewhere(cloud: Cloud) -> None:
+    """Up to 4.12 oned is back in STOPPED then, and the next host may be another."""
+    for disk, content in (("0", DISK), ("1", NOISE * 4)):
+        volume(cloud, "solo1", disk, content=content)
+    for disk in ("disk.0", "disk.1", ""):
+        run(cloud, "mv", *between("solo1", FRONTEND, disk)(cloud))
+    run(cloud, "mv", *between(FRONTEND, "solo1", "disk.0")(cloud))
+    for disk in ("disk.0", "disk.1", ""):
+        run(cloud, "mv", *between(FRONTEND, "solo2", disk)(cloud))
+    assert "solo2:lv-one-42-0" in has(cloud, DISK)
+    assert has(cloud, NOISE * 4) == ["solo2:lv-one-42-1"]
+    assert not cloud.directory(FRONTEND).exists()
+
+
+def test_a_disk_that_has_not_arrived_comes_with_the_directory(cloud: Cloud) -> None:
+    """Whatever removed it meanwhile: the frontend's is the only one."""
+    volume(cloud, "solo1", "0", content=DISK)
+    for disk in ("disk.0", ""):
+        run(cloud, "mv", *between("solo1", FRONTEND, disk)(cloud))
+    run(cloud, "mv", *between(FRONTEND, "solo2")(cloud))
+    assert "solo2:lv-one-42-0" in has(cloud, DISK)
+    assert not cloud.directory(FRONTEND).exists()
 
 
 def test_a_missing_volume_group_is_not_taken_for_a_finished_move(cloud: Cloud) -> None:

@@ -171,7 +171,23 @@ class TestXenFile:
 
     def test_raw_comes_last_and_wins(self) -> None:
         """The last of two statements holds, as for xl."""
-        assert self.parse("vcpus = '1'\nvcpus = 3  # RAW\n").vcpus == 3
+        assert self.parse("extra = '1'\nextra = '3'  # RAW\n").cmdline == "3"
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            "memory = 65536",
+            "vcpus = 3",
+            "kernel = '/boot/other'",
+            "vif = ['bridge=br-admin,mac=02:00:00:00:00:01']",
+            "disk = []",
+        ],
+    )
+    def test_raw_replaces_nothing_that_opennebula_counts(self, raw: str) -> None:
+        """Nor does a quote in the template that ends a value."""
+        before = "vcpus = 1\nkernel = '/k'\nvif = []\ndisk = []\n"
+        with pytest.raises(UsageError, match="it states what the template says already"):
+            self.parse(before + raw)
 
 
 class TestXml:
@@ -289,6 +305,32 @@ class TestConfiguration:
         assert parsed.get("extra") == cmdline
         assert parsed.get("on_crash") == "preserve"
 
+    @pytest.mark.parametrize(
+        ("targets", "names"),
+        [
+            (("xvda1", "xvda2", "hda"), ["xvda1,w", "xvda2,w", "xvde,r"]),
+            (("xvda1", "xvdb", "hdb"), ["xvda1,w", "xvdb,w", "xvde,r"]),
+        ],
+    )
+    def test_names_of_parts(self, targets: tuple[str, ...], names: list[str]) -> None:
+        """A context that oned calls as the disk of which others are parts gets another name."""
+        first, second, context = targets
+        disks = (Disk("0", first), Disk("1", second), replace(CONTEXT, target=context))
+        text = render(GuestSpec(memory_mib=64, disks=disks))
+        assert [disk.partition(",")[2] for disk in _listed(text, "disk")] == names
+
+    def test_a_disk_and_a_part_of_it(self) -> None:
+        """Linux would have one of them only."""
+        with pytest.raises(UsageError, match="disks 0 and 1 are both xvda1"):
+            render(GuestSpec(memory_mib=64, disks=(Disk("0", "hda"), Disk("1", "xvda1"))))
+
+    def test_line_breaks_of_unicode_stay_inside(self) -> None:
+        """What is written can be read back."""
+        spec = GuestSpec(memory_mib=64, kernel="/k", cmdline="a\u0085b\u2028c\u2029d")
+        text = render(replace(spec, guest_type=GuestType.PV))
+        assert domcfg.read(text, "x").memory_mib == 64
+        assert cfgtext.parse(text, "x").get("extra") == "a\u0085b\u2028c\u2029d"
+
     def test_two_names_of_one_disk(self) -> None:
         """A guest sees hda as xvda: both at once are refused."""
         disks = (Disk("0", "xvda"), Disk("1", "hda"))
@@ -302,7 +344,10 @@ class TestConfiguration:
             ((Disk("0", "xvda"), CONTEXT), ["xvda,w", "hdd:cdrom,r"]),
             ((Disk("0", "hda"), CONTEXT), ["hda,w", "hdd:cdrom,r"]),
             ((Disk("0", "xvda"), replace(CONTEXT, target="hdb")), ["xvda,w", "hdb:cdrom,r"]),
-            ((Disk("0", "xvda"), Disk("9", "sda", readonly=True)), ["xvda,w", "xvde,r"]),
+            # Neither IDE nor AHCI has disks that cannot be written, says libxl.
+            ((Disk("0", "xvda"), Disk("9", "sda", readonly=True)), ["xvda,w", "xvdg,r"]),
+            ((Disk("0", "hda"), Disk("9", "hdb", readonly=True)), ["hda,w", "xvdg,r"]),
+            ((Disk("0", "hda"), Disk("9", "sdb", readonly=True)), ["hda,w", "sdb,r"]),
         ],
     )
     def test_a_pc_has_its_context_in_a_cd_drive(

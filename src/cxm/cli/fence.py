@@ -39,9 +39,8 @@ def fence(
     if node is None:
         raise UsageError("which node?", hint="cxm fence NODE")
     if confirmed:
-        member = cluster.node(node)
-        _silent(world, cib, member)
-        _confirmed(world, cluster, member, yes=yes)
+        _silent(world, cib, cluster.node(node))
+        _confirmed(world, cluster, node, yes=yes)
     else:
         _now(world, cluster, cluster.node(node), off=off, yes=yes)
     return 0
@@ -107,7 +106,8 @@ def _silent(world: World, cib: Element, member: Member) -> None:
         )
 
 
-def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> None:
+def _confirmed(world: World, cluster: Cluster, name: str, *, yes: bool) -> None:
+    member = cluster.node(name)
     if not cluster.quorate and cluster.awaited != member.name:
         raise RefusedError(
             "the cluster is not quorate: that one node is off does not help it",
@@ -119,6 +119,10 @@ def _confirmed(world: World, cluster: Cluster, member: Member, *, yes: bool) -> 
             "If it is not, its VMs will run twice and their disks will be destroyed.",
             member.name,
         )
+        # Whoever was asked may have switched it on meanwhile.
+        cluster, cib = world.look()
+        member = cluster.node(name)
+        _silent(world, cib, member)
     if not cluster.quorate:
         corosync.go_on_alone(world.runner)
         _await_quorum(world)
@@ -181,8 +185,9 @@ def _test(world: World, cluster: Cluster, node: str | None, *, yes: bool, boot_s
 def _prove(world: World, member: Member, boot_s: float) -> None:
     """Empty a node, have it reset, wait until it is back from another boot, and note the time."""
     name = member.name
-    ours = evacuate.evacuate(world, name, restart=False, timeout_s=_EVACUATE_S)
+    ours = nodes.attributes(world.look()[1], name).get(nodes.STANDBY) != "on"
     try:
+        evacuate.evacuate(world, name, restart=False, timeout_s=_EVACUATE_S)
         cib = world.look()[1]
         told = peer.find(world.bare(), cib, name)
         before = told.boot_id()
@@ -204,6 +209,8 @@ def _prove(world: World, member: Member, boot_s: float) -> None:
         pacemaker.change(world.runner, note, what=f"fencing of {name} was proven")
         only = f"; not tried: {member.untried}" if member.untried else ""
         world.say(f"{name}: was reset, and is back{only}")
+        if not ours:
+            world.say(f"{name}: it took no VMs before, by another order: 'cxm eject --back {name}'")
     finally:
         if ours:
             evacuate.back(world, name)
@@ -223,14 +230,15 @@ def _await_return(world: World, told: Peer, before: str, boot_s: float) -> None:
         states = _states(world)
         if was_reset and states.get(name) in UP:
             return
-        _spare(name, states)
+        _spare(world, name, states)
         waited = world.monotonic() - begun
         if now == before and waited >= _LATE_S:
+            _disprove(world, name)
             raise CommandError(
                 f"the fencing of {name} was reported as done, but {waited:.0f} s later it is in "
                 "the same boot: IT WAS NOT RESET",
                 hint="is its device's address that of another machine? Until that is repaired, "
-                "a failover may damage disks",
+                "a failover may damage disks; no VM is started before its fencing is proven",
             )
         if waited >= boot_s:
             raise LockTimeoutError(
@@ -256,10 +264,21 @@ def _states(world: World) -> dict[str, NodeState]:
         return {}
 
 
-def _spare(name: str, states: Mapping[str, NodeState]) -> None:
+def _disprove(world: World, *names: str) -> None:
+    """What was proven of the fencing of these nodes is not true any more."""
+
+    def forget(cib: Element) -> None:
+        for name in names:
+            nodes.set_attribute(cib, name, nodes.FENCING, None)
+
+    pacemaker.change(world.runner, forget, what=f"fencing of {' and '.join(names)} is not proven")
+
+
+def _spare(world: World, name: str, states: Mapping[str, NodeState]) -> None:
     """Raise CommandError where another node than the fenced one was hit."""
     for other, state in states.items():
         if other != name and state in (NodeState.OFFLINE, NodeState.UNCLEAN):
+            _disprove(world, name, other)
             raise CommandError(
                 f"while {name} was fenced, {other} became {state}",
                 hint="are the fencing devices wired to the right machines?",

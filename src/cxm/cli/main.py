@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Final
 
 from cxm import __version__, log
 from cxm.cli.verbs import VERBS, Verb, expand
-from cxm.cli.world import World, who
+from cxm.cli.world import World, unheard, who
 from cxm.errors import CxmError, system_error
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def _expanded(argv: Sequence[str]) -> list[str]:
 
 
 def _run(verb: Verb, world: World, arguments: dict[str, object], argv: Sequence[str]) -> int:
-    world = replace(world, as_json=bool(arguments.pop("json", False)))
+    as_json = bool(arguments.pop("json", False))
+    world = replace(world, as_json=as_json, persists=verb.changes)
     if verb.name != "init" and not arguments.get("from_"):
         world.require_member()
     if verb.changes:
@@ -68,8 +70,7 @@ def bounded(work: Callable[[], int], prog: str) -> int:
         sys.stderr.write(f"{prog}: {error.sentence()}\n")
         return error.code
     except BrokenPipeError:
-        # Who read the output has seen enough; nothing more is flushed into it at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unheard(sys.stdout)
         return 0
     except OSError as error:
         sys.stderr.write(f"{prog}: {system_error(error)}\n")
@@ -88,6 +89,10 @@ def bounded(work: Callable[[], int], prog: str) -> int:
 
 def main(argv: Sequence[str], world: World | None = None) -> int:
     """Run the command; returns its exit code."""
+    if world is None:
+        # As Ctrl-C does, so that what was begun is undone: the terminal may be gone.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
 
     def work() -> int:
         arguments = vars(parser().parse_args(_expanded(argv)))

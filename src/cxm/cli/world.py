@@ -33,6 +33,11 @@ def _style(out: TextIO) -> Style:
     return Style(color=is_terminal and "NO_COLOR" not in os.environ, unicode=encoding == "utf8")
 
 
+def unheard(stream: TextIO) -> None:
+    """Who read this has seen enough: what else is written goes nowhere, at the exit too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def who(environ: Mapping[str, str]) -> str:
     """Who gives an order."""
     try:
@@ -52,6 +57,7 @@ class World:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
     as_json: bool = False  # the output is one document, for a program
+    persists: bool = False  # an order goes on when nobody reads what it says any more
     typed: Callable[[str], str] = input  # asks a question; raises EOFError where nobody is
     uid: int = field(default_factory=os.geteuid)
     style: Style | None = None
@@ -67,14 +73,20 @@ class World:
 
     def say(self, text: str) -> None:
         """A line for the reader, at once; on the error output where the output is a document."""
-        stream = self.err if self.as_json else self.out
-        stream.write(f"{text}\n")
-        stream.flush()
+        self._write(self.err if self.as_json else self.out, f"{text}\n")
 
     def show(self, text: str) -> None:
         """A text of several lines."""
-        self.out.write(text)
-        self.out.flush()
+        self._write(self.out, text)
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        try:
+            stream.write(text)
+            stream.flush()
+        except BrokenPipeError:
+            if not self.persists:
+                raise
+            unheard(stream)
 
     def show_json(self, value: Any) -> None:
         """A result for a program."""

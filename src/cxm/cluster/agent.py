@@ -137,19 +137,34 @@ def stop(vm: Vm) -> Ocf:
         if not domain.dying:
             # Without the VM's lock: whoever holds it (a save) fails at once, and lets it go.
             xl.destroy(vm.machine.runner, domain.domid)
-    with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
-        end(vm)
-        try:
-            release(vm.within(_RELEASE_S))
-        except CxmError as error:
-            # Where a node was lost and is not fenced yet, LVM stands still: a failed stop would
-            # have this healthy node fenced as well. Whoever needs the disks asks for them.
-            _log.warning("VM %d is off, its disks stay this node's: %s", vm.vm, error.sentence())
-        else:
-            moving.forget(vm)
-        configs.remove(vm.machine, vm.stored())
+    try:
+        with vm.machine.vm_lock(vm.owner.cloud, vm.vm):
+            _clear(vm)
+    except LockTimeoutError as error:
+        # Somebody reads a disk of it, for minutes perhaps: no reason to have this node fenced.
+        if vm.present() or vm.keepers() or vm.receivers():
+            raise
+        _log.warning("VM %d is off, its disks are in use here: %s", vm.vm, error.sentence())
     _log.info("VM %d is off on this node", vm.vm)
     return Ocf.SUCCESS
+
+
+def _clear(vm: Vm) -> None:
+    """End what is left of the VM here, and let go of its disks and its configuration."""
+    end(vm)
+    try:
+        release(vm.within(_RELEASE_S))
+    except CxmError as error:
+        # Where a node was lost and is not fenced yet, LVM stands still: a failed stop would
+        # have this healthy node fenced as well. Whoever needs the disks asks for them.
+        _log.warning("VM %d is off, its disks stay this node's: %s", vm.vm, error.sentence())
+    else:
+        moving.forget(vm)
+    try:
+        configs.remove(vm.machine, vm.stored())
+    except OSError as error:
+        # A file system that has become read-only: the next start writes a new one, elsewhere.
+        _log.warning("VM %d is off, its configuration stays: %s", vm.vm, error)
 
 
 def _shut_down(vm: Vm) -> None:
@@ -258,14 +273,7 @@ def _switched_off(vm: Vm, *, probe: bool) -> Ocf:
     if probe and not moving.holds(vm):
         _log.warning("VM %d: what is left of it here is not the VM: no disk is ours", vm.vm)
         return Ocf.NOT_RUNNING
-
-    def edit(resource: Resource) -> Resource:
-        if not resource.started:
-            return resource
-        reason = "its guest switched itself off"
-        return replace(resource, started=False, life=Life.OFF, reason=reason)
-
-    update(vm, f"VM {vm.vm}: its guest switched itself off", edit)
+    moving.note_off(vm)
     return Ocf.SUCCESS
 
 

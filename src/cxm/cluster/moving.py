@@ -28,6 +28,7 @@ from cxm.errors import CommandError, CxmError, RefusedError
 from cxm.lvm import Group
 from cxm.names import LvName
 from cxm.node import configs
+from cxm.node.guests import Life
 from cxm.node.life import Vm, end, running
 from cxm.node.volumes import load, of_vm
 from cxm.xen import xl
@@ -159,6 +160,12 @@ def send(vm: Vm, domain: Domain, root: Element, target: str, pacemaker_s: float)
         seconds = limits.sending_s(domain.memory_mib, pacemaker_s)
         xl.migrate(vm.machine.runner, domain.domid, path, receiver, timeout_s=seconds)
     except CxmError as error:
+        if any(domain.powered_off and not domain.moving for domain in vm.present()):
+            _call_off(vm, target)
+            note_off(vm)
+            raise CommandError(
+                f"VM {vm.vm} did not move to {target}: its guest switched itself off"
+            ) from error
         if _runs_on(vm, target):
             # What the other end said is the cause; xl only says that it has ended.
             cause = peer.refusal(error) or error.message
@@ -172,6 +179,18 @@ def send(vm: Vm, domain: Domain, root: Element, target: str, pacemaker_s: float)
     if _left(vm, group, volumes):
         forget(vm)
     _log.info("VM %d has left for %s", vm.vm, target)
+
+
+def note_off(vm: Vm) -> None:
+    """The guest has switched itself off: it stays off, wherever the cluster wanted it."""
+    reason = "its guest switched itself off"
+
+    def edit(known: Resource) -> Resource:
+        if not known.started:
+            return known
+        return replace(known, started=False, life=Life.OFF, reason=reason)
+
+    pacemaker.change(vm.machine.runner, edited(vm, edit), what=f"VM {vm.vm}: {reason}")
 
 
 def _runs_on(vm: Vm, target: str) -> bool:

@@ -196,13 +196,16 @@ def place(vm: Vm, view: View, resource: Resource, what: str, *, otherwise: Resou
     rule = Rule(rid, me, iso(machine.now() + _BOUND_S), binding=True)
 
     def edit(root: Element) -> None:
+        if otherwise is not None:
+            cib.known(root, vm.owner.cloud, vm.vm)  # it has been deleted meanwhile
         cib.put(root, resource)
         cib.confine(root, rid, me, until=rule.until)
 
     if view.failures():
         pacemaker.clean_up(machine.runner, rid)
-    pacemaker.change(machine.runner, edit, what=what, check=comes_to(vm, me))
     try:
+        # Who hears nothing of a change does not know that it was not made.
+        pacemaker.change(machine.runner, edit, what=what, check=comes_to(vm, me))
         await_(vm, patience_s, lambda now: now.where == (me,), before=view, fails_on=ON_START)
     except BaseException:
         with undoing(f"the resource {rid}"):
@@ -245,7 +248,7 @@ def _withdraw(vm: Vm, rule: Rule, otherwise: Resource | None) -> None:
     else:
         pacemaker.change(
             runner,
-            lambda root: cib.put(root, otherwise),
+            edited(vm, lambda _known: otherwise),
             what=f"VM {vm.vm} is {'as before' if otherwise.started else 'stopped'}",
         )
     pacemaker.clean_up(runner, rid)
@@ -323,7 +326,10 @@ def stop(
     with call.machine.order_lock(call.cloud, vm):
         view = unblocked(here)
         if was_off and view.where and _ask(here, view.where[0], "state"):
-            return {"was": was}  # a later order has started it again
+            raise RefusedError(
+                f"VM {vm} was off, and was started again meanwhile, on {view.where[0]}",
+                hint="'cxm timeline' shows by whom; if it is to be off, order it again",
+            )
         if view.resource is not None:
             _stopped(here, reason, life, hard=how == "destroy")
         with call.machine.vm_lock(call.cloud, vm):
@@ -396,8 +402,11 @@ def reset(call: Call, *, vm: VmId) -> dict[str, Any]:
                 f"VM {vm} does not run on {call.machine.hostname}, so it is not reset here",
                 hint="'cxm list' shows where it is",
             )
-        _stopped(here, "OpenNebula resets it", hard=True)
+        ready(view, call.machine.hostname)
+        takes(view, call.machine.hostname)
         again = replace(view.resource, started=True, preferred=call.machine.hostname)
+        # Whoever is cut off now leaves a VM that is off, that says so, and that can be started.
+        _stopped(here, "OpenNebula resets it", Life.OFF, hard=True)
         view = look(here)
         place(here, view, again, f"VM {vm} is reset", otherwise=view.resource)
     return {"name": again.name}

@@ -30,6 +30,7 @@ _DECOMPRESS: Final = {
     "zstd": ("zstd", "-q", "-d", "-c"),
     "tar.zst": ("zstd", "-q", "-d", "-c"),
 }
+_BTRFS: Final = "btrfs"
 _DEFAULT_LEVEL: Final = 1
 
 
@@ -192,7 +193,7 @@ def _reusable(
     if found.volume.in_use:
         raise RefusedError(f"the volume {found.name} of VM {disk.owner.vm} is in use")
     if found.tags.state is State.READY and not replace:
-        if guests.read(machine, disk.owner.cloud, disk.owner.vm) is not None:
+        if _has_run(machine, disk.owner):
             raise RefusedError(
                 f"the volume {found.name} exists already and VM {disk.owner.vm} has run with it; "
                 "its content is kept",
@@ -290,7 +291,8 @@ def read(
     """Send a disk's content, as it is or as an image of the given kind.
 
     Files only (``tar.gz``) become a file system again: where that would not be the one that they
-    came from but ``fstype``, or where there is none, the disk is sent whole instead.
+    came from but ``fstype``, or where there is none, the disk is sent whole instead. So is one with
+    btrfs: its subvolumes are file systems of their own, which an archive of one would not have.
     """
     machine, owner = call.machine, Owner(call.cloud, vm)
     group, (found,) = _unused(
@@ -300,7 +302,7 @@ def read(
         raise RefusedError(f"the volume {found.name} of VM {vm} is in use; it cannot be read")
     with store.activated(machine, group, found) as device:
         kind = filesystem.detect(machine.runner, device)
-        if content == "tar.gz" and (kind is None or kind != (fstype or kind)):
+        if content == "tar.gz" and (kind in (None, _BTRFS) or kind != (fstype or kind)):
             content = "gzip"
         meta = {"content": content, "size_mib": found.volume.size_mib, "fstype": kind}
         head = Section(f"disk.{disk}", meta)
@@ -359,6 +361,17 @@ def usage(call: Call) -> dict[str, Any]:
 
 
 # --- removing -----------------------------------------------------------------------------------
+
+
+def _has_run(machine: Machine, owner: Owner) -> bool:
+    """Whether a VM may have written to its disks: a host or its cluster knows it until it goes."""
+    if guests.read(machine, owner.cloud, owner.vm) is not None:
+        return True
+    if not machine.in_cluster:
+        return False
+    from cxm.cluster.view import look  # noqa: PLC0415 - most nodes are in no cluster
+
+    return look(Vm(machine, owner)).resource is not None
 
 
 def _lives_in_cluster(machine: Machine, owner: Owner, *, or_shall: bool = True) -> str:

@@ -61,7 +61,8 @@ def _value(text: str) -> Value | None:
 
 def parse(text: str, source: str) -> Config:
     """The statements of ``text``; raises UsageError that names ``source`` and the line."""
-    lines = text.splitlines()
+    # Not splitlines(): a value may hold what Unicode calls a line break.
+    lines = text.split("\n")
     statements: list[Statement] = []
     remarks: dict[str, str] = {}
     number = 0

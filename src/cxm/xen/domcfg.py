@@ -9,7 +9,7 @@ can see how it ended (docs/design/0004-guest-life.md).
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from cxm.xen.options import Value
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _IDE: Final = "abcd"  # the disks that a PC of qemu has, hda to hdd
+_AHCI: Final = "abcdef"  # those with hdtype=ahci
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +54,44 @@ def _target(disk: Disk, guest_type: GuestType) -> str:
     return f"xvd{disk.target[2:]}" if name in ("hd", "sd") else disk.target
 
 
-def _unit(target: str) -> str:
-    """What tells disks apart, without its prefix: hda, sda and xvda are one to a guest.
+def _letters(target: str) -> str:
+    """What tells whole disks apart, without prefix and partition: of hda, sdb1 and xvdaa."""
+    return target[3 if target.startswith("xvd") else 2 :].rstrip("0123456789")
 
-    To Linux with Xen's drivers; and hda and xvda are one to qemu, which emulates both by IDE.
+
+def _clash(one: str, other: str, guest_type: GuestType) -> bool:
+    """Whether two names are one, or of a disk and a part of it.
+
+    Linux with Xen's drivers takes hda, sda and xvda for one, and qemu, which emulates an HVM
+    guest's disks by IDE, hda, xvda and xvda1.
     """
-    return target[3 if target.startswith("xvd") else 2 :]
+    if _letters(one) != _letters(other):
+        return False
+    whole = not (one[-1].isdecimal() and other[-1].isdecimal())
+    return whole or one == other or guest_type is GuestType.HVM
 
 
-def _moved(disk: Disk, target: str, used: Iterable[str], guest_type: GuestType) -> str:
-    """The name of a disk that cannot be written, whose own is another's or no name of a CD drive.
+def _suits(disk: Disk, target: str, guest_type: GuestType) -> bool:
+    """Whether an HVM guest can have that disk by this name; the others can in any case.
 
-    A CD drive of an HVM guest is on the IDE bus.
+    Its CDs are on the IDE bus, or AHCI's. What cannot be written, and is none, is not: there libxl
+    refuses it.
     """
-    is_drive = disk.cdrom and guest_type is GuestType.HVM
-    taken = set(used)
-    fits = not is_drive or (_unit(target) in _IDE and not target.startswith("sd"))
-    if fits and _unit(target) not in taken:
-        return target
-    for letter in reversed(_IDE) if is_drive else "edcbafghijklmnopqrstuvwxyz":
-        if letter not in taken:
-            return f"hd{letter}" if is_drive else f"xvd{letter}"
-    raise UsageError(
-        f"disk {disk.disk}: an HVM guest has CDs as hda to hdd only, and all four are taken",
-        hint="set TARGET of a disk of the VM to xvde or later",
-    )
+    if guest_type is not GuestType.HVM or not disk.readonly:
+        return True
+    is_scsi, letters = target.startswith("sd"), _letters(target)
+    if disk.cdrom:
+        return letters in _IDE and not is_scsi
+    return is_scsi or letters not in _AHCI
+
+
+def _others(disk: Disk, guest_type: GuestType) -> list[str]:
+    """The names that a disk which cannot be written may get in place of its own, best first."""
+    if guest_type is not GuestType.HVM:
+        return [f"xvd{letter}" for letter in "edcbafghijklmnopqrstuvwxyz"]
+    if disk.cdrom:
+        return [f"hd{letter}" for letter in "dcba"]
+    return [f"xvd{letter}" for letter in "ghijklmnopqrstuvwxyz"]
 
 
 def _targets(spec: GuestSpec, guest_type: GuestType) -> dict[str, str]:
@@ -87,18 +101,27 @@ def _targets(spec: GuestSpec, guest_type: GuestType) -> dict[str, str]:
     another's, it gets a free one: a guest finds it by its label.
     """
     wanted = {disk.disk: _target(disk, guest_type) for disk in spec.disks}
-    owners: dict[str, str] = {}
-    found = {}
+    found: dict[str, str] = {}
+
+    def owner(target: str) -> str | None:
+        return next((disk for disk, had in found.items() if _clash(had, target, guest_type)), None)
+
     for disk in sorted(spec.disks, key=lambda disk: disk.readonly):
         target = wanted[disk.disk]
-        if disk.readonly:
-            target = _moved(disk, target, owners, guest_type)
-        if _unit(target) in owners:
+        if disk.readonly and (owner(target) or not _suits(disk, target, guest_type)):
+            free = (each for each in _others(disk, guest_type) if owner(each) is None)
+            target = next(free, target)
+            if not _suits(disk, target, guest_type):
+                raise UsageError(
+                    f"disk {disk.disk}: an HVM guest has CDs as hda to hdd only, and all four are "
+                    "taken",
+                    hint="set TARGET of a disk of the VM to xvde or later",
+                )
+        if (other := owner(target)) is not None:
             raise UsageError(
-                f"disks {owners[_unit(target)]} and {disk.disk} are both {target} to the guest",
+                f"disks {other} and {disk.disk} are both {target} to the guest",
                 hint="set DEV_PREFIX or TARGET to xvd for all of them",
             )
-        owners[_unit(target)] = disk.disk
         found[disk.disk] = target
     return found
 

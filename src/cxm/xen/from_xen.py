@@ -96,8 +96,15 @@ def _vnc(given: Mapping[str, str]) -> Vnc:
     )
 
 
+# What OpenNebula counts, places and allows: RAW comes after it, and whoever may write that has no
+# say in these (as in the versions whose request is XML).
+_ONCE: Final = (
+    "memory_mib", "vcpus", "cpu_weight", "kernel", "ramdisk", "bootloader", "disks", "nics",
+)  # fmt: skip
+
+
 class _Reader:
-    """Collects what the statements say; the last one of a key holds, as for xl."""
+    """Collects what the statements say; the last one of a key holds, as for xl, but for some."""
 
     def __init__(self, directory: str) -> None:
         self.spec: dict[str, Any] = {}
@@ -125,6 +132,9 @@ class _Reader:
         } | dict.fromkeys(_VNC_KEYS, self._screen)
 
     def _put(self, name: str, value: Any) -> None:
+        if name in _ONCE and name in self.spec:
+            what = "what the template says already, or a quote of it has ended too early"
+            raise UsageError(f"it states {what}", hint="take it out of RAW")
         self.spec[name] = value
 
     def _builder(self, key: str, value: Value) -> None:

@@ -112,9 +112,10 @@ ALLOWED: Final[Mapping[str, _Check]] = {
     "usb": _flag,
     "usbdevice": _word("tablet", "mouse", "keyboard"),
     "spice": _flag,
-    "spicehost": _text(r"[0-9a-zA-Z.:-]{1,64}"),
+    "spicehost": _text(r"[0-9a-zA-Z.-]{1,64}|[0-9a-fA-F.:]{2,45}"),
     "spiceport": _number(1, 65535),
-    "spicepasswd": _text(r"[^\x00-\x1f\x7f]{0,64}"),
+    # After a comma qemu would take what follows for options of its own, and it is root.
+    "spicepasswd": _text(r"[^\x00-\x1f\x7f,]{0,64}"),
     "spicedisable_ticketing": _flag,
     "spiceagent_mouse": _flag,
     "spicevdagent": _flag,

@@ -148,8 +148,9 @@ def _remove(ctx: Context, place: DiskPlace, vm: VmId) -> None:
 def _resume_disk(ctx: Context, request: MoveDisk) -> None:
     path = request.source.path
     if stopped.holds(path):
+        # It stays here until the directory has been moved: a resume that fails half-way may be
+        # tried on another host.
         _send(ctx, path, request.target, subject.ask(ctx, request.vm))
-        stopped.remove_disk(path)
     elif not _has(ctx.node(request.target.host), request.vm, request.target.disk):
         raise NotFoundError(
             f"VM {request.vm}: its disk {request.source.disk} is neither in {path} on the "
@@ -241,7 +242,12 @@ def _left_behind(source: Directory, states: dict[str, str]) -> Iterator[DiskPlac
 def _resume_directory(ctx: Context, request: MoveDirectory) -> None:
     source, target = request.source.path, request.target
     asked = subject.ask(ctx, request.vm)
-    for disk, path in stopped.volumes(source).items():
+    kept = stopped.volumes(source)
+    if named := stopped.disks(source):
+        # Each has been sent before, by an action of its own; what is not there would be lost.
+        there = _states(ctx.node(target.host), request.vm)
+        kept |= {disk: path for disk, path in named.items() if there.get(str(disk)) != State.READY}
+    for disk, path in kept.items():
         _send(ctx, path, DiskPlace(target.host, target.path, disk), asked)
     ctx.node(target.host).upload(
         "dir-write",

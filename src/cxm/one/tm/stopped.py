@@ -19,6 +19,7 @@ from cxm.errors import DataError, RefusedError
 from cxm.names import CHECKPOINT
 from cxm.one import sizes
 
+_DISK: Final = re.compile(r"disk\.(0|[1-9][0-9]{0,3})")
 _VOLUME: Final = re.compile(r"volume\.(0|[1-9][0-9]{0,3})")
 _MODE: Final = 0o600
 
@@ -57,9 +58,18 @@ def make_directory(directory: str) -> None:
 
 def volumes(directory: str) -> dict[int, str]:
     """The disks kept here that oned does not name, by number."""
+    return _numbered(directory, _VOLUME)
+
+
+def disks(directory: str) -> dict[int, str]:
+    """The disks kept here that oned names, by number; they stay until the directory is moved."""
+    return _numbered(directory, _DISK)
+
+
+def _numbered(directory: str, form: re.Pattern[str]) -> dict[int, str]:
     found = {}
     for name in _names(directory):
-        match = _VOLUME.fullmatch(name)
+        match = form.fullmatch(name)
         if match:
             found[int(match[1])] = os.path.join(directory, name)
     return found
@@ -140,7 +150,7 @@ def _is_name(name: str) -> bool:
 def send_files(directory: str) -> Iterator[wire.Item]:
     """All that is kept here but the disks, as the node takes it back."""
     for name in _names(directory):
-        if sparse.is_part(name) or _VOLUME.fullmatch(name):
+        if sparse.is_part(name) or _VOLUME.fullmatch(name) or _DISK.fullmatch(name):
             continue
         path = os.path.join(directory, name)
         if not stat.S_ISREG(os.lstat(path).st_mode):
