@@ -6,12 +6,14 @@ No node is fenced for it that is well, and no order says that something has happ
 """
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cxm import lock
-from cxm.cluster import basis, orders, view
+from cxm.cluster import agent, basis, orders, view
+from cxm.cluster.cib import Wish
 from cxm.errors import CxmError, NotFoundError, RefusedError
 from cxm.names import VmId
 from cxm.node import configs
@@ -197,3 +199,22 @@ def test_a_reset_on_a_node_that_is_being_emptied(pair: Pair) -> None:
         pair.ask("node1", "domain-reset", vm=7)
     pair.pacemaker.go_on()
     assert pair.runs_on() == ["node2"]
+
+
+def test_a_restore_whose_order_is_withdrawn_while_it_waits(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its memory is there for the next start that is to go on from it."""
+    pair.ask("node1", "domain-save", vm=7)
+    known, reads = agent.resource_of, []
+
+    def read(vm: Any) -> Any:
+        reads.append(vm)
+        found = known(vm)
+        return replace(found, wish=Wish.NONE) if len(reads) == 2 else found
+
+    monkeypatch.setattr(agent, "resource_of", read)
+    pair.restore("node1")
+    assert "VM 7 is not restored: its order was withdrawn meanwhile" in caplog.text
+    assert "VM 7 goes on from its saved memory" in caplog.text
+    assert pair.runs_on() == ["node1"]

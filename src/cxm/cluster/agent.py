@@ -16,7 +16,7 @@ from cxm import names
 from cxm.cluster import bootfiles, cib, locks, moving, nudge, pacemaker, request
 from cxm.cluster.cib import Resource, Wish
 from cxm.cluster.view import edited
-from cxm.errors import CxmError, LockTimeoutError
+from cxm.errors import CxmError, LockTimeoutError, RefusedError
 from cxm.names import CHECKPOINT, State
 from cxm.node import configs, memory
 from cxm.node import volumes as store
@@ -90,6 +90,9 @@ def start(vm: Vm, limit_s: float) -> Ocf:
     # LVM stood still may have it.
     checkpoint = names.lv_name(vm.machine.config.lv_prefix, vm.vm, CHECKPOINT)
     moving.take(vm, [*volumes, checkpoint])
+    if resource.wish is Wish.RESTORE and resource_of(vm).wish is not Wish.RESTORE:
+        # It may have waited for minutes: its memory is for the order that comes next.
+        raise RefusedError(f"VM {vm.vm} is not restored: its order was withdrawn meanwhile")
     if resource.wish is Wish.RESTORE and _can_wake(vm):
         memory.wake(vm, None, "")
         memory.throw_away(vm)
