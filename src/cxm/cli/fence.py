@@ -271,7 +271,11 @@ def _disprove(world: World, *names: str) -> None:
         for name in names:
             nodes.set_attribute(cib, name, nodes.FENCING, None)
 
-    pacemaker.change(world.runner, forget, what=f"fencing of {' and '.join(names)} is not proven")
+    which = " and ".join(names)
+    try:
+        pacemaker.change(world.runner, forget, what=f"fencing of {which} is not proven")
+    except CxmError as error:  # perhaps for want of the node that was hit: what was found is worse
+        world.say(f"that fencing of {which} is not proven cannot be noted: {error.sentence()}")
 
 
 def _spare(world: World, name: str, states: Mapping[str, NodeState]) -> None:
