@@ -23,8 +23,8 @@ from cxm.xen.options import Value
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-_IDE: Final = "abcd"  # the disks that a PC of qemu has, hda to hdd
-_AHCI: Final = "abcdef"  # those with hdtype=ahci
+_IDE: Final = frozenset("abcd")  # the disks that a PC of qemu has, hda to hdd
+_AHCI: Final = frozenset("abcdef")  # those with hdtype=ahci
 
 
 @dataclass(frozen=True, slots=True)
