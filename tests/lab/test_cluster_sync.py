@@ -81,9 +81,10 @@ def _another_boot(was: visit.Status) -> Callable[[visit.Status], bool]:
 
 
 def rescued(stage: Stage, vms: list[int], before: list[visit.Status], node: Machine) -> None:
-    """Wait until the guests have booted on a node, and are at rest there."""
+    """Wait until the guests have booted on a node, all at once, and are at rest there."""
+    timeout_s = FAILOVER_S * len(vms)
     for address, was in zip(_ADDRESSES, before, strict=False):
-        visit.await_status(stage.lab, address, _another_boot(was), timeout_s=FAILOVER_S)
+        visit.await_status(stage.lab, address, _another_boot(was), timeout_s=timeout_s)
     wanted = dict.fromkeys(vms, (node.name,))
     node.wait_until(lambda: towns.places_of(towns.status(node)) == wanted, timeout_s=FAILOVER_S)
 
