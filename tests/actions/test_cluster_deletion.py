@@ -108,29 +108,26 @@ class TestDeletion:
         rescued.fail("node2")
         assert rescued.runs_on() == ["node1"]
 
-    def test_its_disk_is_not_made_anew(self, rescued: Pair) -> None:
-        """OpenNebula creates it again, on whatever host."""
-        self._give_up(rescued, "node1")
-        before = self._tags(rescued)
-        for node in rescued.xens:
-            with pytest.raises(RefusedError, match="and it runs on node2: it is kept"):
-                rescued.ask(
-                    node, "disk-blank", vm=7, disk=0, dir=rescued.directory(node), name=NAME,
-                    size_mib=4, format="raw",
-                )  # fmt: skip
-        assert self._tags(rescued) == before
-
-    def test_nor_is_that_of_a_vm_that_is_off(self, pair: Pair) -> None:
-        """It has run in the cluster: a VM that is made anew must not boot what the old one left."""
-        pair.stop("node1")
+    def _not_made_anew(self, pair: Pair, why: str) -> None:
+        """OpenNebula creates the VM again, on whatever host."""
         before = self._tags(pair)
         for node in pair.xens:
-            with pytest.raises(RefusedError, match="VM 7 has run with it; its content is kept"):
+            with pytest.raises(RefusedError, match=why):
                 pair.ask(
                     node, "disk-blank", vm=7, disk=0, dir=pair.directory(node), name=NAME,
                     size_mib=4, format="raw",
                 )  # fmt: skip
         assert self._tags(pair) == before
+
+    def test_its_disk_is_not_made_anew(self, rescued: Pair) -> None:
+        """After it was given up."""
+        self._give_up(rescued, "node1")
+        self._not_made_anew(rescued, "and it runs on node2: it is kept")
+
+    def test_nor_is_that_of_a_vm_that_is_off(self, pair: Pair) -> None:
+        """It has run in the cluster: a VM that is made anew must not boot what the old one left."""
+        pair.stop("node1")
+        self._not_made_anew(pair, "VM 7 has run with it; its content is kept")
 
     def test_nor_removed_before_it_is_rescued(self, pair: Pair) -> None:
         """Between the fencing and its start it is nowhere."""

@@ -16,7 +16,7 @@ from cxm.names import VmId
 from cxm.node.guests import Life
 from tests.fakes.domains import checkpoint
 from tests.fakes.machine import CLOUD, Fault, How, KilledError
-from tests.fakes.pair import Pair, kills
+from tests.fakes.pair import Pair, kills, running
 from tests.fakes.scheduler import Order
 from tests.fakes.xen import FakeDomain
 
@@ -321,11 +321,11 @@ class TestMemory:
     @pytest.mark.parametrize("how", ["killed", "failed"])
     def test_save_cut_at_any_step(self, how: str) -> None:
         """The VM runs, or its memory is whole: never neither. A restore finds what there is."""
-        whole = _running()
+        whole = running()
         whole.ask("node1", "domain-save", vm=7)
         done = whole.xens["node1"].node
         for kill in kills(done.ran, list(done.own)):
-            pair = _running()
+            pair = running()
             host = pair.xens["node1"].node
             host.fault = kill if how == "killed" else Fault(kill.step, How.FAIL)
             with pytest.raises((KilledError, CxmError)):  # noqa: PT012 - it ends in either way
@@ -377,7 +377,7 @@ class TestMemory:
 
     def test_nothing_that_fails_after_the_guest_runs_ends_it(self) -> None:
         """Pacemaker would start it cold: whatever is left to do is only told, and done later."""
-        before, ran = _domain(_running()).memory, _restored(None).xens["node1"].node.ran
+        before, ran = _domain(running()).memory, _restored(None).xens["node1"].node.ran
         (woken,) = [step for step, words in enumerate(ran) if words[:2] == ("xl", "unpause")]
         assert len(ran) > woken + 1
         for step in range(woken + 1, len(ran)):
@@ -406,7 +406,7 @@ class TestMemory:
     def test_node_that_dies_while_a_guest_is_saved(self) -> None:
         """A cold start elsewhere; what was saved is worthless."""
         step = _step_of_save()
-        pair = _running()
+        pair = running()
         act = pair.xens["node1"].node
         act.fault = Fault(step, How.KILL)
         with pytest.raises(KilledError):
@@ -420,17 +420,8 @@ class TestMemory:
         assert known.wish is Wish.NONE
 
 
-def _running() -> Pair:
-    pair = Pair()
-    pair.start("node1")
-    node = pair.xens["node1"].node
-    node.ran.clear()
-    node.own.clear()
-    return pair
-
-
 def _step_of_save() -> int:
-    pair = _running()
+    pair = running()
     pair.ask("node1", "domain-save", vm=7)
     found = [words[:2] for words in pair.xens["node1"].node.ran]
     return found.index(("xl", "save"))
@@ -438,7 +429,7 @@ def _step_of_save() -> int:
 
 def _restored(fault: Fault | None) -> Pair:
     """A VM that was restored on node1; its agent's start is cut the first time."""
-    pair = _running()
+    pair = running()
     pair.ask("node1", "domain-save", vm=7)
     act, host = pair.pacemaker._act, pair.xens["node1"].node
     ran: list[list[tuple[str, ...]]] = []

@@ -6,6 +6,7 @@ No node is fenced for it that is well, and no order says that something has happ
 """
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from cxm.node import configs
 from cxm.node.guests import Life
 from cxm.node.verbs import Call
 from tests.fakes.machine import CLOUD, KilledError, Outcome
-from tests.fakes.pair import BecameError, Pair, PairXen, kills
+from tests.fakes.pair import BecameError, Pair, PairXen, kills, running
 
 
 @pytest.fixture
@@ -83,34 +84,38 @@ def test_a_guest_that_was_rebooting_is_not_off(pair: Pair, monkeypatch: pytest.M
     assert pair.runs_on() == ["node1"]
 
 
+@pytest.fixture
+def deleted_after(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
+    """Has OpenNebula delete the VM in the midst of an order: after a piece of it has ended."""
+
+    def after(name: str, piece: Callable[[Any, Any], None]) -> None:
+        def and_delete(first: Any, second: Any) -> None:
+            piece(first, second)
+            pair.ask("node1", "vm-remove", vm=7, dir=pair.directory("node1"))
+
+        monkeypatch.setattr(orders, name, and_delete)
+
+    return after
+
+
 def test_a_vm_that_is_deleted_while_its_start_is_called_off(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, deleted_after: Callable[[str, Any], None]
 ) -> None:
     """It does not come back without its disks."""
     pair.stop("node1")
     pair.xens["node2"].free_mib = 1
-    await_stop = orders._await_stop
-
-    def deleted(vm: Any, view: Any) -> None:
-        await_stop(vm, view)
-        pair.ask("node1", "vm-remove", vm=7, dir=pair.directory("node1"))
-
-    monkeypatch.setattr(orders, "_await_stop", deleted)
+    deleted_after("_await_stop", orders._await_stop)
     with pytest.raises(CxmError):
         begin(pair, "node2", at="node2")
     assert pair.resource() is None
 
 
-def test_a_vm_that_is_deleted_before_its_start(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vm_that_is_deleted_before_its_start(
+    pair: Pair, deleted_after: Callable[[str, Any], None]
+) -> None:
     """Between the look and the order."""
     pair.stop("node1")
-    takes = view.takes
-
-    def deleted(seen: Any, node: str) -> None:
-        takes(seen, node)
-        pair.ask("node1", "vm-remove", vm=7, dir=pair.directory("node1"))
-
-    monkeypatch.setattr(orders, "takes", deleted)
+    deleted_after("takes", view.takes)
     with pytest.raises(NotFoundError):
         begin(pair, "node2", at="node2")
     assert pair.resource() is None
@@ -163,18 +168,12 @@ def test_a_guest_that_switches_itself_off_while_it_moves(
 
 def test_a_reset_that_is_killed() -> None:
     """At whatever step: the VM runs, or it is off, is told to be, and can be started."""
-    whole = Pair()
-    whole.start("node1")
+    whole = running()
     host = whole.xens["node1"].node
-    host.ran.clear()
-    host.own.clear()
     whole.ask("node1", "domain-reset", vm=7)
     was_off = 0
     for kill in kills(host.ran, list(host.own)):
-        pair = Pair()
-        pair.start("node1")
-        pair.xens["node1"].node.ran.clear()
-        pair.xens["node1"].node.own.clear()
+        pair = running()
         pair.xens["node1"].node.fault = kill
         with pytest.raises(KilledError):
             pair.ask("node1", "domain-reset", vm=7)

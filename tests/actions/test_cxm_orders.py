@@ -2,6 +2,7 @@
 # Copyright The cxm for OpenNebula authors
 """What ``cxm`` does to nodes and volumes, on a model of a cluster."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,3 +320,18 @@ def test_original_scripts_ask_as_before(
     crm.dead = True
     assert ctl.main(["-p"], crm.world()) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_order_goes_on_when_nobody_reads(crm: FakeCluster) -> None:
+    """What it exits with is what has happened."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as out:
+        assert main.main(["migrate", "42", "node1"], crm.world(out=out)) == 0
+        (place,) = (each for rid, each in crm.places.items() if rid.endswith("-42"))
+        assert place.nodes == ("node1",)
+    read, write = os.pipe()
+    os.close(read)
+    crm.stuck.update(crm.places)
+    with open(write, "w", encoding="utf-8") as out:
+        assert main.main(["migrate", "42", "node2"], crm.world(out=out)) != 0

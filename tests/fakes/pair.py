@@ -422,6 +422,16 @@ class Pair:
         return _broken("** Migration failed during final handshake **")
 
 
+def running() -> Pair:
+    """VM 7 runs on node1, whose steps count from now on."""
+    pair = Pair()
+    pair.start("node1")
+    node = pair.xens["node1"].node
+    node.ran.clear()
+    node.own.clear()
+    return pair
+
+
 def _printed(argv: list[str]) -> str:
     """What ``cat`` prints; nothing else is become here."""
     assert argv[:2] == ["cat", "--"]

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cxm import blockdev, filesystem, lvm, names, run
 from cxm.errors import CommandError, CxmError, DataError, RefusedError, UsageError
@@ -21,6 +21,9 @@ from cxm.node.machine import Machine
 from cxm.node.verbs import Call
 from cxm.node.volumes import Owned, Owner
 from cxm.wire import Item, Section, Zeros
+
+if TYPE_CHECKING:
+    from cxm.cluster.view import View
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +188,8 @@ def _reusable(
     if found is None:
         return None, False
     # The context of a VM that is nowhere, though it should run, is made anew: a start follows.
-    if why := _lives_in_cluster(machine, disk.owner, or_shall=not replace):
+    view = _in_cluster(machine, disk.owner)
+    if why := _lives(view, or_shall=not replace):
         raise RefusedError(
             f"the volume {found.name} is that of VM {disk.owner.vm}, and {why}: it is kept",
             hint="OpenNebula's record is wrong: 'cxm-sync --dry-run' on the frontend says how",
@@ -193,7 +197,9 @@ def _reusable(
     if found.volume.in_use:
         raise RefusedError(f"the volume {found.name} of VM {disk.owner.vm} is in use")
     if found.tags.state is State.READY and not replace:
-        if _has_run(machine, disk.owner):
+        # A host or its cluster knows a VM that has run until it goes.
+        is_known = view is not None and view.resource is not None
+        if is_known or guests.read(machine, disk.owner.cloud, disk.owner.vm) is not None:
             raise RefusedError(
                 f"the volume {found.name} exists already and VM {disk.owner.vm} has run with it; "
                 "its content is kept",
@@ -363,27 +369,22 @@ def usage(call: Call) -> dict[str, Any]:
 # --- removing -----------------------------------------------------------------------------------
 
 
-def _has_run(machine: Machine, owner: Owner) -> bool:
-    """Whether a VM may have written to its disks: a host or its cluster knows it until it goes."""
-    if guests.read(machine, owner.cloud, owner.vm) is not None:
-        return True
+def _in_cluster(machine: Machine, owner: Owner) -> "View | None":
+    """What this host's cluster knows of a VM; None where the host is in none."""
     if not machine.in_cluster:
-        return False
+        return None
     from cxm.cluster.view import look  # noqa: PLC0415 - most nodes are in no cluster
 
-    return look(Vm(machine, owner)).resource is not None
+    return look(Vm(machine, owner))
 
 
-def _lives_in_cluster(machine: Machine, owner: Owner, *, or_shall: bool = True) -> str:
+def _lives(view: "View | None", *, or_shall: bool = True) -> str:
     """What keeps a VM's disks in this cluster, whatever OpenNebula believes; empty for nothing.
 
     One that should run may be nowhere for the moment: its node has died.
     """
-    if not machine.in_cluster:
+    if view is None:
         return ""
-    from cxm.cluster.view import look  # noqa: PLC0415 - most nodes are in no cluster
-
-    view = look(Vm(machine, owner))
     if view.where:
         return f"it runs on {' and '.join(view.where)}"
     wanted = or_shall and view.resource is not None and view.resource.started
@@ -392,7 +393,7 @@ def _lives_in_cluster(machine: Machine, owner: Owner, *, or_shall: bool = True) 
 
 def require_gone(machine: Machine, owner: Owner) -> None:
     """Raise RefusedError while a VM runs, here or anywhere in the cluster, or is to run there."""
-    why = _lives_in_cluster(machine, owner)
+    why = _lives(_in_cluster(machine, owner))
     if not why and _has_domain(machine, owner):
         why = "its domain is still there"
     if why:
@@ -409,7 +410,7 @@ def _remove_all(machine: Machine, owner: Owner, look: Callable[[Group], list[Own
         return []
     used = [owned.name for owned in found if owned.volume.in_use]
     try:
-        alive = _lives_in_cluster(machine, owner)
+        alive = _lives(_in_cluster(machine, owner))
     except CxmError:
         # Nobody knows whether it lives. oned does not ask again, whatever it is answered.
         for owned in found:

@@ -24,10 +24,7 @@ TM_LOCAL: Final = "cxm_local"
 _COMMENT: Final = "cxm (written by cxm-setup)"
 
 # From these versions on OpenNebula has what the name says.
-PUSHED_PROBES: Final = (
-    4,
-    4,
-)  # probes apart, beside a pushing client; onehost sync --force
+PUSHED_PROBES: Final = (4, 4)  # probes apart, with a pushing client; onehost sync --force
 _TM_CONF: Final = (4, 4)  # TM_MAD_CONF, INHERIT_IMAGE_ATTR
 _SHARED_MONITOR: Final = (5, 0)  # space of a shared system datastore by the transfer driver
 XML_DOMAINS: Final = (5, 0)  # the VM's XML on every action's input, so no deployment file is needed

@@ -193,7 +193,7 @@ def _begin(tools: Tools, seen: Seen, decision: Decision, memory: Memory) -> Deci
         claims.make(tools.place, Claim(vm, decision.host, tools.now(), lost))
     try:
         text = tools.oned.vm_info(vm)
-        now = views.record(xml.parse(text, "VM"))
+        now = views.record_in(text)
         # A migration's own two records are open until it has ended.
         begins = now.moving and now.state != "MIGRATE"
         if begins or (now.state, now.host) != (decision.record.state, decision.record.host):
@@ -286,7 +286,7 @@ def _looked(
     except NotFoundError as error:
         claims.end(tools.place, vm)
         return replace(decision, kind=Kind.STUCK, why=f"{decision.why}; {error.sentence()}")
-    now = views.record(xml.parse(text, "VM"))
+    now = views.record_in(text)
     if _is_over(now, decision, seconds):
         return _verified(tools, decision, now, _error_of(text), memory)
     try:

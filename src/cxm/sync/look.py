@@ -14,7 +14,6 @@ from cxm import together
 from cxm.errors import CxmError, NotFoundError
 from cxm.names import VmId
 from cxm.node.client import Node
-from cxm.one import xml
 from cxm.one.api import Recorder
 from cxm.one.version import OneVersion
 from cxm.sync import views
@@ -129,4 +128,4 @@ def _same_cluster(one: Answer, other: Answer) -> bool:
 
 def record_of(tools: Tools, vm: VmId) -> Record:
     """What oned believes of a VM; raises NotFoundError for one that it does not know."""
-    return views.record(xml.parse(tools.oned.vm_info(vm), "VM"))
+    return views.record_in(tools.oned.vm_info(vm))

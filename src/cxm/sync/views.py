@@ -143,6 +143,11 @@ def record(element: Element) -> Record:
     )
 
 
+def record_in(text: str) -> Record:
+    """The VM of one.vm.info."""
+    return record(xml.parse(text, "VM"))
+
+
 def records(pool: str) -> list[Record]:
     """The VMs of one.vmpool.info."""
     return [record(each) for each in xml.parse(pool, "VM_POOL").iterfind("VM")]
